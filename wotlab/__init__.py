@@ -1,0 +1,20 @@
+"""wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
+
+from wotlab import ot, plots
+from wotlab.balls import WassersteinBall
+from wotlab.ground import GroundCost
+from wotlab.ot import wasserstein_distance
+from wotlab.plans import Certificate, TransportPlan, certify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Certificate",
+    "GroundCost",
+    "TransportPlan",
+    "WassersteinBall",
+    "certify",
+    "ot",
+    "plots",
+    "wasserstein_distance",
+]

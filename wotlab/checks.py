@@ -1,0 +1,65 @@
+"""Checks of what a user hands in; every message names the argument and says what was found."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> None:
+    """A finite number above zero (or, with `zero`, at least zero)."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (value == 0 and not zero):
+        least = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
+
+
+def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:
+    """A finite floating-point tensor of `ndim` dimensions, none of them empty."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch tensor {layout}; got {type(value).__name__}")
+    if value.ndim != ndim or 0 in value.shape:
+        raise ValueError(f"{name} must have shape {layout}; got {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating-point tensor; got {value.dtype}. "
+            f"For pixels of 0 to 255 pass {name}.float() / 255"
+        )
+    if not bool(torch.isfinite(value.detach()).all()):
+        bad = "NaN" if bool(value.detach().isnan().any()) else "infinite values"
+        raise ValueError(f"{name} must be finite; it holds {bad}")
+
+
+def images(name: str, value: Tensor) -> None:
+    """Images (B, C, H, W) in [0, 1] that each hold some mass."""
+    tensor(name, value, 4, "(B, C, H, W)")
+    low, high = float(value.detach().min()), float(value.detach().max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} must lie in [0, 1]; its values go from {low:g} to {high:g}")
+    _mass(name, value, "image", "is black")
+
+
+def histograms(name: str, value: Tensor) -> None:
+    """Histograms (B, n), non-negative, each with some mass."""
+    tensor(name, value, 2, "(B, n)")
+    low = float(value.detach().min())
+    if low < 0:
+        raise ValueError(f"{name} must be non-negative; its smallest value is {low:g}")
+    _mass(name, value, "histogram", "is empty")
+
+
+def same_shape(name: str, value: Tensor, other: str, like: Tensor) -> None:
+    """The same shape, dtype and device as another argument."""
+    for what in ("shape", "dtype", "device"):
+        mine, theirs = getattr(value, what), getattr(like, what)
+        if mine != theirs:
+            raise ValueError(f"{name} must have the {what} of {other}, {theirs}; got {mine}")
+
+
+def _mass(name: str, value: Tensor, kind: str, state: str) -> None:
+    empty = (value.detach().flatten(1).sum(1) <= 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"{name} must have mass to move; {kind} {empty[0]} {state} (sum 0). "
+            f"Leave it out: no transport starts or ends there"
+        )

@@ -1,0 +1,90 @@
+r"""How a plan's marginal m may differ from the histogram a it is asked to have.
+
+With potentials in nats, F = f / reg, and the marginal m = a exp(F - T) that the plan would have
+before the potential is updated (T the soft c-transform of the other potential), each kind says:
+the update `solve`, the marginal that optimality asks for at F, the price of a marginal, and the
+dual's term with its derivative in a.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def wright_omega(z: Tensor) -> Tensor:
+    """The w > 0 with w + log w = z: Lambert's W of exp(z), with no overflow for any real z.
+
+    Newton's method on the concave left-hand side, from a start that makes it monotone; the
+    result is exact to rounding for float32 and float64. Below z = -40, w = exp(z).
+    """
+    w = torch.where(z > 1, z - z.clamp_min(1).log(), z.clamp(-40, 1).exp() * 0.5)
+    for _ in range(7):
+        w = w * (1 + z.clamp_min(-40) - w.log()) / (1 + w)
+    return torch.where(z < -40, z.exp(), w)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """m = a."""
+
+    def solve(self, t: Tensor, a: Tensor, reg: float) -> Tensor:
+        return t
+
+    def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
+        return a
+
+    def price(self, m: Tensor, a: Tensor) -> Tensor:
+        return torch.zeros_like(a)
+
+    def dual(self, f: Tensor, a: Tensor) -> Tensor:
+        return a * f
+
+    def slope(self, f: Tensor, a: Tensor) -> Tensor:
+        return f
+
+
+@dataclass(frozen=True)
+class KL:
+    """tau KL(m | a) = tau sum m log(m / a) - m + a."""
+
+    tau: float
+
+    def solve(self, t: Tensor, a: Tensor, reg: float) -> Tensor:
+        return t * (self.tau / (self.tau + reg))
+
+    def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
+        return a * (-f * (reg / self.tau)).exp()
+
+    def price(self, m: Tensor, a: Tensor) -> Tensor:
+        return self.tau * (torch.xlogy(m, m) - torch.where(a > 0, m * a.log(), 0) - m + a)
+
+    def dual(self, f: Tensor, a: Tensor) -> Tensor:
+        return a * self.slope(f, a)
+
+    def slope(self, f: Tensor, a: Tensor) -> Tensor:
+        return -self.tau * (-f / self.tau).expm1()
+
+
+@dataclass(frozen=True)
+class L2:
+    """tau / 2 |m - a|^2."""
+
+    tau: float
+
+    def solve(self, t: Tensor, a: Tensor, reg: float) -> Tensor:
+        # m = a - f / tau and log m = log a + F - t: one equation for m, solved by Wright's omega
+        s = self.tau / reg
+        return s * a - wright_omega((s * a).log() + s * a - t)
+
+    def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
+        return a - f * (reg / self.tau)
+
+    def price(self, m: Tensor, a: Tensor) -> Tensor:
+        return self.tau / 2 * (m - a).square()
+
+    def dual(self, f: Tensor, a: Tensor) -> Tensor:
+        return a * f - f.square() / (2 * self.tau)
+
+    def slope(self, f: Tensor, a: Tensor) -> Tensor:
+        return f

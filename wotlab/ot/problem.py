@@ -1,0 +1,185 @@
+"""What goes into a solver and what comes out of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wotlab import checks
+from wotlab.ground import GroundCost
+from wotlab.ot.kernels import outer_sum
+
+
+@dataclass(frozen=True)
+class OTResult:
+    """Outcome of a transport problem, one entry an image (or histogram) of the batch.
+
+    Attributes
+    ----------
+    primal : Tensor (B,)
+        What the plan found costs, without the entropic term. Detached.
+    dual : Tensor (B,)
+        Value of the dual problem at `f` and `g`: a lower bound of `entropic`. Detached.
+    entropic : Tensor (B,)
+        The regularised optimum; equal to `primal` where there is no regularisation. Its
+        gradient with respect to `a`, `b` and a cost matrix is the exact one at the optimum
+        (the potentials and the plan: envelope theorem).
+    f, g : Tensor
+        Dual potentials, in the shapes of `a` and `b` and in the units of the cost. Detached.
+    iterations : Tensor (B,), integers
+    converged : Tensor (B,), booleans
+    marginal_error : Tensor (B,)
+        l1 distance between the plan's marginals and those that optimality asks for, for mass 1.
+    plan : Tensor
+        (B, n, m) for histograms, (B, C, n, n) for images: n x n numbers a channel, built when
+        first asked for. Detached.
+    """
+
+    primal: Tensor
+    dual: Tensor
+    entropic: Tensor
+    f: Tensor
+    g: Tensor
+    iterations: Tensor
+    converged: Tensor
+    marginal_error: Tensor
+    _build_plan: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def plan(self) -> Tensor:
+        if "plan" not in self.__dict__:
+            self.__dict__["plan"] = self._build_plan()
+        return self.__dict__["plan"]
+
+
+class Problem:
+    """Inputs checked and flattened to P independent rows of the same two grids.
+
+    A row is a channel of an image, laid out (P, H, W), or a histogram, laid out (P, 1, n).
+    `axes` are the cost matrices that a row's dimensions are summed against: one for rows and one
+    for columns where the cost is separable, else one for everything.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, cost: GroundCost | Tensor, *, balanced: bool):
+        self.balanced = balanced
+        if isinstance(cost, GroundCost):
+            checks.images("a", a)
+            checks.images("b", b)
+            checks.same_shape("b", b, "a", a)
+        elif isinstance(cost, Tensor):
+            checks.histograms("a", a)
+            checks.histograms("b", b)
+            _check_matrix(cost, a, b)
+        else:
+            raise ValueError(
+                f"cost must be a GroundCost (for images) or a matrix; got {type(cost).__name__}"
+            )
+        self.given = a
+        self.shapes = (a.shape, b.shape)
+        # float32 cannot hold potentials of hundreds of nats to 1e-6; MPS has nothing wider
+        wide = torch.float32 if a.device.type == "mps" else torch.float64
+        a, b = a.to(wide), b.to(wide)
+        if balanced:
+            a, b = unit_mass(a), unit_mass(b)
+        if isinstance(cost, GroundCost):
+            h, w = a.shape[-2:]
+            self.axes = _grid_axes(cost, h, w, a)
+            channels = a.shape[1]
+            layout = (h, w) if cost.separable else (1, h * w)
+            a, b = a.reshape(-1, *layout), b.reshape(-1, *layout)
+        else:
+            self.axes = (cost.to(wide),)
+            channels = 1
+            a, b = a[:, None], b[:, None]
+        self.image = torch.arange(len(a), device=a.device) // channels
+        mass_a, mass_b = a.detach().sum((1, 2)), b.detach().sum((1, 2))
+        if balanced:
+            _check_shares(mass_a, mass_b, channels)
+        self.rows = ((mass_a > 0) & (mass_b > 0)).nonzero().flatten()  # others move nothing
+        self.weights = mass_a[self.rows] if balanced else torch.ones_like(mass_a[self.rows])
+        self.all_a, self.all_b = a, b
+        self.a, self.b = a[self.rows], b[self.rows]
+        if balanced:  # every row is a problem of mass 1; `weights` puts the channels together
+            self.a, self.b = unit_mass(self.a), unit_mass(self.b)
+
+    def log(self) -> tuple[Tensor, Tensor]:
+        """Logarithms of the rows' histograms, minus infinity where they are empty."""
+        return self.a.detach().log(), self.b.detach().log()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Rows' values summed to images, weighted by the channels' mass: (P,) to (B,)."""
+        out = torch.zeros(self.shapes[0][0], dtype=values.dtype, device=values.device)
+        return out.index_add(0, self.image[self.rows], values * self.weights).to(self.given.dtype)
+
+    def worst(self, values: Tensor) -> Tensor:
+        """Largest of an image's rows' values: (P,) to (B,)."""
+        out = torch.zeros(self.shapes[0][0], dtype=values.dtype, device=values.device)
+        return out.scatter_reduce(0, self.image[self.rows], values, "amax")
+
+    def matrix(self) -> Tensor:
+        """The rows' cost as one matrix: (n, m), or (P, n, m)."""
+        return outer_sum(self.axes)
+
+    def unmoved(self, marginal) -> Tensor:
+        """Price of the rows that are empty on one side, whose plan is 0: (B,)."""
+        out = self.all_a.new_zeros(self.shapes[0][0])
+        if not self.balanced:
+            moved = torch.zeros_like(self.image, dtype=torch.bool)
+            moved[self.rows] = True
+            for full in (self.all_a, self.all_b):
+                left = full[~moved]
+                price = marginal.price(torch.zeros_like(left), left).sum((1, 2))
+                out = out.index_add(0, self.image[~moved], price)
+        return out.to(self.given.dtype)
+
+    def like(self, values: Tensor, which: int) -> Tensor:
+        """Rows laid out as the user's `a` (0) or `b` (1); empty channels get 0."""
+        full = (self.all_a, self.all_b)[which]
+        out = torch.zeros_like(full, dtype=values.dtype)
+        out[self.rows] = values
+        return out.reshape(self.shapes[which]).to(self.given.dtype)
+
+    def plan(self, rows: Tensor) -> Tensor:
+        """Rows' plans (P, n, m) laid out for the user, scaled to the channels' mass."""
+        out = rows.new_zeros(len(self.all_a), *rows.shape[1:])
+        out[self.rows] = rows * self.weights[:, None, None]
+        if len(self.shapes[0]) == 4:
+            out = out.reshape(*self.shapes[0][:2], *rows.shape[1:])
+        return out.to(self.given.dtype)
+
+
+def _grid_axes(cost: GroundCost, h: int, w: int, like: Tensor) -> tuple[Tensor, ...]:
+    kind = {"device": like.device, "dtype": like.dtype}
+    if cost.separable:
+        return cost.axis(h, **kind), cost.axis(w, **kind)
+    return (GroundCost(None, cost.p, cost.norm).dense(h, w, **kind),)
+
+
+def unit_mass(x: Tensor) -> Tensor:
+    """Each image or histogram of the batch divided by its sum."""
+    return x / x.sum(tuple(range(1, x.ndim)), keepdim=True)
+
+
+def _check_matrix(cost: Tensor, a: Tensor, b: Tensor) -> None:
+    checks.tensor("cost", cost, cost.ndim, "(n, m) or (B, n, m)")
+    wanted = (a.shape[1], b.shape[1])
+    if cost.shape != wanted and cost.shape != (len(a), *wanted):
+        raise ValueError(
+            f"cost must be {wanted} or {(len(a), *wanted)} for these histograms; "
+            f"got {tuple(cost.shape)}"
+        )
+    if len(a) != len(b):
+        raise ValueError(f"b must hold as many histograms as a, {len(a)}; got {len(b)}")
+
+
+def _check_shares(mass_a: Tensor, mass_b: Tensor, channels: int) -> None:
+    gap = (mass_a - mass_b).abs()
+    if channels > 1 and float(gap.max()) > 1e-4:
+        row = int(gap.argmax())
+        raise ValueError(
+            f"b must hold the same share of its mass in each channel as a: mass moves within a "
+            f"channel. Image {row // channels}, channel {row % channels} holds "
+            f"{float(mass_b[row]):.4f} of b and {float(mass_a[row]):.4f} of a. "
+            f"Scale the channels, or use unbalanced_sinkhorn"
+        )

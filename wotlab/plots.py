@@ -1,0 +1,203 @@
+"""One look for every figure of the book."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from wotlab.plans import TransportPlan
+
+SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
+MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
+_PLAIN = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # same bytes each run
+
+
+def use_style(fmt: str = "svg") -> None:
+    """Set the book's style for all figures that follow, and in a notebook their format.
+
+    White opaque background (readable on a dark page), thin axes, fixed colours: `SOURCE` red,
+    `TARGET` blue, `MOVED` violet, mass from white to black. Figures of the same content are the
+    same bytes. `fmt` is "svg" (default; small vector figures) or "png" (photographs).
+
+    Raises
+    ------
+    ValueError
+        For another format.
+    """
+    if fmt not in _PLAIN:
+        raise ValueError(f'fmt must be "svg" or "png"; got {fmt!r}')
+    mpl.rcParams.update(
+        {
+            "axes.edgecolor": NEUTRAL,
+            "axes.linewidth": 0.6,
+            "axes.prop_cycle": mpl.cycler(
+                color=[SOURCE, TARGET, MOVED, "#e08214", NEUTRAL],
+                linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1))],
+            ),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": "medium",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.facecolor": "white",
+            "figure.figsize": (7, 2.6),
+            "font.size": 10,
+            "image.cmap": "gray_r",
+            "legend.frameon": False,
+            "lines.linewidth": 1.6,
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "moving-mass",
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # outside Jupyter there is no inline figure to set
+        return
+    set_matplotlib_formats(fmt, metadata=_PLAIN[fmt])
+
+
+def show_images(
+    pictures: Sequence[Tensor],
+    titles: Sequence[str] = (),
+    *,
+    axes: Sequence[Axes] | None = None,
+    vmax: float | None = 1,
+) -> list[Axes]:
+    """Draw images (C, H, W) or (H, W) in [0, 1] in one row; grey ones with mass in black.
+
+    Parameters
+    ----------
+    pictures : sequence of Tensor
+    titles : sequence of str, optional
+    axes : sequence of Axes, optional
+        Where to draw; a new figure by default.
+    vmax : float or None
+        Value drawn black; None scales each image to its own maximum.
+
+    Returns
+    -------
+    list of Axes
+    """
+    if axes is None:
+        _, grid = plt.subplots(1, len(pictures), squeeze=False, figsize=(1.75 * len(pictures), 2))
+        axes = list(grid[0])
+    for ax, picture in zip(axes, pictures, strict=True):
+        array = picture.detach().cpu().numpy()
+        if array.ndim == 3:
+            array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        ax.imshow(array, cmap=MASS, vmin=0, vmax=vmax, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(True)
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title)
+    return list(axes)
+
+
+def show_plan(
+    plan: TransportPlan, ax: Axes, *, image: int = 0, channel: int = 0, least: float = 0.0
+) -> Axes:
+    """Draw the moves of a plan as arrows over its source image, wider where more mass moves.
+
+    Parameters
+    ----------
+    plan : TransportPlan
+    ax : Axes
+    image, channel : int
+        Which of the batch to draw.
+    least : float
+        Leave out moves of less mass than this share of the largest move.
+    """
+    mass = plan.mass[image, channel].detach().cpu().numpy()
+    _, h, w = mass.shape
+    steps = plan.cost_model.offsets(h, w).numpy()
+    show_images([plan.source()[image, channel]], axes=[ax], vmax=None)
+    ax.images[-1].set_alpha(0.55)
+    moving = mass * (steps != 0).any(1)[:, None, None]
+    largest = moving.max()
+    if largest > 0:
+        k, row, column = np.nonzero(moving > least * largest)
+        ax.quiver(
+            column, row, steps[k, 1], steps[k, 0],
+            angles="xy", scale_units="xy", scale=1, units="xy", width=0.11, minlength=0,
+            color=MOVED, alpha=np.clip(moving[k, row, column] / largest, 0.15, 1),
+        )  # fmt: skip
+    return ax
+
+
+class Slider:
+    """Figures under a slider that works in the static page, without a kernel.
+
+    Parameters
+    ----------
+    frames : sequence of Figure
+        One a position; they are closed once drawn.
+    labels : sequence of str
+        What the reader has set at each position, such as "reg = 0.5 pixels".
+    name : str
+        What the slider turns.
+    alt : str
+        What the frames show, for readers who do not see them; the label is added to each.
+    start : int
+        Position shown first, and the only one shown where scripts do not run.
+
+    Raises
+    ------
+    ValueError
+        For no frames, or another number of labels.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Figure],
+        labels: Sequence[str],
+        *,
+        name: str,
+        alt: str,
+        start: int = 0,
+    ):
+        if not frames or len(frames) != len(labels):
+            raise ValueError(
+                f"labels must be one a frame, at least one; "
+                f"got {len(labels)} for {len(frames)} frames"
+            )
+        self.labels, self.name, self.alt, self.start = list(labels), name, alt, start
+        self.frames = [_svg(figure) for figure in frames]
+
+    def _repr_html_(self) -> str:
+        pictures = "".join(
+            f'<img src="data:image/svg+xml;base64,{frame}" '
+            f'alt="{html.escape(f"{self.alt} {label}")}"{"" if k == self.start else " hidden"} '
+            f'data-label="{html.escape(label)}" style="max-width:100%;background:#fff">'
+            for k, (frame, label) in enumerate(zip(self.frames, self.labels, strict=True))
+        )
+        move = (
+            "const box=this.closest('.wotlab-slider');"
+            "box.querySelectorAll('img').forEach((p,k)=>{p.hidden=k!=this.value;"
+            "if(!p.hidden)box.querySelector('output').textContent=p.dataset.label})"
+        )
+        return (
+            f'<div class="wotlab-slider"><label>{html.escape(self.name)} '
+            f'<input type="range" min="0" max="{len(self.frames) - 1}" value="{self.start}" '
+            f'oninput="{move}" style="width:min(20rem,60%);vertical-align:middle"></label> '
+            f"<output>{html.escape(self.labels[self.start])}</output><div>{pictures}</div></div>"
+        )
+
+    def __repr__(self) -> str:
+        return f"Slider({self.name}: {', '.join(self.labels)})"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=_PLAIN["svg"])
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
