@@ -1,6 +1,6 @@
 """wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
 
-from wotlab import ot, plots
+from wotlab import data, evaluate, models, ot, plots, results, training
 from wotlab.balls import WassersteinBall
 from wotlab.ground import GroundCost
 from wotlab.ot import wasserstein_distance
@@ -14,7 +14,12 @@ __all__ = [
     "TransportPlan",
     "WassersteinBall",
     "certify",
+    "data",
+    "evaluate",
+    "models",
     "ot",
     "plots",
+    "results",
+    "training",
     "wasserstein_distance",
 ]

@@ -80,7 +80,8 @@ def unbalanced_sinkhorn(
     Mass may be made and destroyed at a price: D(m | a) = tau KL(m | a) for `marginals="kl"`
     (Chizat et al., 2018), tau/2 |m - a|^2 for "l2". Histograms are taken as they are, not
     scaled. As tau grows the plan tends to the balanced one (if the masses agree); as tau falls
-    to 0 it vanishes. KL generalised: KL(p | q) = sum p log(p / q) - p + q.
+    to 0 it tends to a_i b_j exp(-C_ij / reg), which moves next to nothing for small reg.
+    Generalised KL: KL(p | q) = sum p log(p / q) - p + q.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class Kernel:
 
 
 def outer_sum(axes: tuple[Tensor, ...]) -> Tensor:
-    """One cost matrix from those of rows and columns: n x n numbers, for plans and exact solvers."""
+    """One cost matrix from those of rows and columns: n x n numbers, for exact solvers."""
     if len(axes) == 1:
         return axes[0]
     rows, columns = axes

@@ -1,0 +1,44 @@
+# Two commands for everybody: `make book` and `make test`.
+# Another interpreter: `make PYTHON=python3.13 book`.
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(wildcard book/*.ipynb)
+CHECK_PYTHON := import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this one is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.13")
+
+.PHONY: book test execute lint bench clean
+.DELETE_ON_ERROR:
+
+# Execute what has changed, build the site. A build that fails forgets what it parsed, so that
+# its warnings come again; what it executed stays in the cache.
+book: _build/current
+	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+# The package's tests, then every notebook, alone in an empty folder with the wheel, against its stored outputs.
+test: book
+	$(BIN)/python tests/alone.py _build/alone $(NOTEBOOKS)
+	JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest tests _build/alone/*/*.ipynb --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg
+
+# Run the notebooks in place and store what they gave.
+execute: .venv/installed
+	$(BIN)/python book/execute.py $(NOTEBOOKS)
+
+lint: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: .venv/installed
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
+
+clean:
+	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[book,test,bench]'
+	@touch $@
+
+# The cache knows the code of the notebooks only: when what they call or read changes, drop it.
+_build/current: .venv/installed $(shell find wotlab results -type f -not -name '*.pyc')
+	rm -rf _build/.jupyter_cache _build/.doctrees
+	@mkdir -p _build && touch $@

@@ -1,0 +1,67 @@
+"""Run notebooks in place and store their outputs: `python book/execute.py NOTEBOOK...`.
+
+What is stored holds nothing of the machine or the moment, so that a second run without a change
+leaves no difference: no times, no kernel version, no standard error, no progress bars. A cell that
+fails, or that prints an object's address in memory, stops the run and leaves the file as it was.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+from repository import address, fill_install_line
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"},
+}
+MEMORY = re.compile(r" at 0x[0-9a-f]{6,}", re.IGNORECASE)
+
+
+def execute(path: Path, url: str | None = None) -> None:
+    """Run one notebook in its own folder and store it; `url`: where Colab installs from."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = fill_install_line(cell.source, url)
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name=METADATA["kernelspec"]["name"],
+        record_timing=False,
+        coalesce_streams=True,
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    normalise(notebook)
+    nbformat.write(notebook, path)
+
+
+def normalise(notebook) -> None:
+    """Drop from the outputs, in place, what another run would give otherwise."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        for key in ("execution", "collapsed", "scrolled"):
+            cell.metadata.pop(key, None)
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+            if MEMORY.search(text):
+                raise ValueError(
+                    f"a cell shows an address in memory: {text.strip()!r}; end it with plt.show() "
+                    f"or print something else (a closing semicolon does not hide it from nbval):\n"
+                    f"{cell.source}"
+                )
+
+
+if __name__ == "__main__":
+    here = address(folder=Path(__file__).parent)
+    for name in sys.argv[1:]:
+        print("running", name, flush=True)
+        execute(Path(name), here)

@@ -1,0 +1,47 @@
+"""Every name in code that the notation page gives is a name of the package."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parents[1] / "book" / "notation.md"
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.read_text().splitlines()
+    if line.startswith("|") and not line.startswith(("| symbol", "|---"))
+]
+NAMES = sorted({name for row in ROWS for name in re.findall(r"`([^`]+)`", row[2])})
+
+
+def resolve(path: str):
+    """The object behind a dotted path; a dataclass's field counts, with or without a default."""
+    first, *parts = path.split(".")
+    found = importlib.import_module(first)
+    for part in parts:
+        if dataclasses.is_dataclass(found) and part in {f.name for f in dataclasses.fields(found)}:
+            return part
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_name_in_code_exists(name):
+    path, parameter = re.fullmatch(r"([\w.]+)(?:\((\w+)\))?", name).groups()
+    found = resolve(path)
+    if parameter:
+        assert parameter in inspect.signature(found).parameters
+
+
+def test_each_row_has_its_four_cells_and_each_symbol_stands_once():
+    assert all(len(row) == 4 and row[0] and row[1] and row[3] for row in ROWS)
+    symbols = [row[0] for row in ROWS]
+    assert len(symbols) == len(set(symbols))
+
+
+def test_a_wrong_name_is_found():
+    with pytest.raises(AttributeError):
+        resolve("wotlab.ot.sinkhron")

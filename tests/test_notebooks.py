@@ -1,0 +1,121 @@
+"""The notebooks as they are stored. `make test` also runs each, alone, against its outputs."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from execute import METADATA, execute
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+EVERY_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+# what a machine leaves behind: home and temporary folders, installed packages, drive letters
+LOCAL = re.compile(r"/(home|root|Users|tmp|private|var|opt|work)/\w|site-packages|\b[A-Z]:\\\\?\w")
+FIRST_CELL = re.compile(
+    r"^if importlib\.util\.find_spec\(\"wotlab\"\) is None:\n    %pip install --quiet \S+$", re.M
+)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def outputs(path: Path):
+    return [(cell, output) for cell in cells(path, "code") for output in cell.outputs]
+
+
+@EVERY_NOTEBOOK
+def test_every_cell_was_run_in_order_and_without_complaint(path):
+    code = cells(path, "code")
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any(cell.outputs for cell in code) or not code
+    for cell, output in outputs(path):
+        assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+
+
+@EVERY_NOTEBOOK
+def test_nothing_of_the_machine_is_stored(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata == METADATA
+    for cell in notebook.cells:
+        shown = [cell.source]
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            shown += [output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")]
+        text = re.sub(r"data:image/[^\"']+", "", "\n".join(shown))
+        assert not LOCAL.search(text), LOCAL.search(text)[0]
+
+
+@EVERY_NOTEBOOK
+def test_every_figure_has_a_caption_and_alt_text(path):
+    for cell, output in outputs(path):
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            told = cell.metadata.get("mystnb", {})
+            assert told.get("image", {}).get("alt", "").strip(), cell.source
+            assert told.get("figure", {}).get("caption", "").strip(), cell.source
+        for image in BeautifulSoup(data.get("text/html", ""), "html.parser").find_all("img"):
+            assert image.get("alt", "").strip(), cell.source
+    for cell in cells(path, "markdown"):
+        assert not re.search(r"!\[\s*\]\(", cell.source), cell.source
+
+
+@EVERY_NOTEBOOK
+def test_code_cells_fit_a_screen(path):
+    for cell in cells(path, "code"):
+        assert len(cell.source.splitlines()) <= 30, cell.source
+
+
+@EVERY_NOTEBOOK
+def test_first_cell_installs_what_is_missing_and_nothing_else(path):
+    code = [cell.source for cell in cells(path, "code")]
+    if any("wotlab" in source for source in code):
+        assert FIRST_CELL.search(code[0]), code[0]
+    assert sum(source.count("pip install") for source in code) <= 1
+
+
+@EVERY_NOTEBOOK
+def test_notebook_is_a_page_of_the_book(path):
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
+    assert f"book/{path.stem}" in files | {toc["root"]}
+
+
+def small_notebook(path: Path, *sources: str) -> Path:
+    new = nbformat.v4.new_code_cell
+    code = [new(source, id=f"cell-{k}") for k, source in enumerate(sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=code), path)
+    return path
+
+
+def test_execute_stores_the_same_bytes_again_and_nothing_of_the_moment(tmp_path):
+    path = small_notebook(
+        tmp_path / "small.ipynb",
+        "import sys\nprint('one')\nprint('bar 100%', file=sys.stderr)\nprint('two', flush=True)",
+        "import warnings\nwarnings.warn('noise')\n{'a': 1}",
+    )
+    execute(path)
+    first = path.read_bytes()
+    execute(path)
+    assert path.read_bytes() == first
+    one, two = cells(path, "code")
+    assert [(one.id, one.execution_count), (two.id, two.execution_count)] == [
+        ("cell-0", 1),
+        ("cell-1", 2),
+    ]
+    assert [output.text for output in one.outputs] == ["one\ntwo\n"]
+    assert [output.data["text/plain"] for output in two.outputs] == ["{'a': 1}"]
+    assert nbformat.read(path, as_version=4).metadata == METADATA
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "print(object())"], ids=["error", "address"])
+def test_execute_fails_and_leaves_the_file_alone(tmp_path, source):
+    path = small_notebook(tmp_path / "bad.ipynb", source)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"division by zero|address in memory"):
+        execute(path)
+    assert path.read_bytes() == before

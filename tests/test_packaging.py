@@ -1,0 +1,81 @@
+"""What `pip install wotlab` gives a user who has never seen this repository."""
+
+import re
+import subprocess
+import tomllib
+from email.parser import Parser
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(python: Path, code: str, folder: Path) -> str:
+    done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wheel_requires_the_package_dependencies_and_nothing_else(wheel):
+    with ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    required = [Requirement(r) for r in metadata.get_all("Requires-Dist")]
+    unconditional = {r.name.lower() for r in required if r.marker is None}
+    assert unconditional == {Requirement(r).name.lower() for r in PROJECT["dependencies"]}
+    extras = {Requirement(r).name.lower() for e in ("book", "test") for r in extra(e)}
+    assert not unconditional & extras
+
+
+def extra(name: str) -> list[str]:
+    return PROJECT["optional-dependencies"][name]
+
+
+def test_wheel_holds_the_package_and_its_licence_alone(wheel):
+    with ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert all(n.startswith(("wotlab/", f"wotlab-{PROJECT['version']}.dist-info/")) for n in names)
+    for folder, package in (("wotlab", "wotlab"), ("results", "wotlab/records")):
+        files = (p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc")
+        assert {f"{package}/{p.relative_to(ROOT / folder)}" for p in files} <= set(names)
+    assert any(n.endswith("LICENSE") for n in names)
+
+
+def test_environment_sees_the_wheel_and_torch_but_not_the_checkout(alone, tmp_path):
+    find = "from importlib.util import find_spec as f; print(f('wotlab').origin, f('torch').origin)"
+    package, torch = map(Path, run(alone, find, tmp_path).split())
+    assert package.is_relative_to(alone.parents[1]) and not package.is_relative_to(ROOT)
+    assert torch == Path(find_spec("torch").origin)
+
+
+def test_readme_examples_run_as_written(alone, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks, "README.md shows no Python example"
+    run(alone, "\n".join(blocks), tmp_path)
+
+
+def test_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {PROJECT['version']}\n" in citation
+    assert f"## [{PROJECT['version']}]" in changelog
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=str)
+def test_workflows_are_yaml_and_call_what_the_makefile_has(path):
+    workflow = yaml.safe_load(path.read_text())
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            assert set(re.findall(r"make (\w+)", step.get("run", ""))) <= targets
+
+
+def test_conda_users_get_the_same_list():
+    *_, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert pip == {"pip": ["--editable .[book,test]"]}
