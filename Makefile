@@ -33,7 +33,7 @@ clean:
 	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -c '$(CHECK_PYTHON)'
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[book,test,bench]'
 	@touch $@

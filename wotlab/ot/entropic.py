@@ -182,13 +182,19 @@ def _iterate(kernel: Kernel, problem: Problem, marginal, tol, max_iter) -> _Pote
     omega, before = a.new_ones(len(a), 1, 1), None
     for step in range(1, max_iter + 1):
         look = step % CHECK == 0 or step == max_iter
-        new = marginal.solve(-kernel.apply(log_b + g), a, reg)
+        t = -kernel.apply(log_b + g)
+        new = marginal.solve(t, a, reg)
         f = new if look else torch.lerp(f, new, omega)
+        if look:
+            row = torch.where(a > 0, a * (f - t).exp(), 0)
+        shift = marginal.shift(f, g, a, b, reg)
+        f, g = f + shift, g - shift
         t = -kernel.apply_transposed(log_a + f)
         if look:
-            # rows are now exact; the columns say how far the pair (f, g) is from the optimum
+            # the plan's marginals against those that optimality asks for at (f, g)
             column = torch.where(b > 0, b * (g - t).exp(), 0)
-            error = _sum((column - marginal.wanted(g, b, reg)).abs()) / _sum(b)
+            error = _sum((row - marginal.wanted(f, a, reg)).abs()) / _sum(a)
+            error = error + _sum((column - marginal.wanted(g, b, reg)).abs()) / _sum(b)
             end.f[rows], end.g[rows], end.error[rows], end.iterations[rows] = f, g, error, step
             going = error.isnan() | (error > tol)
             if not going.any():

@@ -52,8 +52,9 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     ]
     value = problem.a.new_tensor([s[0] for s in solved])
     g = torch.from_numpy(np.stack([s[1] for s in solved])).to(problem.b).reshape(problem.b.shape)
-    f = minimum(problem.axes, g)
-    g = minimum(tuple(c.mT for c in problem.axes), f)
+    axes = tuple(c.detach() for c in problem.axes)
+    f = minimum(axes, g)
+    g = minimum(tuple(c.mT for c in axes), f)
     linear = (problem.a * f).sum((1, 2)) + (problem.b * g).sum((1, 2))
     dual = linear.detach()
 

@@ -22,7 +22,7 @@ class Factor:
         # entry of the kernel lies well above the smallest number of the dtype: the sum holds
         # the term of the largest h_j, and what underflows is smaller than it by a factor that
         # no rounding error would notice. Only a sharper kernel needs the slower log-sum-exp.
-        smallest = float(log_k[log_k > -torch.inf].min())
+        smallest = float(log_k.where(log_k > -torch.inf, 0).min())
         sharp = smallest < 0.85 * math.log(torch.finfo(log_k.dtype).tiny)
         self.k = None if sharp else log_k.exp()
 
