@@ -20,7 +20,11 @@ from repository import address, fill_install_line
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"},
+    "language_info": {
+        "name": "python",
+        "file_extension": ".py",
+        "pygments_lexer": "ipython3",
+    },
 }
 MEMORY = re.compile(r" at 0x[0-9a-f]{6,}", re.IGNORECASE)
 EMBEDDED = re.compile(r"data:image/svg\+xml;base64,([\w+/=]+)")
@@ -59,9 +63,13 @@ def normalise(notebook) -> None:
             continue
         for key in ("execution", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = [
+            output for output in cell.outputs if output.get("name") != "stderr"
+        ]
         for output in cell.outputs:
-            text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+            text = output.get("text", "") + str(
+                output.get("data", {}).get("text/plain", "")
+            )
             if MEMORY.search(text):
                 raise ValueError(
                     f"a cell shows an address in memory: {text.strip()!r}; end it with plt.show() "
@@ -74,7 +82,9 @@ def keep_figures(old: list, new: list) -> None:
     """Put the figures stored before back where the new ones differ in rounding alone."""
     for before, after in zip(old, new, strict=False):
         for kind in ("image/svg+xml", "text/html"):
-            was, now = (output.get("data", {}).get(kind, "") for output in (before, after))
+            was, now = (
+                output.get("data", {}).get(kind, "") for output in (before, after)
+            )
             if was and now and same_picture(was, now):
                 after.data[kind] = was
 

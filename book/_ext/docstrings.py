@@ -11,5 +11,7 @@ def escape_bars(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape_bars, priority=900)  # after napoleon
+    app.connect(
+        "autodoc-process-docstring", escape_bars, priority=900
+    )  # after napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

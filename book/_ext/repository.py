@@ -26,7 +26,9 @@ def address(environment=os.environ, folder=".") -> str | None:
     names = git(folder, "remote").split()
     if not names:
         return None
-    return normalise(git(folder, "remote", "get-url", "origin" if "origin" in names else names[0]))
+    return normalise(
+        git(folder, "remote", "get-url", "origin" if "origin" in names else names[0])
+    )
 
 
 def normalise(remote: str) -> str | None:
@@ -34,7 +36,9 @@ def normalise(remote: str) -> str | None:
     matches = (pattern.fullmatch(remote.strip()) for pattern in REMOTES)
     found = next(filter(None, matches), None)
     return (
-        f"https://{found['host'].lower()}/{found['path'].removesuffix('.git')}" if found else None
+        f"https://{found['host'].lower()}/{found['path'].removesuffix('.git')}"
+        if found
+        else None
     )
 
 
@@ -63,7 +67,9 @@ def theme_options(url: str | None, branch: str) -> dict:
     if url is None:
         return {}
     host = url.split("/")[2]
-    provider = next((name for name in ("gitlab", "bitbucket") if name in host), "github")
+    provider = next(
+        (name for name in ("gitlab", "bitbucket") if name in host), "github"
+    )
     options = {
         "repository_url": url,
         "repository_branch": branch,
