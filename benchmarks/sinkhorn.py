@@ -4,7 +4,7 @@
 has it, else scikit-learn's digits enlarged. Solvers that take one pair at a time are timed on
 `--pairs` of the pairs, evenly spread, and the median is counted 100 times.
 
-    python benchmarks/sinkhorn.py [--pairs 10] [--repeats 5]
+    python benchmarks/sinkhorn.py [--pairs 10] [--reg 0.5 0.1]
 """
 
 import argparse
@@ -25,11 +25,11 @@ from wotlab import GroundCost, ot, results
 PAIRS, TOL = 100, 1e-6
 L1 = GroundCost(window=None, p=1, norm=1)
 MEMORY = """
-import torch, wotlab.ot, resource
+import torch, wotlab
 x = torch.rand(100, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 done = wotlab.ot.sinkhorn(x, x.flip(0), wotlab.GroundCost(None, norm=1), reg=0.5)
 assert done.converged.all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 
 
@@ -108,6 +108,8 @@ def geomloss_batch(a, b, cost, reg, sample) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=10, help="pairs that slow solvers get")
+    parser.add_argument("--reg", type=float, nargs="+", default=[0.5, 0.1], help="in pixels")
+    parser.add_argument("--rivals", nargs="+", default=["pot-loop", "pot-batch", "geomloss"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default="results", help="folder of the records")
     given = parser.parse_args()
@@ -116,19 +118,20 @@ def main() -> None:
     a, b = ((v / v.sum((1, 2, 3), keepdim=True)).flatten(1).numpy() for v in (x, y))
     cost = L1.dense(28, 28).numpy()
     sample = np.linspace(0, PAIRS - 1, given.pairs).astype(int)
-    few = sample[:: max(1, given.pairs // 3)]  # for the solvers that hold n x n numbers a pair
+    few = sample[:: max(1, given.pairs // 2)]  # for the solvers that hold n x n numbers a pair
 
     def save(what: str, case: str, value: float, unit: str, seconds: float, **details) -> None:
         record = results.Record(
             what=what, case=case, value=value, unit=unit, samples=data, seed=None,
-            command=f"python benchmarks/sinkhorn.py --pairs {given.pairs}", seconds=seconds,
+            command=" ".join(["python benchmarks/sinkhorn.py", *sys.argv[1:]]),
+            seconds=seconds,
             details=details,
         )  # fmt: skip
         results.write(record, given.out)
         print(f"{what} {case}: {value:.3g} {unit} {details}", flush=True)
 
     ot.sinkhorn(x, y, L1, 1.0)  # warm up
-    for reg in (0.5, 0.1):
+    for reg in given.reg:
         ours, done = timed(lambda reg=reg: ot.sinkhorn(x, y, L1, reg, tol=TOL), given.repeats)
         plans = done.plan[sample, 0].numpy()
         error = max(marginal_error(p, a[k], b[k]) for p, k in zip(plans, sample, strict=True))
@@ -137,8 +140,8 @@ def main() -> None:
             "pot-batch": lambda reg=reg: pot_batch(a, b, cost, reg, few),
             "geomloss": lambda reg=reg: geomloss_batch(a, b, cost, reg, few),
         }
-        for rival, run in rivals.items():
-            spent, (theirs, their_error) = timed(run, 1)
+        for rival in given.rivals:
+            spent, (theirs, their_error) = timed(rivals[rival], 1)
             save(
                 "sinkhorn-speed", f"reg-{reg}-{rival}", theirs / ours, "times as fast", spent,
                 reg=reg, ours_seconds=ours, ours_error=error,
