@@ -20,7 +20,7 @@ class GroundCost:
         5 is the choice of Wong et al. (2019) and Hu et al. (2020). None: the whole grid.
         The window limits plans; distances (`wotlab.wasserstein_distance`) use the whole grid.
     p : float > 0
-        Power of the distance; 1 in all five papers.
+        Power of the distance; 1 in the papers that move pixels (Wong et al.; Hu et al.).
     norm : 1 or 2
         Norm of the displacement. 2 (Hu et al., 2020) by default. With `norm == p` the cost is a
         sum over rows and columns, and entropic transport on the whole grid becomes separable.

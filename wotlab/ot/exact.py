@@ -83,8 +83,8 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
 def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
     r"""Exact transport cost between images, min_P <C, P>: (B,).
 
-    With images scaled to mass 1 (over all channels) this is W_p^p(x, y), in pixels^p; for the
-    p = 1 of all five papers, W_1 in pixels. Differentiable in `x` and `y` (see `exact`).
+    With images scaled to mass 1 (over all channels) this is W_p^p(x, y), in pixels^p; for
+    p = 1, the default, W_1 in pixels. Differentiable in `x` and `y` (see `exact`).
 
     Parameters
     ----------
