@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from alone import build_wheel, make_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,3 +19,12 @@ def wheel(tmp_path_factory) -> Path:
 def alone(tmp_path_factory, wheel) -> Path:
     """Python of an environment with that wheel and torch, without the checkout."""
     return make_environment(tmp_path_factory.mktemp("alone"), wheel)
+
+
+@pytest.fixture
+def single_thread():
+    """One thread: faster for small tensors, and sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

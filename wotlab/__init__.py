@@ -1,7 +1,8 @@
 """wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
 
-from wotlab import data, evaluate, models, ot, plots, results, training
-from wotlab.balls import WassersteinBall
+from wotlab import attacks, data, evaluate, models, ot, plots, projections, results, training
+from wotlab.attacks import AttackResult
+from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.ground import GroundCost
 from wotlab.ot import wasserstein_distance
 from wotlab.plans import Certificate, TransportPlan, certify
@@ -9,16 +10,21 @@ from wotlab.plans import Certificate, TransportPlan, certify
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttackResult",
     "Certificate",
     "GroundCost",
+    "L2Ball",
+    "LinfBall",
     "TransportPlan",
     "WassersteinBall",
+    "attacks",
     "certify",
     "data",
     "evaluate",
     "models",
     "ot",
     "plots",
+    "projections",
     "results",
     "training",
     "wasserstein_distance",

@@ -2,12 +2,92 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from wotlab import checks
 from wotlab.ground import GroundCost
+from wotlab.moves import Moves, repair
 from wotlab.ot import wasserstein_distance
-from wotlab.plans import certify
+from wotlab.plans import TOLERANCE, TransportPlan, certify
+from wotlab.projections import constrained_sinkhorn
+
+
+@dataclass(frozen=True)
+class LinfBall:
+    r"""{z : |z_i - x_i| <= eps for every pixel, 0 <= z <= 1}.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        In units of brightness, 1 from black to white.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite.
+    """
+
+    eps: float
+
+    def __post_init__(self):
+        checks.positive("eps", self.eps, zero=True)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Largest change of a pixel: (B,)."""
+        return (z - x).abs().amax((1, 2, 3))
+
+    def contains(self, x: Tensor, z: Tensor) -> Tensor:
+        """Whether z lies in the ball around x: booleans (B,)."""
+        return _in_range(z) & (self.distance(x, z) <= self.eps * (1 + TOLERANCE))
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """The nearest image of the ball, pixel by pixel."""
+        return torch.minimum(torch.maximum(w, x - self.eps), x + self.eps).clamp(0, 1)
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent: `size` times the gradient's sign."""
+        return size * gradient.sign()
+
+
+@dataclass(frozen=True)
+class L2Ball:
+    r"""{z : |z - x|_2 <= eps, 0 <= z <= 1}.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        In units of brightness, over all pixels and channels.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite.
+    """
+
+    eps: float
+
+    def __post_init__(self):
+        checks.positive("eps", self.eps, zero=True)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Euclidean length of the change: (B,)."""
+        return (z - x).flatten(1).norm(dim=1)
+
+    def contains(self, x: Tensor, z: Tensor) -> Tensor:
+        """Whether z lies in the ball around x: booleans (B,)."""
+        return _in_range(z) & (self.distance(x, z) <= self.eps * (1 + TOLERANCE))
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """Clamped to [0, 1], then pulled towards x: in the ball, since x lies in [0, 1]."""
+        change = w.clamp(0, 1) - x
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return x + change * (self.eps / length).clamp(max=1)[:, None, None, None]
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent: the gradient scaled to length `size`."""
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return size * gradient / length[:, None, None, None]
 
 
 @dataclass(frozen=True)
@@ -43,3 +123,50 @@ class WassersteinBall:
     def contains(self, x: Tensor, z: Tensor) -> Tensor:
         """Whether z lies in the ball around x, by the exact certificate: booleans (B,)."""
         return certify(x, z, self).inside
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """An image of the ball near w: `wotlab.projections.constrained_sinkhorn`, repaired.
+
+        The entropy of that projection keeps it from the nearest image by a little (lam = 1000);
+        `wotlab.projections.exact_projection` gives the nearest one, slowly.
+        """
+        plan = constrained_sinkhorn(x, w, self.eps, self.cost).plan
+        return self.repair(x, plan).image().clamp(0, 1)
+
+    def repair(self, x: Tensor, plan: TransportPlan) -> TransportPlan:
+        """The plan made feasible: it starts at x, its image is in [0, 1], its price at most eps.
+
+        Any plan will do whose sources are near x, such as that of a projection which has not
+        converged. What changes is as little as two closed forms need: rows are scaled to x, mass
+        that overfills a pixel goes back, and the whole is blended with the plan that moves
+        nothing (see `wotlab.moves.repair`). Not the nearest feasible plan.
+
+        Raises
+        ------
+        ValueError
+            For bad x, or a plan of another shape or ground cost.
+        """
+        checks.images("x", x)
+        if plan.cost_model != self.cost:
+            raise ValueError(f"plan must have the ball's cost, {self.cost}; got {plan.cost_model}")
+        if plan.mass[:, :, 0].shape != x.shape:
+            raise ValueError(
+                f"plan must be one of images {tuple(x.shape)}; "
+                f"got {tuple(plan.mass[:, :, 0].shape)}"
+            )
+        moves = Moves(x, self.cost)
+        shares, _ = repair(moves, moves.shares(plan), self.eps)
+        return moves.plan(shares)
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent in l2, scaled so that the most changed pixel moves by `size`.
+
+        The step of Hu et al. (2020); it follows the gradient where a sign step forgets how much
+        each pixel matters.
+        """
+        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        return size * gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _in_range(z: Tensor) -> Tensor:
+    return (torch.maximum(-z, z - 1) <= TOLERANCE).flatten(1).all(1)

@@ -81,7 +81,8 @@ def fit(
         Left in the mode (train or eval) that it came in.
     data : Dataset of (image, label), or a pair of tensors (images, labels)
     defense : object with `loss(model, x, y, index)`, optional
-        `Standard()` by default. `index` are the images' places in `data`.
+        `Standard()` by default. `index` are the images' places in `data`. If it also has
+        `start_epoch(epoch)`, that is called before each epoch.
     epochs : int >= 1
         In all: a resumed run does those that are missing.
     batch_size : int >= 1
@@ -133,6 +134,8 @@ def fit(
     bar = tqdm(total=epochs, initial=done.epochs, disable=not progress, desc="training")
     try:
         for epoch in range(done.epochs, epochs):
+            if hasattr(defense, "start_epoch"):
+                defense.start_epoch(epoch)
             with _seeded(seed, epoch) as generator:
                 entry = _epoch(model, data, defense, optimiser, batch_size, generator, place)
             scheduler.step()

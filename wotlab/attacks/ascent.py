@@ -1,0 +1,137 @@
+"""The one loop of all attacks that climb."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from wotlab.attacks.objective import Objective, attacked, check
+from wotlab.attacks.result import AttackResult, join, judge
+from wotlab.balls import WassersteinBall
+from wotlab.plans import certify
+
+
+class Rule(Protocol):
+    """How the images of a batch follow the gradient; keeps its own state."""
+
+    def start(self, x: Tensor) -> None: ...
+
+    def step(self, z: Tensor, gradient: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """The next images (B, C, H, W), and what each has spent of its budget, (B,)."""
+        ...
+
+    def select(self, keep: Tensor) -> None:
+        """Forget the images that are not in `keep`, booleans (B,)."""
+        ...
+
+
+class Found:
+    """The best image of each of a batch, with its loss, cost, and the step it was found at."""
+
+    def __init__(self, x: Tensor):
+        self.x_adv, self.broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.cost, self.loss = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
+        self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> None:
+        """Take what is broken first, and else what has the larger loss."""
+        better = (broken & ~self.broken[index]) | (
+            (broken == self.broken[index]) & (loss > self.loss[index])
+        )
+        self.steps[index[~self.broken[index]]] = t
+        at = index[better]
+        self.x_adv[at], self.broken[at] = z[better], broken[better]
+        self.cost[at], self.loss[at] = cost[better], loss[better]
+
+    def take(self, index: Tensor, other: "Found", rows: Tensor) -> None:
+        """Replace what was found of `index` by what another run found in `rows`."""
+        self.steps[index] += other.steps[rows]
+        for name in ("x_adv", "broken", "cost", "loss"):
+            getattr(self, name)[index] = getattr(other, name)[rows]
+
+
+def climb(
+    rule: Rule,
+    objective: Objective,
+    x: Tensor,
+    steps: int,
+    *,
+    early_stop: bool = True,
+    progress: bool = False,
+) -> Found:
+    """Climb the loss for `steps` gradients; images that are broken leave the batch.
+
+    The clean image counts: what is broken from the start takes no step. With `early_stop` off
+    (training) all images go on to the end.
+    """
+    found, index = Found(x), torch.arange(len(x), device=x.device)
+    rule.start(x)
+    z, spent = x, x.new_zeros(len(x))
+    for t in tqdm(range(steps + 1), disable=not progress, leave=False):
+        gradient, loss, broken = objective.gradient(z)
+        found.offer(index, z, broken, spent, loss, t)
+        if early_stop and bool(broken.any()):
+            go_on = ~broken
+            if not bool(go_on.any()):
+                break
+            rule.select(go_on)
+            objective, index = objective.select(go_on), index[go_on]
+            z, gradient = z[go_on], gradient[go_on]
+        if t < steps:
+            z, spent = rule.step(z, gradient, t)
+    return found
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """The gradient with largest entry 1: its size says nothing about how far to go."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    return gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
+
+
+def attack(
+    rule: Callable[[], Rule],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball,
+    *,
+    targeted: bool,
+    loss: str,
+    steps: int,
+    batch_size: int,
+    early_stop: bool,
+    progress: bool,
+    again: Callable[[Objective, Tensor, Found], None] | None = None,
+    exact: bool = False,
+) -> AttackResult:
+    """Check what the user gave, climb part by part, judge. `again` goes on where that failed.
+
+    `exact` asks for the exact distance, where the rule's own price proves nothing.
+    """
+    start = time.perf_counter()
+    for name, count in (("steps", steps), ("batch_size", batch_size)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a positive integer; got {count!r}")
+    with attacked(model):
+        check(model, x, y, loss)
+        parts = []
+        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
+            objective = Objective(model, b, targeted, loss)
+            found = climb(rule(), objective, a, steps, early_stop=early_stop, progress=progress)
+            if again is not None:
+                again(objective, a, found)
+            cost = certify(a, found.x_adv, ball).cost if exact else found.cost
+            parts.append(judge(a, found.x_adv, found.broken, cost, ball, found.steps, start))
+    return join(parts, start)
+
+
+def on_plans(ball) -> WassersteinBall:
+    """The ball, if it is one whose images are made by plans."""
+    if not isinstance(ball, WassersteinBall):
+        raise ValueError(
+            f"ball must be a WassersteinBall; got {type(ball).__name__}. For other balls use pgd"
+        )
+    return ball

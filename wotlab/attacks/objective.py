@@ -1,0 +1,95 @@
+"""What an attack climbs: the loss of a classifier, its gradient, and whether it is broken."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wotlab import checks
+
+LOSSES = ("ce", "margin")
+
+
+class Objective:
+    """Loss to climb: large where the model errs (or, targeted, where it says the target).
+
+    `ce` is the cross-entropy; `margin` the best logit of another class minus that of the label.
+    Targeted, `y` are the classes to reach, and both losses change their sign. With `aim`, a
+    class an image, the loss is the logit of that class minus the label's: an untargeted attack
+    that runs towards one class.
+    """
+
+    def __init__(self, model: nn.Module, y: Tensor, targeted: bool, loss: str, aim=None):
+        self.model, self.y, self.targeted, self.loss, self.aim = model, y, targeted, loss, aim
+
+    def select(self, keep: Tensor) -> "Objective":
+        """The same for some of the images."""
+        aim = None if self.aim is None else self.aim[keep]
+        return Objective(self.model, self.y[keep], self.targeted, self.loss, aim)
+
+    def gradient(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (B, C, H, W), loss (B,), and whether each image is broken, (B,)."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            logits = self.model(z)
+            loss = self._loss(logits)
+            (gradient,) = torch.autograd.grad(loss.sum(), z)
+        return gradient, loss.detach(), self.broken(logits.detach())
+
+    def broken(self, logits: Tensor) -> Tensor:
+        """Whether the images are what the attacker wants: wrong, or the target."""
+        return (logits.argmax(1) == self.y) == self.targeted
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        sign = -1 if self.targeted else 1
+        if self.aim is None and self.loss == "ce":
+            return sign * F.cross_entropy(logits, self.y, reduction="none")
+        own = logits.gather(1, self.y[:, None])[:, 0]
+        if self.aim is not None:
+            return logits.gather(1, self.aim[:, None])[:, 0] - own
+        others = logits.masked_fill(F.one_hot(self.y, logits.shape[1]).bool(), -torch.inf)
+        return sign * (others.amax(1) - own)
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and every part of it back in its own mode afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@torch.no_grad()
+def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
+    """Images, labels and a model that an attack can work with; ValueError says what is wrong."""
+    checks.images("x", x)
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
+    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.long:
+        found = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be {len(x)} class numbers, a tensor of dtype int64; got {found}")
+    if y.device != x.device:
+        raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
+    logits = model(x[:64])
+    if logits.ndim != 2 or len(logits) != len(x[:64]):
+        raise ValueError(f"model must return logits (B, classes); got {tuple(logits.shape)}")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("model returns NaN or infinity on x; check its weights")
+    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"y must lie in 0..{logits.shape[1] - 1}, the model's classes; "
+            f"got {int(y.min())}..{int(y.max())}"
+        )
+    sums = logits.sum(1)
+    if bool((logits >= 0).all()) and float((sums - 1).abs().max()) < 1e-3:
+        raise ValueError(
+            "model returns probabilities, where gradients vanish and hide its errors; "
+            "return the logits, without the soft-max"
+        )

@@ -1,0 +1,63 @@
+"""What an attack returns."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wotlab.balls import WassersteinBall
+from wotlab.plans import TOLERANCE
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Attacked images with what they spent; one entry an image, detached.
+
+    Attributes
+    ----------
+    x_adv : Tensor (B, C, H, W)
+        A breaking image where one was found, else the image of the largest loss.
+    success : Tensor, booleans (B,)
+        Broken by an image inside the ball. An image that left the ball never counts.
+    cost : Tensor (B,)
+        Distance from x. For a Wasserstein ball the price of the plan that made the image: an
+        upper bound of the exact distance, which `wotlab.certify` gives.
+    mass_error : Tensor (B,)
+        Largest change of a channel's mass, as a share of the image's mass.
+    box_error : Tensor (B,)
+        How far pixels leave [0, 1].
+    steps : Tensor, integers (B,)
+        Gradient steps taken until the image was broken, or in all.
+    seconds : float
+        Wall time of the whole call.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    cost: Tensor
+    mass_error: Tensor
+    box_error: Tensor
+    steps: Tensor
+    seconds: float
+
+
+def judge(x, x_adv, broken, cost, ball, steps, start: float) -> AttackResult:
+    """The result, with success only where the image is inside the ball."""
+    before, after = x.double().sum((2, 3)), x_adv.double().sum((2, 3))
+    mass_error = ((after - before).abs() / before.sum(1, keepdim=True)).amax(1).to(x.dtype)
+    box_error = torch.maximum(-x_adv, x_adv - 1).clamp_min(0).amax((1, 2, 3))
+    inside = (cost <= ball.eps * (1 + TOLERANCE) + torch.finfo(x.dtype).eps) & (
+        box_error <= TOLERANCE
+    )
+    if isinstance(ball, WassersteinBall):
+        inside &= mass_error <= TOLERANCE
+    seconds = time.perf_counter() - start
+    return AttackResult(x_adv, broken & inside, cost, mass_error, box_error, steps, seconds)
+
+
+def join(parts: list[AttackResult], start: float) -> AttackResult:
+    """One result from those of the parts of a batch."""
+    fields = ("x_adv", "success", "cost", "mass_error", "box_error", "steps")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
+    return AttackResult(**joined, seconds=time.perf_counter() - start)

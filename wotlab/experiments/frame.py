@@ -1,0 +1,88 @@
+"""What all experiments share: where things lie, what is done already, how a share is recorded."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wotlab import data, evaluate, models, results
+
+RELEASED = {  # networks that Wong et al. and Hu et al. published
+    "standard": "wong2019_mnist_vanilla.pth",
+    "wong2019": "wong2019_mnist_adv_training.pth",
+    "hu2020": "hu2020_mnist_adv_training.pth",
+    "ours": "wasserstein_at_mnist.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one call."""
+
+    data: Path
+    checkpoints: Path
+    out: Path
+    images: int
+    device: torch.device
+    anew: bool
+
+    def test_images(self) -> tuple[Tensor, Tensor]:
+        """The first MNIST test images."""
+        x, y = data.load("mnist", "test", self.data, download=False).tensors(slice(0, self.images))
+        return x.to(self.device), y.to(self.device)
+
+    @property
+    def samples(self) -> str:
+        return f"MNIST test images 0 to {self.images - 1}"
+
+    def network(self, name: str) -> nn.Module:
+        """A released network, or ours."""
+        model = models.build("wong-mnist")
+        models.load_weights(model, self.checkpoints / RELEASED[name])
+        return model.eval().to(self.device)
+
+    def networks(self) -> list[str]:
+        """Those whose weights are there."""
+        return [k for k, file in RELEASED.items() if (self.checkpoints / file).exists()]
+
+    def recorded(self, what: str, case: str) -> results.Record | None:
+        """This number on the same images, if it is there."""
+        records = results.read(what, self.out)
+        same = (r for r in records if r.case == case and r.samples == self.samples)
+        return next(same, None)
+
+    def number(self, what: str, case: str, unit: str, measure: Callable[[], float], **more) -> None:
+        """Measure and record, unless it is done."""
+        if not self.anew and self.recorded(what, case):
+            return
+        start = time.perf_counter()
+        value = measure()
+        details = more.pop("details", {})
+        interval = None
+        if isinstance(value, tuple):
+            value, details = value[0], {**details, **value[1]}
+        if isinstance(value, evaluate.Share):
+            interval = (100 * value.low, 100 * value.high)
+            details = {**details, "count": value.count, "total": value.total}
+            value = 100 * value.value
+        record = results.Record(
+            what=what, case=case, value=value, unit=unit, samples=self.samples,
+            seed=more.pop("seed", None), command=command(),
+            seconds=time.perf_counter() - start, interval=interval, details=details, **more,
+        )  # fmt: skip
+        results.write(record, self.out)
+        print(f"{what} {case}: {value:.4g} {unit}", flush=True)
+
+
+def command() -> str:
+    """How to run this again, without the paths of this machine."""
+    words, hide = [], False
+    for word in sys.argv[1:]:
+        words.append("FOLDER" if hide else word)
+        hide = word in ("--data", "--checkpoints", "--out")
+    return "python -m wotlab.experiments " + shlex.join(words)

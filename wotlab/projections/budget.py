@@ -1,0 +1,48 @@
+"""The price of distance, psi: one number an image, found so that a plan spends its budget."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+STEPS = 100
+
+
+def price(spent: Callable, eps: Tensor, psi: Tensor, slack: float) -> Tensor:
+    r"""The psi >= 0 at which a plan costs eps, or 0 where it costs no more without a price.
+
+    Newton's method on log F(psi) = log eps: the cost F falls with psi, and for large psi like
+    exp(-psi) where the plan is entropic, so that a step is nearly exact. A bracket guards it.
+
+    Parameters
+    ----------
+    spent : function
+        From psi (B,) to the cost F(psi) (B,) and its derivative (B,), at most 0. The last call is
+        made with the psi that is returned, so the caller can keep the plan of that call.
+    eps : Tensor (B,), above 0
+    psi : Tensor (B,), at least 0
+        Where to start.
+    slack : float
+        Stop when F is within slack * eps of eps.
+    """
+    low, high = torch.zeros_like(psi), torch.full_like(psi, torch.inf)
+    needed = torch.zeros_like(psi, dtype=torch.bool)  # whether some price is known to be
+    for _ in range(STEPS):
+        cost, slope = spent(psi)
+        over = cost > eps
+        needed |= over
+        low, high = torch.where(over, psi, low), torch.where(over, high, psi)
+        narrow = (high - low <= 1e-15 * high) & high.isfinite()  # no number is left between
+        done = ((cost - eps).abs() <= slack * eps) | (~over & ((psi == 0) | narrow))
+        if bool(done.all()):
+            return psi
+        step = psi - (cost / eps).log() * cost / slope
+        step = torch.where(~needed & ~(step > 0), 0, step)
+        step = step.minimum(100 * psi + 100)  # where F is nearly flat, its slope says little
+        middle = torch.where(high.isinf(), 2 * psi + 1, (low + high) / 2)
+        middle = torch.where(narrow, high, middle)
+        good = (step >= low) & (step <= high) & (step != psi)  # NaN is not
+        psi = torch.where(done, psi, torch.where(good, step, middle))
+    psi = torch.where(done, psi, torch.where(high.isinf(), psi, high))  # the side that keeps eps
+    spent(psi)
+    return psi
