@@ -157,7 +157,8 @@ def test_no_budget_returns_the_image(attack, digits, network):
 
 @pytest.mark.parametrize("attack", ON_PLANS)
 def test_a_batch_equals_a_loop(attack, digits, network):
-    x, y = digits[0][:4].double(), digits[1][:4]
+    # no pixel can fill up: where one is full to rounding, rounding decides how it is emptied
+    x, y = 0.1 * digits[0][:4].double(), digits[1][:4]
     network = models.build("digits-small", seed=1).double()
     ball = WassersteinBall(0.1)
     whole = attack(network, x, y, ball, steps=5, early_stop=False)
@@ -270,3 +271,49 @@ def test_window_of_the_whole_grid(digits, network):
     ball = WassersteinBall(0.5, GroundCost(window=None))
     done = attacks.transport(network, x, y, ball, steps=10, restarts=0)
     assert bool(certify(x, done.x_adv, ball).inside.all())
+
+
+def test_radius_is_where_transport_breaks(digits, network):
+    x, y = digits
+    found = attacks.radius(network, x, y)
+    right = network.eval()(x).argmax(1) == y
+    assert bool((found.eps[~right] == 0).all()) and bool((found.eps[right] > 0).all())
+    assert bool(torch.isfinite(found.eps).all())
+    assert bool((network(found.x_adv).argmax(1) != y).all())
+    ball = WassersteinBall(float(found.eps.max()))
+    seen = certify(x, found.x_adv, ball)
+    assert bool(seen.inside.all()) and bool((seen.cost <= found.eps + 1e-6).all())
+    for image in range(4):  # a full run at half that budget does not break it
+        if right[image]:
+            less = WassersteinBall(0.5 * float(found.eps[image]))
+            one = slice(image, image + 1)
+            assert not bool(attacks.transport(network, x[one], y[one], less).success)
+
+
+def test_radius_of_an_image_that_never_breaks(digits):
+    x, y = digits[0][:2], torch.zeros(2, dtype=torch.long)
+    found = attacks.radius(Linear(torch.ones(1, 8, 8)), x, y, steps=20)
+    assert bool((found.eps == math.inf).all()) and torch.equal(found.x_adv, x)
+    with pytest.raises(ValueError, match="smallest must be below largest"):
+        attacks.radius(Linear(torch.ones(1, 8, 8)), x, y, smallest=1.0, largest=0.5)
+
+
+def test_a_network_that_is_sure_of_itself_still_has_a_gradient(digits, network):
+    x, y = digits
+    sure = nn.Sequential(network, nn.Linear(10, 10, bias=False))
+    sure[1].weight.data = 1e4 * torch.eye(10)
+    ball = WassersteinBall(1.0)
+    plain, scaled = (attacks.mirror_ascent(m, x, y, ball).success for m in (network, sure))
+    assert bool(plain.all()) and bool(scaled.all())
+
+
+def test_cross_entropy_in_the_direction_of_its_gradient(digits):
+    from wotlab.attacks.objective import Objective
+
+    x, y = digits
+    model = models.build("digits-small", seed=2).double()
+    x = x.double().requires_grad_()
+    ours, _, _ = Objective(model, y, False, "ce").gradient(x)
+    (theirs,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)
+    cosine = nn.functional.cosine_similarity(ours.flatten(1), theirs.flatten(1))
+    assert torch.allclose(cosine, torch.ones_like(cosine))

@@ -112,3 +112,13 @@ def test_bad_input_is_named(pair):
 def test_public_names():
     for name in wotlab.__all__:
         assert getattr(wotlab, name) is not None
+
+
+def test_certify_in_several_processes_gives_the_same():
+    x = torch.rand(120, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    y = x.flip(-1)
+    ball = WassersteinBall(0.5)
+    one, two = certify(x, y, ball), certify(x, y, ball, processes=2)
+    assert torch.equal(one.cost, two.cost) and torch.equal(one.inside, two.inside)
+    with pytest.raises(ValueError, match="processes must be"):
+        certify(x, y, ball, processes=0)

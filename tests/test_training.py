@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import wotlab
-from wotlab import training
+from wotlab import WassersteinBall, attacks, models, training
 from wotlab.training import Standard, fit
 
 
@@ -203,4 +203,34 @@ def test_bad_data_is_named():
     for data in ((x[:0], y[:0]), (x, y[:3]), (x,), torch.utils.data.TensorDataset(x)):
         with pytest.raises(ValueError, match="data"):
             fit(network(), data, epochs=1, **OPTIONS)
-    assert set(training.__all__) == {"Fit", "Standard", "fit"}
+    assert set(training.__all__) == {"Fit", "Standard", "WassersteinAT", "fit"}
+
+
+def test_wasserstein_at_trains_on_attacked_images_and_grows_its_ball():
+    x, y = wotlab.data.load("digits", "train").tensors(slice(0, 64))
+    seen = []
+
+    def attack(model, x, y, ball):
+        seen.append(ball.eps)
+        return attacks.mirror_ascent(model, x, y, ball, steps=2, early_stop=False)
+
+    defense = training.WassersteinAT(WassersteinBall(0.3), lambda epoch: 0.1 * (epoch + 1), attack)
+    model = models.build("digits-small", seed=0)
+    index = torch.arange(64)
+    loss = defense.loss(model, x, y, index)
+    assert float(loss) > float(training.Standard().loss(model, x, y, index))
+    fit(model, (x, y), defense, epochs=3, batch_size=32, progress=False)
+    assert seen[1:] == [0.1, 0.1, 0.2, 0.2, pytest.approx(0.3), pytest.approx(0.3)]
+
+
+@pytest.mark.slow
+def test_wasserstein_at_makes_a_network_more_robust():
+    data = wotlab.data.load("digits", "train").tensors()
+    x, y = wotlab.data.load("digits", "test").tensors()
+    ball, robust = WassersteinBall(0.15), []
+    for defense in (training.Standard(), training.WassersteinAT(ball)):
+        model = models.build("digits-small", seed=0)
+        fit(model, data, defense, epochs=15, lr=0.05, progress=False)
+        done = attacks.transport(model, x, y, ball, steps=30, restarts=1)
+        robust.append(1 - float(done.success.float().mean()))
+    assert robust[1] > robust[0] + 0.15

@@ -1,13 +1,24 @@
 """Attacks: `attack(model, x, y, ball, ...) -> AttackResult`. `transport` is the one to use.
 
 Attacks on the plan (`transport`, `mirror_ascent`, `frank_wolfe`) keep each iterate in the
-Wasserstein ball. `fgsm` and `pgd` step in pixels and project, on any ball.
+Wasserstein ball; `radius` finds the smallest eps that breaks each image. `fgsm` and `pgd` step
+in pixels and project, on any ball.
 """
 
 from wotlab.attacks.frank_wolfe import frank_wolfe
 from wotlab.attacks.mirror import mirror_ascent
 from wotlab.attacks.pgd import fgsm, pgd
+from wotlab.attacks.radius import Radius, radius
 from wotlab.attacks.result import AttackResult
 from wotlab.attacks.transport import transport
 
-__all__ = ["AttackResult", "fgsm", "frank_wolfe", "mirror_ascent", "pgd", "transport"]
+__all__ = [
+    "AttackResult",
+    "Radius",
+    "fgsm",
+    "frank_wolfe",
+    "mirror_ascent",
+    "pgd",
+    "radius",
+    "transport",
+]

@@ -19,7 +19,7 @@ class Rule(Protocol):
 
     def start(self, x: Tensor) -> None: ...
 
-    def step(self, z: Tensor, gradient: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """The next images (B, C, H, W), and what each has spent of its budget, (B,)."""
         ...
 
@@ -36,8 +36,8 @@ class Found:
         self.cost, self.loss = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
         self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
-    def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> None:
-        """Take what is broken first, and else what has the larger loss."""
+    def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> Tensor:
+        """Take what is broken first, and else what has the larger loss; says who may go on."""
         better = (broken & ~self.broken[index]) | (
             (broken == self.broken[index]) & (loss > self.loss[index])
         )
@@ -45,6 +45,7 @@ class Found:
         at = index[better]
         self.x_adv[at], self.broken[at] = z[better], broken[better]
         self.cost[at], self.loss[at] = cost[better], loss[better]
+        return ~broken
 
     def take(self, index: Tensor, other: "Found", rows: Tensor) -> None:
         """Replace what was found of `index` by what another run found in `rows`."""
@@ -61,27 +62,27 @@ def climb(
     *,
     early_stop: bool = True,
     progress: bool = False,
+    found: Found | None = None,
 ) -> Found:
-    """Climb the loss for `steps` gradients; images that are broken leave the batch.
+    """Climb the loss for `steps` gradients; images that are done leave the batch.
 
     The clean image counts: what is broken from the start takes no step. With `early_stop` off
-    (training) all images go on to the end.
+    (training) all images go on to the end. Another `found` may want another image of each.
     """
-    found, index = Found(x), torch.arange(len(x), device=x.device)
+    found, index = found or Found(x), torch.arange(len(x), device=x.device)
     rule.start(x)
     z, spent = x, x.new_zeros(len(x))
     for t in tqdm(range(steps + 1), disable=not progress, leave=False):
         gradient, loss, broken = objective.gradient(z)
-        found.offer(index, z, broken, spent, loss, t)
-        if early_stop and bool(broken.any()):
-            go_on = ~broken
+        go_on = found.offer(index, z, broken, spent, loss, t)
+        if early_stop and not bool(go_on.all()):
             if not bool(go_on.any()):
                 break
             rule.select(go_on)
             objective, index = objective.select(go_on), index[go_on]
-            z, gradient = z[go_on], gradient[go_on]
+            z, gradient, broken = z[go_on], gradient[go_on], broken[go_on]
         if t < steps:
-            z, spent = rule.step(z, gradient, t)
+            z, spent = rule.step(z, gradient, broken, t)
     return found
 
 

@@ -22,7 +22,7 @@ class FrankWolfe:
         self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi = torch.zeros_like(x)
 
-    def step(self, z: Tensor, gradient: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         moves, share = self.moves, 2 / (t + 2)
         vertex = self.oracle(moves.read(unit(gradient) / self.gamma))
         self.shares = (1 - share) * self.shares + share * vertex

@@ -40,7 +40,7 @@ class Mirror:
         self.phi, self.velocity = torch.zeros_like(x), torch.zeros_like(x)
         self.last_psi, self.last_phi = self.psi, self.phi
 
-    def step(self, z: Tensor, gradient: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         self.velocity = self.momentum * self.velocity + unit(gradient)
         self.scores += self.step_size * self.moves.read(self.velocity)
         # scores grow from step to step, and their prices in proportion: go on as they went

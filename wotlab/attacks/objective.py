@@ -15,8 +15,10 @@ LOSSES = ("ce", "margin")
 class Objective:
     """Loss to climb: large where the model errs (or, targeted, where it says the target).
 
-    `ce` is the cross-entropy; `margin` the best logit of another class minus that of the label.
-    Targeted, `y` are the classes to reach, and both losses change their sign. With `aim`, a
+    `ce` climbs the cross-entropy -log p_y through log((1 - p_y) / p_y), which grows with it and
+    has a gradient of the same direction that does not vanish in floating point where p_y rounds
+    to 1, as it does on networks that are sure of themselves. `margin` is the best logit of
+    another class minus that of the label. Targeted, `y` are the classes to reach, and both losses change their sign. With `aim`, a
     class an image, the loss is the logit of that class minus the label's: an untargeted attack
     that runs towards one class.
     """
@@ -43,14 +45,12 @@ class Objective:
         return (logits.argmax(1) == self.y) == self.targeted
 
     def _loss(self, logits: Tensor) -> Tensor:
-        sign = -1 if self.targeted else 1
-        if self.aim is None and self.loss == "ce":
-            return sign * F.cross_entropy(logits, self.y, reduction="none")
         own = logits.gather(1, self.y[:, None])[:, 0]
         if self.aim is not None:
             return logits.gather(1, self.aim[:, None])[:, 0] - own
         others = logits.masked_fill(F.one_hot(self.y, logits.shape[1]).bool(), -torch.inf)
-        return sign * (others.amax(1) - own)
+        rival = others.logsumexp(1) if self.loss == "ce" else others.amax(1)
+        return own - rival if self.targeted else rival - own
 
 
 @contextmanager
