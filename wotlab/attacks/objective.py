@@ -18,9 +18,9 @@ class Objective:
     `ce` climbs the cross-entropy -log p_y through log((1 - p_y) / p_y), which grows with it and
     has a gradient of the same direction that does not vanish in floating point where p_y rounds
     to 1, as it does on networks that are sure of themselves. `margin` is the best logit of
-    another class minus that of the label. Targeted, `y` are the classes to reach, and both losses change their sign. With `aim`, a
-    class an image, the loss is the logit of that class minus the label's: an untargeted attack
-    that runs towards one class.
+    another class minus that of the label. Targeted, `y` are the classes to reach, and both
+    losses change their sign. With `aim`, a class an image, the loss is the logit of that class
+    minus the label's: an untargeted attack that runs towards one class.
     """
 
     def __init__(self, model: nn.Module, y: Tensor, targeted: bool, loss: str, aim=None):

@@ -104,7 +104,7 @@ def pgd(
         Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
         entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;
         "low-pass" blurs the gradient first (Hu et al., A.5; Gaussian of one pixel, 5 x 5).
-    projection : function of (x, w, eps, cost, *, warm) that returns a `Projection` with a plan
+    projection : function of (x, w, eps, cost, warm=...) that returns a `Projection` with a plan
         On a Wasserstein ball: one of `wotlab.projections`, options bound with functools.partial.
         Duals go from step to step.
     schedule : function of the step t, optional
