@@ -44,9 +44,9 @@ def priced_plan(
         total = moves.total(paid * moves.mass)
         slope = moves.total(variance * moves.mass)
         newton = psi + (total / eps).clamp_min(1e-6).log() * total / slope.clamp_min(1e-30)
-        # far from the root the slope misleads: at most four times the last price, or a quarter;
+        # far from the root the slope misleads: at most half as much again, or a third less;
         # and where next to nothing moves it says nothing at all
         newton = torch.where(total > 1e-6 * eps, newton, 0)
-        psi = torch.minimum(torch.maximum(newton, psi / 4), 4 * psi + 1)
+        psi = torch.minimum(torch.maximum(newton, psi / 1.5), 1.5 * psi + 0.5)
         phi = (phi + moves.send(q).clamp_min(1e-6).log()).clamp_min(0)
     return torch.softmax(scores - moves.read(phi) - psi[moves.owner] * cost, 0), psi, phi
