@@ -1,6 +1,6 @@
 """wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
 
-from wotlab import attacks, data, evaluate, models, ot, plots, projections, results, training
+from wotlab import attacks, data, evaluate, models, moves, ot, plots, projections, results, training
 from wotlab.attacks import AttackResult
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.ground import GroundCost
@@ -22,6 +22,7 @@ __all__ = [
     "data",
     "evaluate",
     "models",
+    "moves",
     "ot",
     "plots",
     "projections",

@@ -125,10 +125,10 @@ class WassersteinBall:
         return certify(x, z, self).inside
 
     def project(self, x: Tensor, w: Tensor) -> Tensor:
-        """An image of the ball near w: `wotlab.projections.constrained_sinkhorn`, repaired.
+        """An image of the ball near w: `constrained_sinkhorn`, repaired.
 
         The entropy of that projection keeps it from the nearest image by a little (lam = 1000);
-        `wotlab.projections.exact_projection` gives the nearest one, slowly.
+        `exact_projection` gives the nearest one, slowly. Both are in `wotlab.projections`.
         """
         plan = constrained_sinkhorn(x, w, self.eps, self.cost).plan
         return self.repair(x, plan).image().clamp(0, 1)
