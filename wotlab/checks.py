@@ -14,6 +14,12 @@ def positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
 
 
+def count(name: str, value: int) -> None:
+    """A positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value!r}")
+
+
 def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:
     """A finite floating-point tensor of `ndim` dimensions, none of them empty."""
     if not isinstance(value, Tensor):

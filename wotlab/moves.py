@@ -79,6 +79,13 @@ class Moves:
         shares[self.stay] = 1
         return shares
 
+    def blend(self, shares: Tensor, keep: Tensor) -> Tensor:
+        """The share `keep` (B,) of a plan, and for the rest the plan that moves nothing."""
+        keep = keep[self.owner]
+        shares = shares * keep
+        shares[self.stay] += 1 - keep
+        return shares
+
     def select(self, keep: Tensor) -> tuple["Moves", Tensor]:
         """The moves of the images in `keep`, booleans (B,), and which columns those are."""
         columns = keep[self.owner]
@@ -163,7 +170,6 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
     gain = image - moves.x
     overflow = torch.where(image > 1, (image - 1) / gain.clamp_min(1e-30), 0).amax((1, 2, 3))
     keep = 1 - torch.maximum(blend, overflow.clamp(0, 1))
-    shares = shares * keep[moves.owner]
-    shares[moves.stay] += (1 - keep)[moves.owner]
+    shares = moves.blend(shares, keep)
     image = moves.x + keep[:, None, None, None] * gain
     return shares, image.clamp(0, 1)

@@ -177,8 +177,7 @@ def certify(
     before, after = x.sum((2, 3)), y.sum((2, 3))
     mass_error = ((after - before).abs() / total[:, None]).amax(1)
     box_error = torch.maximum(-y, y - 1).clamp_min(0).amax((1, 2, 3))
-    if not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes must be a positive integer; got {processes!r}")
+    checks.count("processes", processes)
     cost = _distances(x, y, ball.cost, processes, progress) if exact else plan.cost()
     inside = cost <= ball.eps * (1 + tolerance) + torch.finfo(y.dtype).eps
     inside &= (mass_error <= tolerance) & (box_error <= tolerance)

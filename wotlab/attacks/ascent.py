@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from wotlab import checks
 from wotlab.attacks.objective import Objective, attacked, check
 from wotlab.attacks.result import AttackResult, join, judge
 from wotlab.balls import WassersteinBall
@@ -72,24 +73,19 @@ def climb(
     found, index = found or Found(x), torch.arange(len(x), device=x.device)
     rule.start(x)
     z, spent = x, x.new_zeros(len(x))
-    for t in tqdm(range(steps + 1), disable=not progress, leave=False):
+    for t in tqdm(range(steps), disable=not progress, leave=False):
         gradient, loss, broken = objective.gradient(z)
         go_on = found.offer(index, z, broken, spent, loss, t)
         if early_stop and not bool(go_on.all()):
             if not bool(go_on.any()):
-                break
+                return found
             rule.select(go_on)
             objective, index = objective.select(go_on), index[go_on]
             z, gradient, broken = z[go_on], gradient[go_on], broken[go_on]
-        if t < steps:
-            z, spent = rule.step(z, gradient, broken, t)
+        z, spent = rule.step(z, gradient, broken, t)
+    loss, broken = objective.value(z)
+    found.offer(index, z, broken, spent, loss, steps)
     return found
-
-
-def unit(gradient: Tensor) -> Tensor:
-    """The gradient with largest entry 1: its size says nothing about how far to go."""
-    tiny = torch.finfo(gradient.dtype).tiny
-    return gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
 
 
 def attack(
@@ -113,9 +109,8 @@ def attack(
     `exact` asks for the exact distance, where the rule's own price proves nothing.
     """
     start = time.perf_counter()
-    for name, count in (("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive integer; got {count!r}")
+    checks.count("steps", steps)
+    checks.count("batch_size", batch_size)
     with attacked(model):
         check(model, x, y, loss)
         parts = []

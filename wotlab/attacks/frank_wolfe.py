@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.ascent import attack, on_plans, unit
+from wotlab.attacks.ascent import attack, on_plans
+from wotlab.attacks.prices import plan_at
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
 from wotlab.moves import Moves, repair
@@ -24,7 +25,7 @@ class FrankWolfe:
 
     def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         moves, share = self.moves, 2 / (t + 2)
-        vertex = self.oracle(moves.read(unit(gradient) / self.gamma))
+        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma))
         self.shares = (1 - share) * self.shares + share * vertex
         if self.repaired:
             self.shares, z = repair(moves, self.shares, self.budget)
@@ -53,11 +54,6 @@ class FrankWolfe:
         self.moves, columns = self.moves.select(keep)
         self.shares = self.shares[:, columns]
         self.budget, self.phi = self.budget[keep], self.phi[keep]
-
-
-def plan_at(psi: Tensor, scores: Tensor, moves: Moves) -> Tensor:
-    """The oracle's plan at a price of distance."""
-    return torch.softmax(scores - psi[moves.owner] * moves.prices, 0)
 
 
 def bisected_prices(

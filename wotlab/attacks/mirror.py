@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.ascent import attack, on_plans, unit
+from wotlab.attacks.ascent import attack, on_plans
 from wotlab.attacks.prices import priced_plan
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
@@ -23,6 +23,9 @@ class Mirror:
         noise: float = 0.0,
         generator: torch.Generator | None = None,
     ):
+        checks.positive("step_size", step_size)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1); got {momentum!r}")
         self.ball, self.step_size, self.momentum, self.sweeps = ball, step_size, momentum, sweeps
         self.noise, self.generator = noise, generator
 
@@ -41,7 +44,7 @@ class Mirror:
         self.last_psi, self.last_phi = self.psi, self.phi
 
     def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        self.velocity = self.momentum * self.velocity + unit(gradient)
+        self.velocity = self.momentum * self.velocity + self.ball.step(gradient, 1.0)
         self.scores += self.step_size * self.moves.read(self.velocity)
         # scores grow from step to step, and their prices in proportion: go on as they went
         psi, phi = 2 * self.psi - self.last_psi, (2 * self.phi - self.last_phi).clamp_min(0)
@@ -101,7 +104,7 @@ def mirror_ascent(
     targeted : bool
     loss : "ce" or "margin"
     steps : int
-        Gradients; one is taken beyond them, at the last image.
+        Gradients.
     step_size : float
         In units of the score; 1 by default (0.3 to 3 do nearly as well on MNIST).
     momentum : float in [0, 1)
@@ -120,9 +123,6 @@ def mirror_ascent(
     ValueError
         For bad images, labels or numbers, or a model that returns NaN or probabilities.
     """
-    checks.positive("step_size", step_size)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1); got {momentum!r}")
     return attack(
         lambda: Mirror(on_plans(ball), step_size, momentum),
         model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,

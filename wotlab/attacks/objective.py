@@ -35,10 +35,14 @@ class Objective:
         """Gradient (B, C, H, W), loss (B,), and whether each image is broken, (B,)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            logits = self.model(z)
-            loss = self._loss(logits)
+            loss, broken = self.value(z)
             (gradient,) = torch.autograd.grad(loss.sum(), z)
-        return gradient, loss.detach(), self.broken(logits.detach())
+        return gradient, loss.detach(), broken
+
+    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (B,), and whether each image is broken, (B,)."""
+        logits = self.model(z)
+        return self._loss(logits), self.broken(logits)
 
     def broken(self, logits: Tensor) -> Tensor:
         """Whether the images are what the attacker wants: wrong, or the target."""

@@ -6,6 +6,11 @@ from torch import Tensor
 from wotlab.moves import Moves
 
 
+def plan_at(psi: Tensor, scores: Tensor, moves: Moves) -> Tensor:
+    """Shares (K, N) proportional to exp(scores - psi C)."""
+    return torch.softmax(scores - psi[moves.owner] * moves.prices, 0)
+
+
 def priced_plan(
     scores: Tensor, moves: Moves, eps: Tensor, psi: Tensor, phi: Tensor, sweeps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +43,7 @@ def priced_plan(
     """
     cost = moves.prices
     for _ in range(sweeps):
-        q = torch.softmax(scores - moves.read(phi) - psi[moves.owner] * cost, 0)
+        q = plan_at(psi, scores - moves.read(phi), moves)
         paid = (q * cost).sum(0)
         variance = (q * cost.square()).sum(0) - paid.square()
         total = moves.total(paid * moves.mass)
@@ -49,4 +54,4 @@ def priced_plan(
         newton = torch.where(total > 1e-6 * eps, newton, 0)
         psi = torch.minimum(torch.maximum(newton, psi / 1.5), 1.5 * psi + 0.5)
         phi = (phi + moves.send(q).clamp_min(1e-6).log()).clamp_min(0)
-    return torch.softmax(scores - moves.read(phi) - psi[moves.owner] * cost, 0), psi, phi
+    return plan_at(psi, scores - moves.read(phi), moves), psi, phi

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from wotlab import checks
 from wotlab.attacks.ascent import Found, attack, climb, on_plans
 from wotlab.attacks.mirror import Mirror
 from wotlab.attacks.objective import Objective
@@ -61,9 +60,6 @@ def transport(
     ValueError
         As for `mirror_ascent`; for restarts < 0.
     """
-    checks.positive("step_size", step_size)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1); got {momentum!r}")
     if not isinstance(restarts, int) or restarts < 0:
         raise ValueError(f"restarts must be an integer of at least 0; got {restarts!r}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wotlab import data, evaluate, models, results
 
-RELEASED = {  # networks that Wong et al. and Hu et al. published
+NETWORKS = {  # released by Wong et al. and Hu et al., and our own
     "standard": "wong2019_mnist_vanilla.pth",
     "wong2019": "wong2019_mnist_adv_training.pth",
     "hu2020": "hu2020_mnist_adv_training.pth",
@@ -43,12 +43,12 @@ class Run:
     def network(self, name: str) -> nn.Module:
         """A released network, or ours."""
         model = models.build("wong-mnist")
-        models.load_weights(model, self.checkpoints / RELEASED[name])
+        models.load_weights(model, self.checkpoints / NETWORKS[name])
         return model.eval().to(self.device)
 
     def networks(self) -> list[str]:
         """Those whose weights are there."""
-        return [k for k, file in RELEASED.items() if (self.checkpoints / file).exists()]
+        return [k for k, file in NETWORKS.items() if (self.checkpoints / file).exists()]
 
     def recorded(self, what: str, case: str) -> results.Record | None:
         """This number on the same images, if it is there."""

@@ -9,7 +9,7 @@ import torch
 
 from wotlab import attacks, data, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.frame import RELEASED, Run
+from wotlab.experiments.frame import NETWORKS, Run
 
 EPOCHS, EPS, GROW = 12, 0.16, 3
 
@@ -26,7 +26,7 @@ def rate(epoch: int) -> float:
 
 def train(run: Run, seed: int = 0) -> None:
     """Train, and record clean accuracy, time and the weights' checksum."""
-    path = run.checkpoints / RELEASED["ours"]
+    path = run.checkpoints / NETWORKS["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
     start = time.perf_counter()
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)

@@ -110,7 +110,7 @@ def alternate(
     task = units.scaled(x, w, eps)
     checks.positive("lam", lam)
     checks.positive("tol", tol)
-    units.count("max_iter", max_iter)
+    checks.count("max_iter", max_iter)
     beta, psi = _start(task.x, x, warm)
     cap = 1 / task.mass if bound else torch.full_like(task.mass, torch.inf)
     moves = Moves(task.x, cost)

@@ -72,7 +72,7 @@ def dual_projection(
     """
     task = units.scaled(x, x if isinstance(w, TransportPlan) else w, eps)
     checks.positive("tol", tol)
-    units.count("max_iter", max_iter)
+    checks.count("max_iter", max_iter)
     moves = Moves(task.x, cost)
     stepped = _stepped(moves, w, task)
     at = _Active(moves, torch.arange(len(x), device=x.device), task.mass, task.eps, stepped)
@@ -189,7 +189,4 @@ def _inside(moves: Moves, shares: Tensor, eps: Tensor) -> Tensor:
     """Rows that sum to 1 and a cost of at most eps, where rounding left either."""
     shares = shares / shares.sum(0)
     spent = moves.cost(shares)
-    keep = torch.where(spent > eps, eps / spent.clamp_min(1e-300), 1)[moves.owner]
-    shares = shares * keep
-    shares[moves.stay] += 1 - keep
-    return shares
+    return moves.blend(shares, torch.where(spent > eps, eps / spent.clamp_min(1e-300), 1))

@@ -102,10 +102,8 @@ def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor,
     shares = torch.zeros(usable.shape, dtype=goal.dtype, device=goal.device)
     shares[usable] = torch.as_tensor(flow.value).to(goal).clamp_min(0)
     shares /= shares.sum(0)
-    spent = float(moves.cost(shares))
-    if spent > eps:  # by the solver's tolerance
-        shares *= eps / spent
-        shares[moves.stay] += 1 - eps / spent
+    spent = moves.cost(shares)  # over eps by the solver's tolerance
+    shares = moves.blend(shares, (eps / spent.clamp_min(1e-300)).clamp(max=1))
     return shares, float(spend.dual_value), problem.solver_stats.num_iters or 0
 
 

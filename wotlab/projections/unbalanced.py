@@ -84,7 +84,7 @@ def unbalanced_sinkhorn(
     for name, value in (("gamma", gamma), ("eta", eta), ("tau", tau), ("tol", tol)):
         checks.positive(name, value)
     limit = iterations or (10 if variant == "printed" else 5000)
-    units.count("iterations", limit if iterations is None else iterations)
+    checks.count("iterations", limit if iterations is None else iterations)
     task = units.scaled(x, w, 0.0)
     kernel = _Kernel(cost, *x.shape[-2:], eta, x.device)
     blocks = _L2 if variant == "l2" else _Printed if variant == "printed" else _KL

@@ -50,12 +50,6 @@ def budgets(eps: float | Tensor, x: Tensor) -> Tensor:
     return eps
 
 
-def count(name: str, value: int) -> None:
-    """A positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}")
-
-
 def column(value: Tensor) -> Tensor:
     """One number an image, (B,), so that it meets images (B, C, H, W)."""
     return value[:, None, None, None]

@@ -114,9 +114,8 @@ def fit(
         When the loss is no longer finite. The checkpoint then holds the last good epoch.
     """
     data = as_dataset(data)
-    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive integer; got {count!r}")
+    checks.count("epochs", epochs)
+    checks.count("batch_size", batch_size)
     checks.positive("lr", lr)
     defense = defense or Standard()
     place = next(model.parameters()).device
