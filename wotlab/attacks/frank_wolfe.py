@@ -21,7 +21,7 @@ class FrankWolfe:
         self.moves = Moves(x, self.ball.cost)
         self.shares = self.moves.still()
         self.budget = x.new_full((len(x),), self.ball.eps)
-        self.phi = torch.zeros_like(x)
+        self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
 
     def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         moves, share = self.moves, 2 / (t + 2)
@@ -37,7 +37,10 @@ class FrankWolfe:
         """The plan of cost eps that is best for the scores."""
         moves = self.moves
         scores = (scores - moves.read(self.phi)).masked_fill(moves.outside, -torch.inf)
-        low, high = bisected_prices(scores, moves, self.budget)
+        # as published, each search begins anew; else near the last step's price
+        start = (2 * self.psi).clamp_min(1) if self.repaired else torch.ones_like(self.psi)
+        low, high = bisected_prices(scores, moves, self.budget, start)
+        self.psi = high
         vertex = plan_at(high, scores, moves)
         if not self.repaired:
             return vertex
@@ -53,20 +56,20 @@ class FrankWolfe:
     def select(self, keep: Tensor) -> None:
         self.moves, columns = self.moves.select(keep)
         self.shares = self.shares[:, columns]
-        self.budget, self.phi = self.budget[keep], self.phi[keep]
+        self.budget, self.phi, self.psi = self.budget[keep], self.phi[keep], self.psi[keep]
 
 
 def bisected_prices(
-    scores: Tensor, moves: Moves, eps: Tensor, halvings: int = 50
+    scores: Tensor, moves: Moves, eps: Tensor, start: Tensor, halvings: int = 50
 ) -> tuple[Tensor, Tensor]:
     """Prices psi on both sides of that where the plan costs eps, within 1e-4 as published."""
 
     def over(psi: Tensor) -> Tensor:
         return moves.cost(plan_at(psi, scores, moves)) > eps
 
-    low, high = torch.zeros_like(eps), torch.ones_like(eps)
+    low, high = torch.zeros_like(eps), start
     while bool((cheap := over(high)).any()) and float(high.max()) < 1e12:
-        high = torch.where(cheap, 2 * high, high)
+        low, high = torch.where(cheap, high, low), torch.where(cheap, 2 * high, high)
     for _ in range(halvings):
         wide = high - low > 1e-4 * high
         if not bool(wide.any()):
