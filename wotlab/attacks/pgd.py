@@ -18,6 +18,16 @@ HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
 RULES = ("steepest", "sign", "low-pass")
 
 
+def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
+    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less."""
+    return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
+
+
+def quarter(x: Tensor, eps: float) -> float:
+    """Step on the other balls."""
+    return eps / 4
+
+
 class Projected:
     """One step along the gradient, then back onto the ball."""
 
@@ -54,11 +64,9 @@ class Projected:
         return ball.step(gradient, 1.0)
 
     def size(self, eps: float) -> Tensor | float:
-        if self.step_size is not None:
-            return self.step_size
-        if not isinstance(self.ball, WassersteinBall):
-            return eps / 4
-        return min(eps / 2, HU_STEP) * self.x.sum((1, 2, 3), keepdim=True)
+        if callable(self.step_size):
+            return self.step_size(self.x, eps)
+        return self.step_size
 
     def select(self, keep: Tensor) -> None:
         self.x = self.x[keep]
@@ -77,7 +85,7 @@ def pgd(
     targeted: bool = False,
     loss: str = "ce",
     steps: int = 40,
-    step_size: float | None = None,
+    step_size: float | Callable[[Tensor, float], Tensor] | None = None,
     rule: str = "steepest",
     projection: Callable[..., Projection] = constrained_sinkhorn,
     schedule: Callable[[int], float] | None = None,
@@ -96,10 +104,10 @@ def pgd(
         As for `mirror_ascent`.
     ball : LinfBall, L2Ball or WassersteinBall
     steps : int
-    step_size : float, optional
+    step_size : float, or function of the clean images and eps, optional
         In units of brightness: the largest change of a pixel (for an L2Ball the length of the
-        step). By default eps / 4, and on a Wasserstein ball min(eps / 2, 0.06) of the image's
-        mass (Hu et al., 2020).
+        step). By default eps / 4, and on a Wasserstein ball `hu_step`, min(eps / 2, 0.06) of
+        the image's mass (Hu et al., 2020).
     rule : "steepest", "sign" or "low-pass"
         Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
         entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;
@@ -130,7 +138,9 @@ def pgd(
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
-    if step_size is not None:
+    if step_size is None:
+        step_size = hu_step if isinstance(ball, WassersteinBall) else quarter
+    if not callable(step_size):
         checks.positive("step_size", step_size)
 
     def start_at(x: Tensor, eps: float) -> Tensor:

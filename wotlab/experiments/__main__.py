@@ -5,10 +5,19 @@ from pathlib import Path
 
 import torch
 
-from wotlab.experiments import frame, strength, wasserstein_at
+from wotlab.experiments import frame, hu, natural, strength, subramanyam, wasserstein_at
 
 EXPERIMENTS = {
+    "hu-table-1": hu.table_1,
+    "hu-table-2": hu.table_2,
+    "hu-table-3": hu.table_3,
+    "hu-table-4": natural.hu_table_4,
+    "hu-table-5": hu.table_5,
+    "hu-table-6": natural.hu_table_6,
     "strength": strength.strength,
+    "subramanyam-table-1": subramanyam.table_1,
+    "subramanyam-table-5": natural.subramanyam_table_5,
+    "subramanyam-table-6": natural.subramanyam_table_6,
     "wasserstein-at": wasserstein_at.train,
 }
 
@@ -25,6 +34,7 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="measure what is recorded again")
     given = vars(parser.parse_args())
     experiment = EXPERIMENTS[given.pop("name")]
+    given["out"].mkdir(parents=True, exist_ok=True)
     given["device"] = torch.device(given["device"])
     experiment(frame.Run(**given))
 
