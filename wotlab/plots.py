@@ -90,7 +90,8 @@ def show_images(
     """
     if axes is None:
         _, grid = plt.subplots(1, len(pictures), squeeze=False, figsize=(1.75 * len(pictures), 2))
-        axes = list(grid[0])
+        axes = grid[0]
+    axes = list(axes)
     for ax, picture in zip(axes, pictures, strict=True):
         array = picture.detach().cpu().numpy()
         if array.ndim == 3:

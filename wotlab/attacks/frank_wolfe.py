@@ -10,6 +10,8 @@ from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
 from wotlab.moves import Moves, repair
 
+FULL = 0.3  # of the first price steps; 0.1 and 1 leave more of a linear program's gain
+
 
 class FrankWolfe:
     """Step towards the plan that is best for the gradient as it is now."""
@@ -25,7 +27,7 @@ class FrankWolfe:
 
     def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
         moves, share = self.moves, 2 / (t + 2)
-        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma))
+        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
         self.shares = (1 - share) * self.shares + share * vertex
         if self.repaired:
             self.shares, z = repair(moves, self.shares, self.budget)
@@ -33,7 +35,7 @@ class FrankWolfe:
             z = moves.send(self.shares)
         return z, moves.cost(self.shares)
 
-    def oracle(self, scores: Tensor) -> Tensor:
+    def oracle(self, scores: Tensor, share: float) -> Tensor:
         """The plan of cost eps that is best for the scores."""
         moves = self.moves
         scores = (scores - moves.read(self.phi)).masked_fill(moves.outside, -torch.inf)
@@ -50,7 +52,9 @@ class FrankWolfe:
         spent, more = moves.cost(vertex), moves.cost(dearer)
         mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[moves.owner]
         vertex = (1 - mix) * vertex + mix * dearer
-        self.phi = (self.phi + moves.send(vertex).clamp_min(1e-6).log()).clamp_min(0)
+        # a subgradient step of the price, in the units of the gradient, shorter each time
+        over = moves.send(vertex) - 1
+        self.phi = (self.phi + FULL * share / self.gamma * over).clamp_min(0)
         return repair(moves, vertex, self.budget)[0]
 
     def select(self, keep: Tensor) -> None:
