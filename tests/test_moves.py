@@ -114,3 +114,18 @@ def test_a_pixel_that_must_give_back_twice():
     assert torch.allclose(image.sum(), x.sum())
     plan = moves.plan(fixed)
     assert isinstance(plan, TransportPlan) and torch.allclose(plan.source(), x)
+
+
+def test_rounding_above_a_white_pixel_does_not_cost_the_budget():
+    # a white pixel receives mass within rounding: an image that is as good as full
+    x = torch.tensor([[[[1.0, 0.5, 0.0]]]])
+    moves = Moves(x, GroundCost(window=3))
+    shares = moves.still()
+    white, grey = 0, 1
+    left, right = moves.stay - 1, moves.stay + 1
+    shares[left, grey], shares[right, grey], shares[moves.stay, grey] = 6e-7, 0.4, 0.6 - 6e-7
+    before = moves.cost(shares)
+    assert float(moves.send(shares).max()) > 1 and shares[moves.stay, white] == 1
+    after, z = repair(moves, shares, 1.0)
+    assert torch.allclose(moves.cost(after), before, rtol=1e-5)
+    assert float(z.max()) <= 1 and torch.allclose(z.sum(), x.sum(), rtol=1e-6)

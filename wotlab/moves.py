@@ -132,8 +132,8 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
        images that are still too full all pixels then take no more than 1 - x, the room that
        they have when they send nothing: none can overflow.
     2. Blend with the plan that moves nothing, q <- (1 - t) q + t q_0. The image is then
-       (1 - t) z + t x and the cost (1 - t) times what it was: the smallest t that meets
-       eps (and any overflow by rounding) is exact.
+       (1 - t) z + t x and the cost (1 - t) times what it was: the smallest t that meets eps
+       is exact.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
     image : Tensor (B, C, H, W)
     """
     image = moves.send(shares)
-    rounding = 1 + 8 * torch.finfo(image.dtype).eps  # left to the blend
+    rounding = 1 + 8 * torch.finfo(image.dtype).eps  # left to the last line
     for turn in range(5):
         full = image > rounding
         if not bool(full.any()):
@@ -166,10 +166,7 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
         shares[moves.stay] += 1 - shares.sum(0)
         image = moves.send(shares)
     spent = moves.cost(shares)
-    blend = (1 - eps / spent.clamp_min(1e-30)).clamp(0, 1)
-    gain = image - moves.x
-    overflow = torch.where(image > 1, (image - 1) / gain.clamp_min(1e-30), 0).amax((1, 2, 3))
-    keep = 1 - torch.maximum(blend, overflow.clamp(0, 1))
+    keep = (eps / spent.clamp_min(1e-30)).clamp(max=1)
     shares = moves.blend(shares, keep)
-    image = moves.x + keep[:, None, None, None] * gain
-    return shares, image.clamp(0, 1)
+    image = moves.x + keep[:, None, None, None] * (image - moves.x)
+    return shares, image.clamp(0, 1)  # a pixel may be above 1 by rounding
