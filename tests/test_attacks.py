@@ -1,6 +1,7 @@
 """Attacks: they reach the optimum where it is known, never leave the ball, leave no trace."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import wotlab
 from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks, certify, models
+from wotlab.attacks.pgd import hu_step
 
 ON_PLANS = [attacks.mirror_ascent, attacks.frank_wolfe, attacks.transport]
 ALL = [*ON_PLANS, attacks.pgd, attacks.fgsm]
@@ -221,6 +223,16 @@ def test_pgd_step_rules(rule, digits, network):
     ball = WassersteinBall(0.5)
     done = attacks.pgd(network, x, y, ball, rule=rule, steps=20)
     assert bool(certify(x, done.x_adv, ball).inside.all()) and bool(done.success.any())
+
+
+def test_a_step_may_depend_on_the_image_and_eps(digits, network):
+    x, y = digits
+    ball, options = WassersteinBall(0.1), {"steps": 5}
+    given = attacks.pgd(network, x, y, ball, step_size=partial(hu_step, share=0.06), **options)
+    assert torch.equal(given.x_adv, attacks.pgd(network, x, y, ball, **options).x_adv)
+    # half of eps where that is less, of each image's own mass
+    sizes = hu_step(x, 0.02, share=0.06)[:, 0, 0, 0]
+    assert torch.allclose(sizes, 0.01 * x.sum((1, 2, 3)))
 
 
 def test_pgd_schedule_gives_a_radius(digits, network):

@@ -3,8 +3,70 @@
 from pathlib import Path
 
 from wotlab import results
+from wotlab.experiments.strength import BUDGETS, WHAT
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+NETWORKS = {
+    "standard": "standard",
+    "wong2019": "Wong et al., robust",
+    "hu2020": "Hu et al., robust",
+    "ours": "`WassersteinAT`",
+}
+ATTACKS = {
+    "transport": "`transport`",
+    "mirror": "`mirror_ascent`",
+    "frank-wolfe": "`frank_wolfe`, repaired",
+}
+
+
+def strength_rows() -> list[str]:
+    """The README's table of accuracies, from the records and their printed values."""
+    found = {r.case: r for r in results.read(WHAT)}
+    rows = []
+    for network, name in NETWORKS.items():
+        for attack, text in ATTACKS.items():
+            cases = [found.get(f"{network}-{attack}-eps-{b}") for b in BUDGETS]
+            if any(cases):
+                cells = [f"{r.value:.1f}" if r else "" for r in cases]
+                rows.append(f"| {name} | {text} | {' | '.join(cells)} |")
+        printed = [found[f"{network}-transport-eps-{b}"].printed for b in BUDGETS]
+        if any(printed):
+            cells = [f"{p:.0f}" if p is not None else "" for p in printed]
+            rows.append(f"| {name} | Hu et al., as printed | {' | '.join(cells)} |")
+    return rows
+
+
+def test_table_of_strength_holds_each_record():
+    rows = strength_rows()
+    assert len(rows) > 4
+    for row in rows:
+        assert row in README, row
+
+
+def test_every_success_is_certified():
+    for record in results.read(WHAT):
+        assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.case
+        assert record.details.get("refused_by_exact_lp", 0) == 0, record.case
+
+
+def test_speed_of_attacks_is_the_records():
+    for what in ("radius-speed", "attack-speed"):
+        records = results.read(what)
+        assert records
+        for record in records:
+            if what == "radius-speed" or record.case.endswith("quick"):
+                theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
+                cell = f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s"
+                assert cell in README, cell
+    (memory,) = results.read("attack-memory")
+    assert f"{memory.value / 1024:.1f} GiB" in README
+    assert memory.value < 2 * 1024
+
+
+def test_the_trained_network_is_the_record():
+    (trained,) = results.read("wasserstein-at")
+    assert f"{trained.value:.2f} %" in README
+    assert trained.details["sha256"][:12] in README
 
 
 def test_table_of_speeds_holds_each_record():

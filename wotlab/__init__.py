@@ -1,6 +1,18 @@
 """wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
 
-from wotlab import attacks, data, evaluate, models, moves, ot, plots, projections, results, training
+from wotlab import (
+    attacks,
+    data,
+    evaluate,
+    models,
+    moves,
+    natural,
+    ot,
+    plots,
+    projections,
+    results,
+    training,
+)
 from wotlab.attacks import AttackResult
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.ground import GroundCost
@@ -23,6 +35,7 @@ __all__ = [
     "evaluate",
     "models",
     "moves",
+    "natural",
     "ot",
     "plots",
     "projections",
