@@ -88,6 +88,19 @@ def test_linear_optimum(attack, options, light, eps, digits, single_thread):
     assert float(((best - gained) / (best - start)).max()) < 1e-3
 
 
+def test_frank_wolfe_learns_the_price_of_full_pixels(digits, single_thread):
+    # on bright digits most of the pixels that the gradient likes best are full
+    x = digits[0][:4].double()
+    w = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    ball, y = WassersteinBall(0.2), torch.zeros(4, dtype=torch.long)
+    best = x.new_tensor([linear_optimum(a, w, ball.eps, ball.cost) for a in x])
+    start, gaps = (x * w).sum((1, 2, 3)), []
+    for steps in (10, 300):
+        z = attacks.frank_wolfe(Linear(w), x, y, ball, loss="margin", steps=steps).x_adv
+        gaps.append(float(((best - (z * w).sum((1, 2, 3))) / (best - start)).max()))
+    assert gaps[1] < 0.01 < gaps[0]
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     eps=st.sampled_from([1e-6, 1e-3, 0.05, 0.4, 3.0, 100.0]),

@@ -10,8 +10,6 @@ from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
 from wotlab.moves import Moves, repair
 
-FULL = 0.3  # of the first price steps; 0.1 and 1 leave more of a linear program's gain
-
 
 class FrankWolfe:
     """Step towards the plan that is best for the gradient as it is now."""
@@ -52,10 +50,10 @@ class FrankWolfe:
         spent, more = moves.cost(vertex), moves.cost(dearer)
         mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[moves.owner]
         vertex = (1 - mix) * vertex + mix * dearer
-        # a subgradient step of the price, in the units of the gradient, shorter each time
+        # a subgradient step of the price of full pixels, in the gradient's units
         over = moves.send(vertex) - 1
-        self.phi = (self.phi + FULL * share / self.gamma * over).clamp_min(0)
-        return repair(moves, vertex, self.budget)[0]
+        self.phi = (self.phi + share / self.gamma * over).clamp_min(0)
+        return vertex
 
     def select(self, keep: Tensor) -> None:
         self.moves, columns = self.moves.select(keep)
