@@ -22,17 +22,23 @@ ATTACKS = {
 def strength_rows() -> list[str]:
     """The README's table of accuracies, from the records and their printed values."""
     found = {r.case: r for r in results.read(WHAT)}
+    few = min(r.details["total"] for r in found.values())  # images that all attacks have seen
     rows = []
-    for network, name in NETWORKS.items():
-        for attack, text in ATTACKS.items():
-            cases = [found.get(f"{network}-{attack}-eps-{b}") for b in BUDGETS]
-            if any(cases):
-                cells = [f"{r.value:.1f}" if r else "" for r in cases]
-                rows.append(f"| {name} | {text} | {' | '.join(cells)} |")
-        printed = [found[f"{network}-transport-eps-{b}"].printed for b in BUDGETS]
-        if any(printed):
-            cells = [f"{p:.0f}" if p is not None else "" for p in printed]
-            rows.append(f"| {name} | Hu et al., as printed | {' | '.join(cells)} |")
+
+    def add(network: str, attack: str, values: list) -> None:
+        cells = ["" if v is None else f"{v:.1f}" for v in values]
+        rows.append(f"| {NETWORKS[network]} | {attack} | {' | '.join(cells)} |")
+
+    for network in NETWORKS:
+        cases = {a: [found.get(f"{network}-{a}-eps-{b}") for b in BUDGETS] for a in ATTACKS}
+        add(network, "`transport`, 1,000 images", [r.value for r in cases["transport"]])
+        if any(r.printed for r in cases["transport"]):
+            add(network, "Hu et al., as printed", [r.printed for r in cases["transport"]])
+        if any(cases["mirror"]):
+            for attack, records in cases.items():
+                left = [r and sum(i < few for i in r.details["left"]) for r in records]
+                share = [None if n is None else 100 * n / few for n in left]
+                add(network, f"{ATTACKS[attack]}, {few} images", share)
     return rows
 
 
