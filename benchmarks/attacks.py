@@ -31,7 +31,7 @@ from wotlab.experiments import hu
 from wotlab.experiments.frame import NETWORKS
 
 EPS = 100 / 784
-QUICK, THOROUGH = {"steps": 20, "restarts": 1}, {"steps": 50, "restarts": 3}
+QUICK, THOROUGH = {"steps": 40, "restarts": 0}, {"steps": 50, "restarts": 3}
 
 
 def wu(x, w, eps, cost, warm=None):

@@ -1,5 +1,6 @@
 """Attacks: they reach the optimum where it is known, never leave the ball, leave no trace."""
 
+import copy
 import math
 from functools import partial
 
@@ -152,6 +153,16 @@ def test_a_wider_ball_breaks_no_less(digits, network):
         for e in (0.0, 0.1, 0.4, 1.0)
     ]
     assert shares == sorted(shares)
+
+
+def test_transport_breaks_what_its_parts_break(network):
+    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 40))
+    sharp, ball = copy.deepcopy(network).double(), WassersteinBall(0.1)
+    transport = partial(attacks.transport, sharp, x.double(), y, ball, steps=10)
+    whole, mirror = transport(restarts=1).success, transport(restarts=0).success
+    fw = attacks.frank_wolfe(sharp, x.double(), y, ball, steps=20).success
+    assert bool((whole >= (mirror | fw)).all())
+    assert bool((fw & ~mirror).any()) and not bool(whole.all())  # or the line above shows nothing
 
 
 def test_targeted(digits, network):

@@ -14,7 +14,7 @@ from wotlab.moves import Moves, repair
 class FrankWolfe:
     """Step towards the plan that is best for the gradient as it is now."""
 
-    def __init__(self, ball: WassersteinBall, gamma: float, repaired: bool):
+    def __init__(self, ball: WassersteinBall, gamma: float = 1e-3, repaired: bool = True):
         self.ball, self.gamma, self.repaired = ball, gamma, repaired
 
     def start(self, x: Tensor) -> None:
