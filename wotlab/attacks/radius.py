@@ -121,7 +121,8 @@ def radius(
     growth : float
     patience : int
         An image leaves when so many steps have not made it cheaper by one per cent. Measured on
-        MNIST: growth 0.1 and patience 15 take 1.7 times as long for budgets 1 to 5 % smaller.
+        MNIST: growth 0.1 and patience 15 take 1.7 times as long for budgets 1 to 5 % smaller;
+        patience 1 takes 50 to 70 % of the time, for budgets 35 to 140 % larger.
     steps : int
         At most.
 
