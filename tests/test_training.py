@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import wotlab
-from wotlab import WassersteinBall, attacks, models, training
-from wotlab.training import Standard, fit
+from wotlab import LinfBall
+from wotlab.training import PGDAT, AdversarialTransport, Standard, fit
 
 
 def images(count=60):
@@ -69,6 +69,137 @@ def test_resumed_equals_uninterrupted(tmp_path):
     short = fit(again, images(), epochs=5, checkpoint=tmp_path / "c.pt", **OPTIONS)
     assert same(whole, again)
     assert [e["loss"] for e in short.history] == [e["loss"] for e in long.history]
+
+
+class Remember(AdversarialTransport):
+    """A defense with a state of its own, and noise."""
+
+    def __init__(self):
+        super().__init__(LinfBall(0.1))
+
+
+@pytest.mark.parametrize("defense", [Standard, Remember])
+def test_resumed_within_an_epoch_equals_uninterrupted(defense, tmp_path):
+    class Stop(Exception):
+        pass
+
+    class Stopping(defense):
+        calls = 0
+
+        def loss(self, *given):
+            Stopping.calls += 1
+            if Stopping.calls == 7:  # in the second epoch of four minibatches
+                raise Stop
+            return super().loss(*given)
+
+    Stopping.__name__ = defense.__name__
+    whole, again = network(), network(seed=9)
+    options = OPTIONS | {"epochs": 3, "ema": 0.9}
+    long = fit(whole, images(), defense(), **options)
+    options |= {"checkpoint": tmp_path / "c.pt", "save_every": 1e-9}
+    with pytest.raises(Stop):
+        fit(network(), images(), Stopping(), **options)
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["position"] == 2
+    short = fit(again, images(), defense(), **options)
+    assert same(whole, again)
+    for one, two in zip(long.history, short.history, strict=True):
+        assert all(one[k] == two[k] for k in ("loss", "clean_loss", "gradients"))
+
+
+def test_moving_average_of_the_weights():
+    x, y = images()
+    seen = []
+
+    class Look(Standard):
+        def loss(self, model, *given):
+            seen.append({k: w.clone() for k, w in model.module.state_dict().items()})
+            return super().loss(model, *given)
+
+    model = network()
+    fit(model, (x, y), Look(), epochs=2, ema=0.9, **OPTIONS)
+    last = network()
+    fit(last, (x, y), epochs=2, **OPTIONS)
+    states = [*seen[1:], last.state_dict()]
+    for name, w in model.state_dict().items():
+        mean = states[0][name]  # the average begins with the weights after the first step
+        for state in states[1:]:
+            mean = 0.9 * mean + 0.1 * state[name]
+        assert torch.allclose(w, mean, atol=1e-6)
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    values, states = iter([0.1, 0.7, 0.3, 0.7]), []
+
+    def validate(model):
+        assert not model.training
+        states.append({k: w.clone() for k, w in model.state_dict().items()})
+        return next(values)
+
+    model = network()
+    options = OPTIONS | {"validate": validate, "checkpoint": tmp_path / "c.pt"}
+    fit(model, images(), epochs=3, **options)
+    done = fit(network(), images(), epochs=4, **options)  # the best one is in the checkpoint
+    assert done.best == 1 and [e["validation"] for e in done.history] == [0.1, 0.7, 0.3, 0.7]
+    assert all(torch.equal(w, states[1][k]) for k, w in model.state_dict().items())
+
+
+def test_gradients_are_counted_and_the_clean_loss_is_seen():
+    x, y = images()
+    done = fit(network(), (x, y), epochs=2, **OPTIONS)
+    assert [e["gradients"] for e in done.history] == [60, 60]
+    attack = lambda m, a, b, ball: wotlab.attacks.pgd(  # noqa: E731
+        m, a, b, ball, steps=3, early_stop=False
+    )
+    attacked = fit(network(), (x, y), PGDAT(LinfBall(0.2), attack=attack), epochs=2, **OPTIONS)
+    assert [e["gradients"] for e in attacked.history] == [240, 240]
+    for entry in attacked.history:
+        assert 0 < entry["clean_loss"] < entry["loss"] and entry["seconds"] > 0
+
+
+TWO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+from lightning_fabric import Fabric
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+model, x, defense = t.plain(), t.images(61), t.Still()  # parts of 16 and, last, 13: 7 and 6
+done = t.fit(model, x, defense, epochs=3, fabric=fabric, checkpoint=sys.argv[2] + "/c.pt",
+             **t.OPTIONS)
+if fabric.global_rank == 0:
+    t.torch.save([model.state_dict(), done.history, defense.state_dict()], sys.argv[2] + "/two.pt")
+"""
+
+
+class Still(AdversarialTransport):
+    """Without noise: processes draw their own."""
+
+    def __init__(self):
+        super().__init__(LinfBall(0.1), wotlab.gibbs.Chain("sign", sigma=1e-6, eta=0.02))
+
+
+def plain():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    weights, history, memory = torch.load(tmp_path / "two.pt", weights_only=True)
+    one, defense = plain(), Still()
+    done = fit(one, images(61), defense, epochs=3, **OPTIONS)
+    for name, w in one.state_dict().items():
+        assert torch.allclose(w, weights[name], atol=1e-4)
+    assert torch.allclose(defense.kept.float(), memory["kept"].float(), atol=2e-3)
+    for alone, both in zip(done.history, history, strict=True):
+        assert alone["gradients"] == both["gradients"] == 122
+        assert both["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+        assert both["clean_loss"] == pytest.approx(alone["clean_loss"], abs=1e-4)
 
 
 SCRIPT = """
@@ -203,34 +334,5 @@ def test_bad_data_is_named():
     for data in ((x[:0], y[:0]), (x, y[:3]), (x,), torch.utils.data.TensorDataset(x)):
         with pytest.raises(ValueError, match="data"):
             fit(network(), data, epochs=1, **OPTIONS)
-    assert set(training.__all__) == {"Fit", "Standard", "WassersteinAT", "fit"}
-
-
-def test_wasserstein_at_trains_on_attacked_images_and_grows_its_ball():
-    x, y = wotlab.data.load("digits", "train").tensors(slice(0, 64))
-    seen = []
-
-    def attack(model, x, y, ball):
-        seen.append(ball.eps)
-        return attacks.mirror_ascent(model, x, y, ball, steps=2, early_stop=False)
-
-    defense = training.WassersteinAT(WassersteinBall(0.3), lambda epoch: 0.1 * (epoch + 1), attack)
-    model = models.build("digits-small", seed=0)
-    index = torch.arange(64)
-    loss, clean = (d.loss(model, x, y, index).detach() for d in (defense, training.Standard()))
-    assert float(loss) > float(clean)
-    fit(model, (x, y), defense, epochs=3, batch_size=32, progress=False)
-    assert seen[1:] == [0.1, 0.1, 0.2, 0.2, pytest.approx(0.3), pytest.approx(0.3)]
-
-
-@pytest.mark.slow
-def test_wasserstein_at_makes_a_network_more_robust():
-    data = wotlab.data.load("digits", "train").tensors()
-    x, y = wotlab.data.load("digits", "test").tensors()
-    ball, robust = WassersteinBall(0.15), []
-    for defense in (training.Standard(), training.WassersteinAT(ball)):
-        model = models.build("digits-small", seed=0)
-        fit(model, data, defense, epochs=15, lr=0.05, progress=False)
-        done = attacks.transport(model, x, y, ball, steps=30, restarts=1)
-        robust.append(1 - float(done.success.float().mean()))
-    assert robust[1] > robust[0] + 0.15
+    with pytest.raises(ValueError, match="index"):
+        fit(network(), iter([(x[0], y[0])]), epochs=1, **OPTIONS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from wotlab.training.fit import as_dataset
+from wotlab.training.batches import as_dataset
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 Attacks on the plan (`transport`, `mirror_ascent`, `frank_wolfe`) keep each iterate in the
 Wasserstein ball; `radius` finds the smallest eps that breaks each image. `fgsm` and `pgd` step
-in pixels and project, on any ball.
+in pixels and project, on any ball; `langevin` samples an l-infinity ball.
 """
 
 from wotlab.attacks.frank_wolfe import frank_wolfe
+from wotlab.attacks.langevin import langevin
 from wotlab.attacks.mirror import mirror_ascent
 from wotlab.attacks.pgd import fgsm, pgd
 from wotlab.attacks.radius import Radius, radius
@@ -17,6 +18,7 @@ __all__ = [
     "Radius",
     "fgsm",
     "frank_wolfe",
+    "langevin",
     "mirror_ascent",
     "pgd",
     "radius",

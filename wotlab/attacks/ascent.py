@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.attacks.objective import Objective, attacked, check
+from wotlab.attacks.objective import Objective, attacked, check, objective_of
 from wotlab.attacks.result import AttackResult, join, judge
 from wotlab.balls import WassersteinBall
 from wotlab.plans import certify
@@ -20,7 +20,9 @@ class Rule(Protocol):
 
     def start(self, x: Tensor) -> None: ...
 
-    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         """The next images (B, C, H, W), and what each has spent of its budget, (B,)."""
         ...
 
@@ -81,8 +83,9 @@ def climb(
                 return found
             rule.select(go_on)
             objective, index = objective.select(go_on), index[go_on]
-            z, gradient, broken = z[go_on], gradient[go_on], broken[go_on]
-        z, spent = rule.step(z, gradient, broken, t)
+            z, gradient = z[go_on], gradient[go_on]
+            loss, broken = loss[go_on], broken[go_on]
+        z, spent = rule.step(z, gradient, loss, broken, t)
     loss, broken = objective.value(z)
     found.offer(index, z, broken, spent, loss, steps)
     return found
@@ -115,7 +118,7 @@ def attack(
         check(model, x, y, loss)
         parts = []
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
-            objective = Objective(model, b, targeted, loss)
+            objective = objective_of(model, a, b, targeted, loss)
             found = climb(rule(), objective, a, steps, early_stop=early_stop, progress=progress)
             if again is not None:
                 again(objective, a, found)

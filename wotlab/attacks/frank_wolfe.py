@@ -23,7 +23,9 @@ class FrankWolfe:
         self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
 
-    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         moves, share = self.moves, 2 / (t + 2)
         vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
         self.shares = (1 - share) * self.shares + share * vertex

@@ -43,7 +43,9 @@ class Mirror:
         self.phi, self.velocity = torch.zeros_like(x), torch.zeros_like(x)
         self.last_psi, self.last_phi = self.psi, self.phi
 
-    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         self.velocity = self.momentum * self.velocity + self.ball.step(gradient, 1.0)
         self.scores += self.step_size * self.moves.read(self.velocity)
         # scores grow from step to step, and their prices in proportion: go on as they went
@@ -102,7 +104,7 @@ def mirror_ascent(
     ball : WassersteinBall
         Budget in pixels of distance; its cost's window limits the moves.
     targeted : bool
-    loss : "ce" or "margin"
+    loss : "ce", "margin" or "kl"
     steps : int
         Gradients.
     step_size : float

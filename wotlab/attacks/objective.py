@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from wotlab import checks
 
-LOSSES = ("ce", "margin")
+LOSSES = ("ce", "margin", "kl")
 
 
 class Objective:
@@ -19,17 +19,28 @@ class Objective:
     has a gradient of the same direction that does not vanish in floating point where p_y rounds
     to 1, as it does on networks that are sure of themselves. `margin` is the best logit of
     another class minus that of the label. Targeted, `y` are the classes to reach, and both
-    losses change their sign. With `aim`, a class an image, the loss is the logit of that class
-    minus the label's: an untargeted attack that runs towards one class.
+    losses change their sign. `kl` is KL(p(x) | p(z)) with p(x) from the logits `clean`: how far
+    the prediction has moved, whatever the label (Zhang et al., 2019). It is flat at z = x: start
+    elsewhere. With `aim`, a class an image, the loss is the logit of that class minus the
+    label's: an untargeted attack that runs towards one class.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor, targeted: bool, loss: str, aim=None):
-        self.model, self.y, self.targeted, self.loss, self.aim = model, y, targeted, loss, aim
+    def __init__(self, model: nn.Module, y: Tensor, targeted: bool, loss: str, clean=None):
+        self.model, self.y, self.targeted, self.loss = model, y, targeted, loss
+        self.clean, self.aim = clean, None
 
     def select(self, keep: Tensor) -> "Objective":
-        """The same for some of the images."""
-        aim = None if self.aim is None else self.aim[keep]
-        return Objective(self.model, self.y[keep], self.targeted, self.loss, aim)
+        """The same for some of the images: their places, or booleans."""
+        clean = None if self.clean is None else self.clean[keep]
+        some = Objective(self.model, self.y[keep], self.targeted, self.loss, clean)
+        some.aim = None if self.aim is None else self.aim[keep]
+        return some
+
+    def towards(self, aim: Tensor) -> "Objective":
+        """The same climb, each image towards one class of its own."""
+        some = Objective(self.model, self.y, self.targeted, self.loss, self.clean)
+        some.aim = aim
+        return some
 
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (B, C, H, W), loss (B,), and whether each image is broken, (B,)."""
@@ -52,9 +63,17 @@ class Objective:
         own = logits.gather(1, self.y[:, None])[:, 0]
         if self.aim is not None:
             return logits.gather(1, self.aim[:, None])[:, 0] - own
+        if self.loss == "kl":
+            p, q = self.clean.log_softmax(1), logits.log_softmax(1)
+            return (p.exp() * (p - q)).sum(1) * (-1 if self.targeted else 1)
         others = logits.masked_fill(F.one_hot(self.y, logits.shape[1]).bool(), -torch.inf)
         rival = others.logsumexp(1) if self.loss == "ce" else others.amax(1)
         return own - rival if self.targeted else rival - own
+
+
+def objective_of(model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: str) -> Objective:
+    """The objective around the clean images x."""
+    return Objective(model, y, targeted, loss, model(x) if loss == "kl" else None)
 
 
 @contextmanager
@@ -81,8 +100,9 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
         raise ValueError(f"y must be {len(x)} class numbers, a tensor of dtype int64; got {found}")
     if y.device != x.device:
         raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
-    logits = model(x[:64])
-    if logits.ndim != 2 or len(logits) != len(x[:64]):
+    few = x[:8]  # enough to see what kind of model it is
+    logits = model(few)
+    if logits.ndim != 2 or len(logits) != len(few):
         raise ValueError(f"model must return logits (B, classes); got {tuple(logits.shape)}")
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("model returns NaN or infinity on x; check its weights")

@@ -40,7 +40,9 @@ class Projected:
         if isinstance(self.ball, WassersteinBall):
             self.moves = Moves(x, self.ball.cost)
 
-    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         eps = self.ball.eps if self.schedule is None else self.schedule(t)
         ball = replace(self.ball, eps=eps)
         if t == 0 and self.start_at is not None:

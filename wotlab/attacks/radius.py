@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wotlab import checks
 from wotlab.attacks.ascent import Found, climb
 from wotlab.attacks.mirror import Mirror
-from wotlab.attacks.objective import Objective, attacked, check
+from wotlab.attacks.objective import attacked, check, objective_of
 from wotlab.balls import WassersteinBall
 from wotlab.ground import GroundCost
 
@@ -52,14 +52,16 @@ class Growing(Mirror):
         self.rate = torch.full_like(self.budget, self.growth)
         self.was, self.spent = torch.zeros_like(self.budget, dtype=torch.bool), self.budget
 
-    def step(self, z: Tensor, gradient: Tensor, broken: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         if t > 0:
             self.rate = torch.where(broken != self.was, self.rate / 2, self.rate)
             lower, higher = self.spent * (1 - self.rate), self.budget * (1 + self.rate)
             self.budget = torch.where(broken, lower, higher).clamp(max=self.largest)
             self.scores *= 1 - FORGET
         self.was = broken
-        z, self.spent = super().step(z, gradient, broken, t)
+        z, self.spent = super().step(z, gradient, loss, broken, t)
         return z, self.spent
 
     def select(self, keep: Tensor) -> None:
@@ -146,7 +148,7 @@ def radius(
         check(model, x, y, loss)
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
             rule = Growing(WassersteinBall(smallest, cost), step_size, momentum, growth, largest)
-            objective = Objective(model, b, False, loss)
+            objective = objective_of(model, a, b, False, loss)
             parts.append(
                 climb(rule, objective, a, steps, progress=progress, found=Cheapest(a, patience))
             )

@@ -69,8 +69,8 @@ def transport(
         def run(rule: Mirror | FrankWolfe, steps: int, aims: Tensor | None = None) -> None:
             left = (~found.broken).nonzero()[:, 0]
             if len(left):
-                aim = None if aims is None else aims[left]
-                some = Objective(model, objective.y[left], targeted, loss, aim)
+                some = objective.select(left)
+                some = some if aims is None else some.towards(aims[left])
                 more = climb(rule, some, x[left], steps, progress=progress)
                 won = more.broken.nonzero()[:, 0]
                 found.take(left[won], more, won)

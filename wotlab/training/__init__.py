@@ -1,6 +1,30 @@
-"""Training: one loop, `fit`; a defense is an object that says what the loss is."""
+"""Training: one loop, `fit`, on one device or many; a defense says what the loss is.
 
-from wotlab.training.defenses import Standard, WassersteinAT
+A defense is an object with `loss(model, x, y, index)`: the mean loss of the minibatch x (B, C,
+H, W), y (B,), whose images have the places `index` (B,) in the data set. It may also have
+
+- `start_epoch(epoch)`, called before each epoch (from 0),
+- `prepare(size)`, called once with the size of the data set,
+- `repeats`, the number of steps on each minibatch,
+- `state_dict()` and `load_state_dict(state)`: what goes into checkpoints,
+- `gather(fabric)`, called before each checkpoint and after each epoch: share its state with the
+  other processes.
+"""
+
+from wotlab.training.adversarial_transport import AdversarialTransport
+from wotlab.training.defenses import MART, PGDAT, TRADES, FastAT, FreeAT, WassersteinAT
 from wotlab.training.fit import Fit, fit
+from wotlab.training.standard import Standard
 
-__all__ = ["Fit", "Standard", "WassersteinAT", "fit"]
+__all__ = [
+    "MART",
+    "PGDAT",
+    "TRADES",
+    "AdversarialTransport",
+    "FastAT",
+    "Fit",
+    "FreeAT",
+    "Standard",
+    "WassersteinAT",
+    "fit",
+]

@@ -1,28 +1,241 @@
-"""Defenses: objects with `loss(model, x, y, index)`, which `fit` minimises.
-
-A defense that changes from epoch to epoch also has `start_epoch(epoch)`.
-"""
+"""Adversarial training in its usual forms: PGD-AT, TRADES, MART, fast and free, Wasserstein."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import torch
+from lightning_fabric.wrappers import is_wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab.attacks import AttackResult, mirror_ascent
-from wotlab.balls import WassersteinBall
+from wotlab import checks
+from wotlab.attacks import AttackResult, mirror_ascent, pgd
+from wotlab.balls import LinfBall, WassersteinBall
+
+Attack = Callable[..., AttackResult]
 
 
-class Standard:
-    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all."""
+def bare(model: nn.Module) -> nn.Module:
+    """The network itself, without what an engine wraps around it: attacks ask this one.
+
+    A wrapper may average over processes at every call, and attacks call it unequally often.
+    """
+    return model.module if is_wrapped(model) else model
+
+
+class PGDAT:
+    r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
+
+    Parameters
+    ----------
+    ball : LinfBall, L2Ball or WassersteinBall
+        Its eps is that of the last epochs.
+    eps : function of the epoch (from 0), optional
+        eps of each epoch; constant by default.
+    attack : attack, optional
+        Called as `attack(model, x, y, ball)`; bind its options with functools.partial. By
+        default `pgd` from a random start with 40 steps (as on MNIST in the paper) of
+        2.5 * eps / 40, that go on after an image is broken.
+
+    Notes
+    -----
+    Attacks run in eval mode, the loss in the model's own mode. An attack leaves no trace in
+    the weights' gradients.
+    """
+
+    def __init__(self, ball, eps: Callable[[int], float] | None = None, attack=None):
+        self.ball, self.eps = ball, eps
+        self.attack = attack or self.default_attack()
+        self.start_epoch(0)
+
+    def default_attack(self) -> Attack:
+        return madry(steps=40)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the budget of this epoch."""
+        self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
+
+    def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The images of this minibatch, attacked."""
+        return self.attack(bare(model), x, y, self.now).x_adv
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Mean cross-entropy of the minibatch; `index` are the images' places in the data set."""
-        return F.cross_entropy(model(x), y)
+        """Mean cross-entropy of the attacked minibatch."""
+        return F.cross_entropy(model(self.attacked(model, x, y)), y)
 
 
-class WassersteinAT:
+def madry(steps: int, loss: str = "ce") -> Attack:
+    """`pgd` from a random start, with steps of 2.5 * eps / steps (Madry et al., 2018)."""
+    return partial(
+        pgd, steps=steps, step_size=lambda x, eps: 2.5 * eps / steps, loss=loss,
+        random_start=True, early_stop=False,
+    )  # fmt: skip
+
+
+class TRADES(PGDAT):
+    r"""E[CE(model(x), y) + beta max_{z in ball(x)} KL(p(x) | p(z))] (Zhang et al., 2019).
+
+    Parameters
+    ----------
+    ball, eps
+        As for `PGDAT`.
+    beta : float > 0
+        Weight of the divergence: 6, as in the paper's best rows. Larger is more robust, and less
+        accurate on clean images.
+    attack : attack, optional
+        By default `pgd` that climbs the divergence ("kl"), 10 steps from a random start.
+
+    Raises
+    ------
+    ValueError
+        For beta <= 0.
+    """
+
+    def __init__(self, ball, eps=None, attack=None, *, beta: float = 6.0):
+        checks.positive("beta", beta)
+        super().__init__(ball, eps, attack)
+        self.beta = beta
+
+    def default_attack(self) -> Attack:
+        return madry(steps=10, loss="kl")
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Cross-entropy of the clean images, and the divergence of the attacked ones."""
+        z = self.attacked(model, x, y)
+        clean, moved = model(x), model(z)
+        return F.cross_entropy(clean, y) + self.beta * divergence(clean, moved).mean()
+
+
+class MART(PGDAT):
+    r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
+
+    E[BCE(p(z), y) + beta (1 - p_y(x)) KL(p(x) | p(z))], where z climbs the cross-entropy in
+    ball(x) and BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k).
+
+    Parameters
+    ----------
+    ball, eps, attack
+        As for `PGDAT`; by default 10 steps.
+    beta : float > 0
+        5 in the paper.
+
+    Raises
+    ------
+    ValueError
+        For beta <= 0.
+    """
+
+    def __init__(self, ball, eps=None, attack=None, *, beta: float = 5.0):
+        checks.positive("beta", beta)
+        super().__init__(ball, eps, attack)
+        self.beta = beta
+
+    def default_attack(self) -> Attack:
+        return madry(steps=10)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Boosted cross-entropy of the attacked images, and the weighted divergence."""
+        z = self.attacked(model, x, y)
+        clean, moved = model(x), model(z)
+        own = F.one_hot(y, moved.shape[1]).bool()
+        # log(1 - p_rival) = log of the sum of all others' probabilities, without cancellation
+        rival = moved.masked_fill(own, -torch.inf).argmax(1, keepdim=True)
+        rest = moved.scatter(1, rival, -torch.inf).logsumexp(1) - moved.logsumexp(1)
+        boosted = F.cross_entropy(moved, y, reduction="none") - rest
+        missed = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
+        return (boosted + self.beta * missed * divergence(clean, moved)).mean()
+
+
+def divergence(clean: Tensor, moved: Tensor) -> Tensor:
+    """KL(p | q) of the classes' probabilities, from logits (B, classes): (B,)."""
+    p, q = clean.log_softmax(1), moved.log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+class FastAT(PGDAT):
+    r"""PGD-AT with one step from a random start (Wong, Rice and Kolter, 2020).
+
+    Parameters
+    ----------
+    ball : LinfBall
+    eps
+        As for `PGDAT`.
+    step : float > 0
+        Length of the step in units of eps: 1.25 in the paper. Much larger ones overfit: the
+        network then breaks under two steps while it withstands one.
+
+    Raises
+    ------
+    ValueError
+        For step <= 0.
+    """
+
+    def __init__(self, ball: LinfBall, eps=None, *, step: float = 1.25):
+        checks.positive("step", step)
+        one = partial(
+            pgd, steps=1, step_size=lambda x, eps: step * eps, random_start=True,
+            early_stop=False,
+        )  # fmt: skip
+        super().__init__(ball, eps, one)
+
+
+class FreeAT:
+    r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
+
+    Each minibatch is trained on `repeats` times; the gradient of each backward pass moves the
+    weights, and its sign, by eps, the perturbation, which goes on into the next minibatch.
+
+    Parameters
+    ----------
+    ball : LinfBall
+    repeats : int >= 1
+        m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
+
+    Raises
+    ------
+    ValueError
+        For a ball of another kind, or repeats < 1.
+    """
+
+    def __init__(self, ball: LinfBall, repeats: int = 8):
+        if not isinstance(ball, LinfBall):
+            raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+        checks.count("repeats", repeats)
+        self.ball, self.repeats, self.change, self.last = ball, repeats, None, None
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Mean cross-entropy of the perturbed minibatch."""
+        self._learn()
+        z = x.clone()
+        if self.change is not None:
+            few = min(len(x), len(self.change))  # a last minibatch may be smaller
+            z[:few] += self.change[:few].to(x)
+        self.last = self.ball.project(x, z).requires_grad_()
+        self.base = x
+        return F.cross_entropy(model(self.last), y)
+
+    def _learn(self) -> None:
+        """Step along the gradient that the last backward pass left at the images."""
+        if self.last is not None and self.last.grad is not None:
+            eps = self.ball.eps
+            change = self.last.detach() - self.base + eps * self.last.grad.sign()
+            change = change.clamp(-eps, eps)
+            if self.change is not None and len(self.change) > len(change):
+                change = torch.cat([change, self.change[len(change) :]])
+            self.change, self.last = change, None
+
+    def state_dict(self) -> dict:
+        """The perturbation, so that a resumed run goes on with it."""
+        self._learn()
+        return {"change": self.change}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.change, self.last = state["change"], None
+
+
+class WassersteinAT(PGDAT):
     r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
 
     Parameters
@@ -34,29 +247,62 @@ class WassersteinAT:
         grow: a network that starts at the full budget may learn nothing at all.
     attack : attack, optional
         Called as `attack(model, x, y, ball)`; bind its options with functools.partial. By
-        default six steps of `mirror_ascent` that go on after an image is broken. For the paper's
-        own training take `pgd` with `constrained_sinkhorn` at tol=0.1, its lenient stop.
+        default six steps of `mirror_ascent` that go on after an image is broken. For the papers'
+        own training take `pgd` with `constrained_sinkhorn` at tol=0.1, its lenient stop, or with
+        `unbalanced_sinkhorn`.
+    noise : float >= 0
+        Deviation of Gaussian noise on the images that are attacked, clamped to [0, 1]: 0.01 in
+        Subramanyam (2022), none by default.
+    features : nn.Module, optional
+        A layer of `model`. The loss is then 0.9 CE + 0.1 KL between the soft-max of this layer's
+        output on the clean and on the attacked images (Subramanyam, 2022).
 
     Notes
     -----
-    Attacks run in eval mode, the loss in the model's own mode. An attack leaves no trace in
-    the weights' gradients.
+    As for `PGDAT`.
+
+    Raises
+    ------
+    ValueError
+        For noise < 0.
     """
 
     def __init__(
         self,
         ball: WassersteinBall,
         eps: Callable[[int], float] | None = None,
-        attack: Callable[..., AttackResult] | None = None,
+        attack: Attack | None = None,
+        *,
+        noise: float = 0.0,
+        features: nn.Module | None = None,
     ):
-        self.ball, self.eps = ball, eps
-        self.attack = attack or partial(mirror_ascent, steps=6, step_size=4.0, early_stop=False)
-        self.start_epoch(0)
+        checks.positive("noise", noise, zero=True)
+        super().__init__(ball, eps, attack)
+        self.noise, self.features = noise, features
 
-    def start_epoch(self, epoch: int) -> None:
-        """Set the budget of this epoch."""
-        self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
+    def default_attack(self) -> Attack:
+        return partial(mirror_ascent, steps=6, step_size=4.0, early_stop=False)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Mean cross-entropy of the attacked minibatch."""
-        return F.cross_entropy(model(self.attack(model, x, y, self.now).x_adv), y)
+        """Mean cross-entropy of the attacked minibatch, or the mixture with the features."""
+        if self.noise:
+            x = (x + self.noise * torch.randn_like(x)).clamp(0, 1)
+        z = self.attacked(model, x, y)
+        if self.features is None:
+            return F.cross_entropy(model(z), y)
+        with watched(self.features) as seen:
+            model(x)
+            logits = model(z)
+        clean, moved = (part.flatten(1) for part in seen)
+        return 0.9 * F.cross_entropy(logits, y) + 0.1 * divergence(clean, moved).mean()
+
+
+@contextmanager
+def watched(layer: nn.Module):
+    """What a layer returns at each call, in a list."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, given, result: seen.append(result))
+    try:
+        yield seen
+    finally:
+        hook.remove()

@@ -1,62 +1,51 @@
-"""The one training loop. It can be killed at any moment and goes on from its last epoch."""
+"""The one training loop, on one device or many. It can be killed at any moment and goes on."""
 
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.training.defenses import Standard
+from wotlab.training import checkpoints
+from wotlab.training.batches import Places, as_dataset, minibatches
+from wotlab.training.standard import Standard
+
+CLEAN_EVERY = 20  # minibatches between two looks at the loss on clean images
 
 
 @dataclass
 class Fit:
-    """What training gave: one entry an epoch in `history`, with `loss` and `seconds`."""
+    """What training gave: one entry an epoch in `history`.
+
+    Attributes
+    ----------
+    history : list of dict
+        `loss`: mean of the defense's loss. `clean_loss`: mean cross-entropy on the clean images
+        of every twentieth minibatch, in eval mode. `gradients`: images whose loss was
+        propagated back through the network, by the attack and by the weights' step together.
+        `seconds`: of the epoch, without validation. `validation`, if there was one.
+    best : int or None
+        With `validate`, the epoch (from 0) whose weights the model has.
+    """
 
     history: list[dict] = field(default_factory=list)
+    best: int | None = None
 
     @property
     def epochs(self) -> int:
         """Epochs done."""
         return len(self.history)
-
-
-class _Indexed(Dataset):
-    """A data set that also says which image it gives."""
-
-    def __init__(self, data: Dataset):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int):
-        return *self.data[index], index
-
-
-def as_dataset(data: Dataset | tuple[Tensor, Tensor]) -> Dataset:
-    """A data set of (image, label), also from a pair of tensors; ValueError if it is not one."""
-    if isinstance(data, (tuple, list)):
-        if len(data) != 2 or len(data[0]) != len(data[1]):
-            raise ValueError("data must be (images, labels) of one length, or a Dataset")
-        data = TensorDataset(*data)
-    if len(data) == 0:
-        raise ValueError("data holds no images")
-    first = data[0]
-    if not isinstance(first, (tuple, list)) or len(first) != 2:
-        raise ValueError("data must give pairs (image, label); this one gives something else")
-    return data
 
 
 def fit(
@@ -69,11 +58,16 @@ def fit(
     lr: float = 0.1,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     schedule: Callable[[int], float] | None = None,
+    ema: float | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    save_every: float = 300.0,
+    fabric: Fabric | None = None,
+    workers: int = 0,
     progress: bool = True,
 ) -> Fit:
-    """Minimise `defense.loss` over the weights of `model`, in place, on the model's device.
+    """Minimise `defense.loss` over the weights of `model`, in place.
 
     Parameters
     ----------
@@ -81,23 +75,38 @@ def fit(
         Left in the mode (train or eval) that it came in.
     data : Dataset of (image, label), or a pair of tensors (images, labels)
     defense : object with `loss(model, x, y, index)`, optional
-        `Standard()` by default. `index` are the images' places in `data`. If it also has
-        `start_epoch(epoch)`, that is called before each epoch.
+        `Standard()` by default. `index` are the images' places in `data`. What else it may have
+        is said in `wotlab.training`.
     epochs : int >= 1
         In all: a resumed run does those that are missing.
     batch_size : int >= 1
+        Images a minibatch, over all processes together.
     lr : float > 0
         Learning rate of the default optimizer, SGD with momentum 0.9 and weight decay 5e-4.
     optimizer : function of the model, optional
         Makes another optimizer, such as `lambda m: torch.optim.Adam(m.parameters(), 1e-3)`.
     schedule : function of the epoch (from 0), optional
         Factor on the learning rate; constant by default.
+    ema : float in (0, 1), optional
+        Decay of an exponential moving average of the weights, such as 0.999. The model ends with
+        the averaged weights, and these are validated.
+    validate : function of the model, optional
+        Called after each epoch in eval mode; the larger, the better, such as the accuracy under
+        an attack on images kept aside. The model ends with the weights of the best epoch.
     seed : int
         Of shuffling and of the model's own randomness (dropout). The same seed gives the same
         weights on the same machine, resumed or not; the global random state is left alone.
     checkpoint : path, optional
-        Written after each epoch, replaced whole or not at all; training goes on from it if it
-        is there.
+        Written after each epoch, and within an epoch every `save_every` seconds; replaced whole
+        or not at all. Training goes on from it, minibatch for minibatch, if it is there.
+    save_every : float > 0
+    fabric : lightning_fabric.Fabric, optional
+        Devices, processes and precision, such as
+        `Fabric(devices=4, strategy="ddp", precision="bf16-mixed")`, launched
+        (`fabric.launch()`). By default the model's own device in its own precision. Strategies
+        that split the weights over processes (FSDP, DeepSpeed) are not supported.
+    workers : int >= 0
+        Processes that load images.
     progress : bool
         Show a progress bar.
 
@@ -108,117 +117,254 @@ def fit(
     Raises
     ------
     ValueError
-        For numbers out of range, data without labels, a checkpoint that is damaged or belongs to
-        another network, data set or setting.
+        For numbers out of range, data without labels or places, a checkpoint that is damaged or
+        belongs to another network, data set or setting.
     FloatingPointError
-        When the loss is no longer finite. The checkpoint then holds the last good epoch.
+        When the loss is no longer finite. The checkpoint then holds the last good state.
     """
     data = as_dataset(data)
     checks.count("epochs", epochs)
     checks.count("batch_size", batch_size)
     checks.positive("lr", lr)
-    defense = defense or Standard()
-    place = next(model.parameters()).device
-    optimiser = (
-        optimizer(model)
-        if optimizer
-        else SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule or (lambda epoch: 1.0))
-    parts = {"model": model, "optimizer": optimiser, "scheduler": scheduler}
-    fingerprint = _fingerprint(model, optimiser, defense, len(data), batch_size, seed)
-    done = _resume(checkpoint, parts, fingerprint)
+    checks.positive("save_every", save_every)
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema must lie between 0 and 1; got {ema!r}")
+    fabric = fabric or _alone(next(model.parameters()).device)
+    if batch_size < fabric.world_size:
+        raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
+    if optimizer is None:
+        optimiser = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+    else:
+        optimiser = optimizer(model)
     mode = model.training
-    model.train()
-    bar = tqdm(total=epochs, initial=done.epochs, disable=not progress, desc="training")
+    run = _Run(model, data, defense or Standard(), fabric, batch_size, seed, workers)
+    run.prepare(optimiser, schedule, ema, validate)
+    run.resume(checkpoint, save_every)
     try:
-        for epoch in range(done.epochs, epochs):
-            if hasattr(defense, "start_epoch"):
-                defense.start_epoch(epoch)
-            with _seeded(seed, epoch) as generator:
-                entry = _epoch(model, data, defense, optimiser, batch_size, generator, place)
-            scheduler.step()
-            done.history.append(entry)
-            bar.set_postfix(loss=f"{entry['loss']:.3f}")
-            bar.update()
-            if checkpoint:
-                _save(checkpoint, parts, fingerprint, done.history)
+        with run.counter, tqdm(disable=not progress or fabric.global_rank > 0) as bar:
+            run.train(epochs, bar)
     finally:
-        bar.close()
         model.train(mode)
-    return done
+    return run.done
 
 
-def _epoch(model, data, defense, optimiser, batch_size, generator, place) -> dict:
-    start, total, seen = time.perf_counter(), 0.0, 0
-    loader = DataLoader(_Indexed(data), batch_size, shuffle=True, generator=generator)
-    for x, y, index in loader:
-        loss = defense.loss(model, x.to(place), y.to(place), index.to(place))
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} after {seen} images of this epoch; lower the learning "
-                f"rate, or check the images. A checkpoint holds the last good epoch"
+def _alone(device: torch.device) -> Fabric:
+    """One process on the model's device."""
+    if device.type == "cuda":
+        return Fabric(accelerator="cuda", devices=[device.index or 0])
+    return Fabric(accelerator=device.type, devices=1)
+
+
+class Gradients:
+    """Counts the images whose loss is propagated back through the network, whoever asks for it."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.images = model, 0
+
+    def __enter__(self) -> "Gradients":
+        self.hook = self.model.register_forward_hook(self.watch)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hook.remove()
+
+    def watch(self, model: nn.Module, given, logits: Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(self.count)
+
+    def count(self, gradient: Tensor) -> None:
+        self.images += len(gradient)
+
+
+class _Run:
+    """One call of `fit`: what it trains, how far it is, and what it has counted."""
+
+    def __init__(self, model, data, defense, fabric: Fabric, batch_size, seed, workers):
+        self.model, self.data, self.defense, self.fabric = model, data, defense, fabric
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        if hasattr(defense, "prepare"):
+            defense.prepare(len(data))
+        self.counter, self.done, self.position = Gradients(model), Fit(), 0
+        self.tally = _tally()
+
+    def prepare(self, optimiser, schedule, ema, validate) -> None:
+        """Everything with a state, in `parts`."""
+        self.wrapped, self.optimiser = self.fabric.setup(self.model, optimiser)
+        self.scheduler = LambdaLR(optimiser, schedule or (lambda epoch: 1.0))
+        self.parts = {
+            "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
+            "precision": self.fabric.strategy.precision,
+        }  # fmt: skip
+        self.average = None
+        if ema is not None:
+            # one step's weights count less and less: average.module is what is kept
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True
             )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        total += loss.item() * len(x)
-        seen += len(x)
-    return {"loss": total / seen, "seconds": time.perf_counter() - start}
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int):
-    """Randomness of one epoch, the same whether training was resumed before it or not."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed * 1_000_003 + epoch)  # the model's own: dropout
-        yield torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # shuffling
-
-
-def _fingerprint(model, optimiser, defense, size, batch_size, seed) -> str:
-    """What must agree for a checkpoint to be continued: network, optimizer, defense, data."""
-    settings = {
-        "weights": {name: list(w.shape) for name, w in model.state_dict().items()},
-        "optimizer": [type(optimiser).__name__, repr(optimiser.defaults)],
-        "defense": type(defense).__name__,
-        "run": [size, batch_size, seed],
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _resume(path, parts: dict, fingerprint: str) -> Fit:
-    if path is None or not Path(path).exists():
-        return Fit()
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        found = saved["fingerprint"]
-    except Exception as error:  # torch raises a different kind for every kind of damage
-        raise ValueError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start anew"
-        ) from error
-    if found != fingerprint:
-        raise ValueError(
-            f"checkpoint {path} belongs to another network, optimizer, defense, data set size, "
-            f"batch_size or seed; delete it, or name another file"
+            self.parts["average"] = self.average
+        if hasattr(self.defense, "state_dict"):
+            self.parts["defense"] = self.defense
+        self.validate, self.best = validate, {}
+        self.fingerprint = checkpoints.fingerprint(
+            self.model, optimiser, self.defense, len(self.data), self.batch_size, self.seed
         )
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return Fit(saved["history"])
+
+    def resume(self, checkpoint, save_every: float) -> None:
+        self.checkpoint, self.save_every = checkpoint, save_every
+        if checkpoint is not None and Path(checkpoint).exists():
+            rest = checkpoints.resume(checkpoint, self.parts, self.fingerprint)
+            self.done, self.best = Fit(rest["history"], rest["best_epoch"]), rest["best"]
+            self.position, self.tally = rest["position"], rest["tally"]
+            if self.fabric.global_rank > 0:  # what is counted there is counted by the first one
+                self.tally = _tally()
+        self.saved = time.monotonic()
+
+    def train(self, epochs: int, bar: tqdm) -> None:
+        seed = self.seed * 1_000_003
+        for epoch in range(self.done.epochs, epochs):
+            places = Places(
+                len(self.data), self.batch_size, seed + epoch,
+                self.fabric.global_rank, self.fabric.world_size,
+            )  # fmt: skip
+            if bar.total is None:
+                bar.reset(total=len(places) * epochs)
+                bar.update(len(places) * epoch + self.position)
+            bar.set_description(f"epoch {epoch + 1} of {epochs}")
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                self.epoch(epoch, places, bar)
+        final = self.best or (self.average and self.average.module.state_dict())
+        if final:
+            self.model.load_state_dict(final)
+
+    def epoch(self, epoch: int, places: Places, bar: tqdm) -> None:
+        if hasattr(self.defense, "start_epoch"):
+            self.defense.start_epoch(epoch)
+        self.model.train()
+        places.skip(self.position)
+        batches = minibatches(self.data, places, self.workers)
+        for size in places.sizes:
+            start = time.perf_counter()
+            # all that is random from here to the next one: the same, resumed or not
+            torch.manual_seed(self.mixed(epoch))
+            self.minibatch(*next(batches), size)
+            self.position += 1
+            self.tally["seconds"] += time.perf_counter() - start
+            bar.update()
+            if self.position % CLEAN_EVERY == 1:
+                bar.set_postfix(self.shown())
+            if self.is_time():
+                self.gather()
+                self.save()
+        self.scheduler.step()
+        self.end_epoch(epoch)
+        bar.set_postfix(self.shown())
+
+    def mixed(self, epoch: int) -> int:
+        """A seed for this minibatch in this process."""
+        place = (self.seed * 1_000_003 + epoch) * 1_000_003 + self.position
+        return (place * 1_009 + self.fabric.global_rank) % 2**63
+
+    def minibatch(self, x: Tensor, y: Tensor, index: Tensor, size: int) -> None:
+        """One step of the weights, or several on the same images if the defense wants them."""
+        x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
+        if self.position % CLEAN_EVERY == 0:
+            self.look(x, y)
+        # processes average their gradients: with unequal parts, weigh each by its images
+        share = len(x) * self.fabric.world_size / size
+        for _ in range(getattr(self.defense, "repeats", 1)):
+            with self.fabric.autocast():
+                loss = self.defense.loss(self.wrapped, x, y, index)
+            mean = float(self.fabric.all_reduce(share * loss.detach()))
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss is {mean} at minibatch {self.position} of epoch "
+                    f"{self.done.epochs}; lower the learning rate, or check the images. "
+                    f"A checkpoint holds the last good state"
+                )
+            self.optimiser.zero_grad()
+            self.fabric.backward(share * loss)
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.tally["loss"] += mean * size
+            self.tally["seen"] += size
+
+    @torch.no_grad()
+    def look(self, x: Tensor, y: Tensor) -> None:
+        """The loss on the clean images, as they are classified."""
+        self.model.eval()
+        with self.fabric.autocast():
+            loss = F.cross_entropy(self.model(x), y, reduction="sum")
+        self.model.train()
+        self.tally["clean_loss"] += float(loss)
+        self.tally["clean_seen"] += len(x)
+
+    def shown(self) -> dict:
+        """What the progress bar says: of this epoch while it runs, else of the last one."""
+        at = self.entry(self.tally) if self.tally["seen"] else self.done.history[-1]
+        gradients = at["gradients"] + self.counter.images
+        text = {"loss": f"{at['loss']:.3f}", "clean": f"{at['clean_loss']:.3f}"}
+        if "validation" in at:
+            text["validation"] = f"{at['validation']:.3f}"
+        return text | {"gradients": f"{gradients:,}"}
+
+    @staticmethod
+    def entry(tally: dict) -> dict:
+        return {
+            "loss": tally["loss"] / tally["seen"],
+            "clean_loss": tally["clean_loss"] / max(tally["clean_seen"], 1),
+            "gradients": round(tally["gradients"]),
+            "seconds": tally["seconds"],
+        }
+
+    def gather(self) -> dict:
+        """What all processes counted, kept by the first; defenses share what they remember."""
+        self.tally["gradients"] += self.counter.images
+        self.counter.images = 0
+        names = ("clean_loss", "clean_seen", "gradients")
+        mine = torch.tensor([self.tally[n] for n in names], dtype=torch.float64)
+        sums = self.fabric.all_reduce(mine, reduce_op="sum").tolist()
+        whole = self.tally | dict(zip(names, sums, strict=True))
+        first = self.fabric.global_rank == 0
+        self.tally = whole if first else self.tally | dict.fromkeys(names, 0)
+        if hasattr(self.defense, "gather"):
+            self.defense.gather(self.fabric)
+        return whole
+
+    def end_epoch(self, epoch: int) -> None:
+        entry = self.entry(self.gather())
+        self.position, self.tally = 0, _tally()
+        if self.validate is not None:
+            candidate = self.model if self.average is None else self.average.module
+            candidate.eval()
+            entry["validation"] = self.fabric.broadcast(float(self.validate(candidate)))
+            values = [past["validation"] for past in self.done.history]
+            if not values or entry["validation"] > max(values):
+                self.done.best = epoch
+                self.best = {k: w.detach().cpu().clone() for k, w in candidate.state_dict().items()}
+        self.done.history.append(entry)
+        self.save()
+
+    def is_time(self) -> bool:
+        """Whether a long epoch wants a checkpoint; the first process decides."""
+        if self.checkpoint is None:
+            return False
+        due = time.monotonic() - self.saved > self.save_every
+        return self.fabric.broadcast(due) if self.fabric.world_size > 1 else due
+
+    def save(self) -> None:
+        if self.checkpoint is None:
+            return
+        if self.fabric.global_rank == 0:
+            rest = {
+                "fingerprint": self.fingerprint, "history": self.done.history,
+                "best_epoch": self.done.best, "best": self.best,
+                "position": self.position, "tally": self.tally,
+            }  # fmt: skip
+            checkpoints.save(self.checkpoint, self.parts, rest)
+        self.saved = time.monotonic()
+        self.fabric.barrier()
 
 
-def _save(path, parts: dict, fingerprint: str, history: list[dict]) -> None:
-    """Write beside the old checkpoint, then put it in its place: a kill leaves one of the two."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: part.state_dict() for name, part in parts.items()}
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(state | {"fingerprint": fingerprint, "history": history}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+def _tally() -> dict:
+    return dict.fromkeys(("loss", "seen", "clean_loss", "clean_seen", "gradients", "seconds"), 0.0)

@@ -1,0 +1,303 @@
+"""Defenses: their losses are the papers' formulas, their attacks stay in the ball, they defend."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import wotlab
+from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, models, training
+from wotlab.gibbs import Chain
+from wotlab.training import (
+    MART,
+    PGDAT,
+    TRADES,
+    AdversarialTransport,
+    FastAT,
+    FreeAT,
+    Standard,
+    WassersteinAT,
+    fit,
+)
+
+BALL = LinfBall(0.15)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return wotlab.data.load("digits", "train").tensors(slice(0, 40))
+
+
+@pytest.fixture
+def network():
+    return models.build("digits-small", seed=0)
+
+
+def mean_loss(defense, model, digits):
+    x, y = digits
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return defense.loss(model, x, y, torch.arange(len(x))).detach()
+
+
+@pytest.mark.parametrize("make", [PGDAT, TRADES, FastAT, WassersteinAT])
+def test_no_budget_is_standard_training(make, digits, network):
+    ball = WassersteinBall(0.0) if make is WassersteinAT else LinfBall(0.0)
+    loss = mean_loss(make(ball), network, digits)
+    assert torch.allclose(loss, mean_loss(Standard(), network, digits), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [PGDAT, TRADES, MART, FastAT])
+def test_the_attacked_loss_is_larger_and_its_images_lie_in_the_ball(make, digits, network):
+    x, y = digits
+    defense = make(BALL)
+    z = defense.attacked(network, x, y)
+    assert bool(BALL.contains(x, z).all()) and not torch.equal(x, z)
+    quiet = make(LinfBall(0.0))
+    assert mean_loss(defense, network, digits) > mean_loss(quiet, network, digits)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_mart_is_its_formula(digits, network):
+    x, y = digits
+    same = lambda model, x, y, ball: attacks.AttackResult(  # noqa: E731
+        x.flip(0), *[None] * 6
+    )
+    p, q = network(x).softmax(1), network(x.flip(0)).softmax(1)
+    own = F.one_hot(y, 10).bool()
+    boosted = -q[own].log() - (1 - q.masked_fill(own, 0).amax(1)).log()
+    weight = 5 * (1 - p[own])
+    kl = (p * (p / q).log()).sum(1)
+    expected = (boosted + weight * kl).mean()
+    assert torch.allclose(mean_loss(MART(BALL, attack=same), network, digits), expected, atol=1e-5)
+
+
+def test_trades_climbs_the_divergence(digits, network):
+    x, y = digits
+    kl = partial(attacks.pgd, loss="kl", random_start=True, steps=20, early_stop=False,
+                 generator=torch.Generator().manual_seed(0))  # fmt: skip
+    ce = partial(attacks.pgd, loss="ce", random_start=True, steps=20, early_stop=False,
+                 generator=torch.Generator().manual_seed(0))  # fmt: skip
+    far = [
+        training.defenses.divergence(network(x), network(a(network, x, y, BALL).x_adv))
+        .mean()
+        .item()
+        for a in (kl, ce)
+    ]
+    assert far[0] > far[1]
+
+
+def test_weights_of_the_terms_count(digits, network):
+    for make in (TRADES, MART):
+        small, large = (make(BALL, beta=beta) for beta in (1.0, 10.0))
+        assert mean_loss(large, network, digits) > mean_loss(small, network, digits)
+        with pytest.raises(ValueError, match="beta"):
+            make(BALL, beta=0.0)
+
+
+def test_eps_grows_with_the_epochs(digits, network):
+    seen = []
+
+    def attack(model, x, y, ball):
+        seen.append(ball.eps)
+        return attacks.fgsm(model, x, y, ball)
+
+    for make, ball in ((PGDAT, LinfBall(0.3)), (WassersteinAT, WassersteinBall(0.3))):
+        seen.clear()
+        fit(network, digits, make(ball, lambda epoch: 0.1 * (epoch + 1), attack), epochs=3,
+            batch_size=20, progress=False)  # fmt: skip
+        assert seen == [0.1, 0.1, 0.2, 0.2, pytest.approx(0.3), pytest.approx(0.3)]
+
+
+def test_fast_and_free_count_their_gradients(digits, network):
+    options = {"epochs": 1, "batch_size": 20, "progress": False}
+    fast = fit(network, digits, FastAT(BALL), **options)
+    free = fit(network, digits, FreeAT(BALL, repeats=4), **options)
+    chain = fit(network, digits, AdversarialTransport(BALL, steps=2), **options)
+    assert fast.history[0]["gradients"] == 2 * 40
+    assert free.history[0]["gradients"] == 4 * 40
+    assert chain.history[0]["gradients"] == 3 * 40
+
+
+def test_free_is_its_algorithm(digits):
+    """Against the loop of the paper, written out."""
+    x, y = digits[0][:20], digits[1][:20]
+    ours, theirs = (models.build("digits-small", seed=0).double() for _ in range(2))
+    x, defense = x.double(), FreeAT(BALL, repeats=3)
+    sgd = lambda m: torch.optim.SGD(m.parameters(), 0.1)  # noqa: E731
+    fit(ours, (x, y), defense, epochs=2, batch_size=20, optimizer=sgd, progress=False)
+    step, delta = sgd(theirs), torch.zeros_like(x)
+    for epoch in range(2):
+        order = training.batches.Places(20, 20, epoch).parts[0]
+        a, b = x[order], y[order]
+        for _ in range(3):
+            z = (a + delta).clamp(0, 1).requires_grad_()
+            step.zero_grad()
+            F.cross_entropy(theirs(z), b).backward()
+            delta = ((z.detach() - a) + BALL.eps * z.grad.sign()).clamp(-BALL.eps, BALL.eps)
+            step.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_samples_are_kept_in_the_ball_and_go_on(dtype, copies, digits, network):
+    x, y = digits
+    defense = AdversarialTransport(BALL, copies=copies, dtype=dtype)
+    defense.prepare(100)
+    index = torch.arange(len(x)) + 7
+    assert torch.equal(defense.recall(x, index), x.repeat(copies, 1, 1, 1))
+    moved = []
+    for _ in range(3):
+        defense.loss(network, x, y, index)
+        z = defense.recall(x, index)
+        assert bool(BALL.contains(x.repeat(copies, 1, 1, 1), z).all())
+        moved.append(float((z - x.repeat(copies, 1, 1, 1)).abs().mean()))
+    assert moved[0] > 0.02 and defense.kept.dtype == dtype
+    assert defense.known.nonzero()[:, 0].tolist() == index.tolist()
+    size = 100 * copies * 64 * (2 if dtype == torch.float16 else 1)
+    assert defense.kept.numel() * defense.kept.element_size() == size
+
+
+def test_a_sample_is_where_the_chain_left_it(digits, network):
+    """Without noise two steps in two minibatches are two steps of signed gradients."""
+    x, y = digits
+    chain = Chain("sign", sigma=1e-9, eta=0.02)
+    defense = AdversarialTransport(LinfBall(0.03), chain)
+    defense.prepare(len(x))
+    z = x
+    for _ in range(2):
+        defense.loss(network, x, y, torch.arange(len(x)))
+        a = z.clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(network(a), y, reduction="sum"), a)
+        z = LinfBall(0.03).project(x, z + 0.02 * g.sign())
+    assert torch.allclose(defense.recall(x, torch.arange(len(x))), z, atol=1e-3)
+
+
+def test_soft_objective_lies_above_the_mean(digits, network):
+    def loss(**options):
+        defense = AdversarialTransport(BALL, copies=4, **options)
+        defense.prepare(40)
+        return float(mean_loss(defense, network, digits))
+
+    mean, soft, hard = loss(), loss(soft=1.0), loss(soft=1e5)
+    assert mean < soft < hard
+    assert loss(soft=1e-2) == pytest.approx(mean, abs=1e-3)
+
+
+def test_augmentation_moves_the_sample_with_its_image(digits, network):
+    x = digits[0]
+    flip = partial(torch.flip, dims=(3,))
+    straight, mirrored = AdversarialTransport(BALL), AdversarialTransport(BALL, augment=flip)
+
+    class Mirrored(nn.Module):
+        def forward(self, z):
+            return network(flip(z))
+
+    losses = []
+    for defense, model in ((straight, Mirrored()), (mirrored, network)):
+        defense.prepare(len(x))
+        losses.append([mean_loss(defense, model, digits) for _ in range(2)])
+    assert torch.allclose(torch.stack(losses[0]), torch.stack(losses[1]), atol=1e-5)
+    index = torch.arange(len(x))
+    assert torch.equal(straight.recall(x, index), mirrored.recall(x, index))
+
+
+def test_noise_and_features_of_subramanyam(digits, network):
+    x, y = digits
+    ball = WassersteinBall(0.1)
+    attack = partial(attacks.mirror_ascent, steps=2, early_stop=False)
+    plain = WassersteinAT(ball, attack=attack)
+    mixed = WassersteinAT(ball, attack=attack, features=network[-2])
+    z = plain.attacked(network, x, y)
+    clean, moved = (network[:-1](part) for part in (x, z))
+    kl = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    expected = 0.9 * F.cross_entropy(network(z), y) + 0.1 * kl
+    assert torch.allclose(mean_loss(mixed, network, digits), expected, atol=1e-5)
+    assert not network[-2]._forward_hooks
+    noisy = WassersteinAT(ball, attack=attack, noise=0.01)
+    one, two = (float(mean_loss(d, network, digits)) for d in (plain, noisy))
+    assert one != two and two == pytest.approx(one, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: FreeAT(L2Ball(1.0)), "ball"),
+        (lambda: FreeAT(BALL, repeats=0), "repeats"),
+        (lambda: FastAT(BALL, step=0.0), "step"),
+        (lambda: AdversarialTransport(WassersteinBall(0.1)), "ball"),
+        (lambda: AdversarialTransport(BALL, copies=0), "copies"),
+        (lambda: AdversarialTransport(BALL, steps=0), "steps"),
+        (lambda: AdversarialTransport(BALL, soft=-1.0), "soft"),
+        (lambda: AdversarialTransport(BALL, dtype=torch.float32), "dtype"),
+        (lambda: WassersteinAT(WassersteinBall(0.1), noise=-1.0), "noise"),
+    ],
+)
+def test_bad_input(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_samples_without_room_or_of_another_shape_are_refused(digits, network):
+    x, y = digits
+    defense = AdversarialTransport(BALL)
+    with pytest.raises(ValueError, match="prepare"):
+        defense.loss(network, x, y, torch.arange(40))
+    defense.prepare(40)
+    defense.loss(network, x, y, torch.arange(40))
+    with pytest.raises(ValueError, match="one shape"):
+        defense.recall(x[..., :4], torch.arange(40))
+    other = AdversarialTransport(BALL, copies=2)
+    with pytest.raises(ValueError, match="copies"):
+        other.load_state_dict(copy.deepcopy(defense.state_dict()))
+
+
+def robustness(defense) -> float:
+    """Accuracy on digits under PGD after six epochs."""
+    model = models.build("digits-small", seed=0)
+    fit(
+        model, wotlab.data.load("digits", "train").tensors(), defense, epochs=6, lr=0.05,
+        progress=False,
+    )  # fmt: skip
+    x, y = wotlab.data.load("digits", "test").tensors()
+    return 1 - float(attacks.pgd(model, x, y, BALL, steps=20).success.float().mean())
+
+
+@pytest.fixture(scope="module")
+def undefended():
+    return robustness(Standard())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "defense",
+    [
+        PGDAT(BALL, attack=training.defenses.madry(3)),
+        TRADES(BALL, attack=training.defenses.madry(3, "kl")),
+        MART(BALL, attack=training.defenses.madry(3)),
+        FastAT(BALL),
+        FreeAT(BALL, repeats=3),
+        AdversarialTransport(BALL, Chain("sign", sigma=0.05, eta=0.1)),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_it_defends(defense, undefended):
+    assert robustness(defense) > undefended + 0.1
+
+
+@pytest.mark.slow
+def test_wasserstein_at_makes_a_network_more_robust():
+    data = wotlab.data.load("digits", "train").tensors()
+    x, y = wotlab.data.load("digits", "test").tensors()
+    ball, robust = WassersteinBall(0.15), []
+    for defense in (Standard(), WassersteinAT(ball)):
+        model = models.build("digits-small", seed=0)
+        fit(model, data, defense, epochs=8, lr=0.05, progress=False)
+        done = attacks.transport(model, x, y, ball, steps=30, restarts=1)
+        robust.append(1 - float(done.success.float().mean()))
+    assert robust[1] > robust[0] + 0.15

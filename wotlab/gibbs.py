@@ -1,0 +1,172 @@
+"""Markov chains on a box for the Gibbs law p(z) ~ exp(lam * loss(z)), lo <= z <= hi.
+
+The law is the adversary of the entropic problem: of all laws p on the box the one that makes
+E_p[loss] + H(p) / lam largest (Regniez et al., 2022, propositions 3.3 and 3.4).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wotlab import checks
+
+RULES = ("sign", "projected", "reflected", "mala")
+
+
+def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """Reflect z at the walls of the box until it lies inside; a flat box gives lo."""
+    width = hi - lo
+    place = torch.remainder(z - lo, (2 * width).clamp_min(torch.finfo(z.dtype).tiny))
+    return torch.minimum(torch.maximum(lo + width - (place - width).abs(), lo), hi)
+
+
+@dataclass(frozen=True)
+class Chain:
+    r"""One step of a chain for the law p(z) ~ exp(lam * loss(z)) on the box [lo, hi].
+
+    Parameters
+    ----------
+    rule : "sign", "projected", "reflected" or "mala"
+        "sign": z + eta sign(g) + sigma xi, clamped to the box: the paper's Algorithm 1. Its law
+        is not the Gibbs law, however small the steps (chapter 5 measures it).
+        "projected": z + (lam sigma^2 / 2) g + sigma xi, clamped. True gradient, but what steps
+        over a wall stays on it.
+        "reflected": the same, reflected at the walls. Tends to the Gibbs law as sigma -> 0.
+        "mala": the same with the correction of Metropolis and Hastings: the Gibbs law exactly.
+    lam : float > 0
+        Inverse temperature: 0 is uniform on the box, large sits at the largest loss.
+    sigma : float > 0
+        Deviation of the noise a step, in units of z. 0.2 in the paper.
+    eta : float > 0
+        Of the sign step, in units of z. 0.2 in the paper. The other rules do not use it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule, or numbers that are not positive.
+    """
+
+    rule: str = "reflected"
+    lam: float = 10.0
+    sigma: float = 0.2
+    eta: float = 0.2
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}; got {self.rule!r}")
+        for name in ("lam", "sigma", "eta"):
+            checks.positive(name, getattr(self, name))
+
+    def drift(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """Where a step goes without its noise."""
+        if self.rule == "sign":
+            return z + self.eta * gradient.sign()
+        return z + (self.lam * self.sigma**2 / 2) * gradient
+
+    def move(self, z: Tensor, gradient: Tensor, lo: Tensor, hi: Tensor, generator=None) -> Tensor:
+        """The next z, or with "mala" what it might be."""
+        place = z.device if generator is None else generator.device
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=place)
+        far = self.drift(z, gradient) + self.sigma * noise.to(z.device)
+        if self.rule in ("reflected", "mala"):
+            return fold(far, lo, hi)
+        return torch.minimum(torch.maximum(far, lo), hi)
+
+    def accept(self, now, then, lo: Tensor, hi: Tensor, generator=None) -> Tensor:
+        """Whether each chain goes `then`, booleans (B,).
+
+        `now` and `then` are (z, gradient, loss) before and after. All but "mala" always go.
+        """
+        if self.rule != "mala":
+            return torch.ones_like(now[2], dtype=torch.bool)
+        gain = self.lam * (then[2] - now[2])
+        forth = self._log_density(then[0], self.drift(now[0], now[1]), lo, hi)
+        back = self._log_density(now[0], self.drift(then[0], then[1]), lo, hi)
+        place = gain.device if generator is None else generator.device
+        draw = torch.rand(gain.shape, generator=generator, dtype=gain.dtype, device=place)
+        return draw.to(gain.device).log() < gain + back - forth
+
+    def _log_density(self, w: Tensor, mean: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """Of a step from `mean` to `w`, up to a constant: the sum over the mirror images of w."""
+        width, terms = hi - lo, []
+        middle = torch.round((mean - w) / (2 * width).clamp_min(1e-30))  # images near the mean
+        for turn in (-1, 0, 1):
+            shift = 2 * width * (middle + turn)
+            for image in (w, 2 * lo - w):
+                terms.append(-((image + shift - mean) ** 2) / (2 * self.sigma**2))
+        each = torch.logsumexp(torch.stack(terms), 0)
+        return torch.where(width > 0, each, 0).flatten(1).sum(1)
+
+
+def sample(
+    loss: Callable[[Tensor], Tensor],
+    z: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    chain: Chain,
+    steps: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Run a batch of chains from `z` for `steps` steps: where they end, (B, ...).
+
+    Parameters
+    ----------
+    loss : function of z (B, ...) that returns (B,)
+    z, lo, hi : Tensor
+        Start and walls; all of one shape, or such that they broadcast to that of z.
+    chain : Chain
+    steps : int >= 1
+    generator : torch.Generator, optional
+        Of all noise.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    ValueError
+        For steps < 1, or lo above hi.
+    """
+    checks.count("steps", steps)
+    if bool((lo > hi).any()):
+        raise ValueError("lo must be at most hi everywhere")
+    lo, hi = lo.expand_as(z), hi.expand_as(z)
+    if chain.rule != "mala":  # one gradient a step
+        for _ in range(steps):
+            z = chain.move(*at(loss, z)[:2], lo, hi, generator)
+        return z
+    now = at(loss, z)
+    for _ in range(steps):
+        then = at(loss, chain.move(*now[:2], lo, hi, generator))
+        go = chain.accept(now, then, lo, hi, generator)
+        now = tuple(torch.where(like(go, b), b, a) for a, b in zip(now, then, strict=True))
+    return now[0]
+
+
+def at(loss: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, gradient, loss), detached."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = loss(z)
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+    return z.detach(), gradient, value.detach()
+
+
+def like(go: Tensor, part: Tensor) -> Tensor:
+    """One value an image, (B,), in a shape that broadcasts over `part` (B, ...)."""
+    return go.reshape(-1, *[1] * (part.ndim - 1))
+
+
+def soft_maximum(losses: Tensor, lam: float) -> Tensor:
+    r"""(1 / lam) log mean_k exp(lam * losses_k): over the first axis, (K, ...) to (...).
+
+    Theorem 3.1: for samples of the uniform law on the ball this estimates the value of the
+    entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
+    """
+    checks.positive("lam", lam)
+    return (torch.logsumexp(lam * losses, 0) - math.log(len(losses))) / lam
