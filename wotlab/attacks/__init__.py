@@ -7,6 +7,7 @@ in pixels and project, on any ball; `langevin` samples an l-infinity ball.
 
 from wotlab.attacks.frank_wolfe import frank_wolfe
 from wotlab.attacks.langevin import langevin
+from wotlab.attacks.library import library
 from wotlab.attacks.mirror import mirror_ascent
 from wotlab.attacks.pgd import fgsm, pgd
 from wotlab.attacks.radius import Radius, radius
@@ -19,6 +20,7 @@ __all__ = [
     "fgsm",
     "frank_wolfe",
     "langevin",
+    "library",
     "mirror_ascent",
     "pgd",
     "radius",

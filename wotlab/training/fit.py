@@ -232,6 +232,7 @@ class _Run:
             bar.set_description(f"epoch {epoch + 1} of {epochs}")
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self.epoch(epoch, places, bar)
+        self.optimiser.zero_grad()  # leave no gradients behind
         final = self.best or (self.average and self.average.module.state_dict())
         if final:
             self.model.load_state_dict(final)

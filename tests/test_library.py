@@ -1,0 +1,94 @@
+"""The adapter to other libraries' attacks: same interface, same honesty."""
+
+import sys
+
+import pytest
+import torch
+
+import wotlab
+from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, models
+from wotlab.attacks.library import NAMES
+
+QUICK = {
+    "autoattack": {"version": "custom", "attacks": ["apgd-ce", "fab-t"]},
+    "square": {"n_queries": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return wotlab.data.load("digits", "test").tensors(slice(0, 12))
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = models.build("digits-small", seed=0)
+    wotlab.training.fit(
+        model, wotlab.data.load("digits", "train").tensors(), epochs=4, lr=0.05, progress=False
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_it_runs_in_the_ball_and_leaves_no_trace(name, digits, network):
+    x, y = digits
+    ball = LinfBall(0.2) if LinfBall in NAMES[name][1] else L2Ball(1.5)
+    network.train()
+    before = torch.get_rng_state()
+    run = lambda: attacks.library(  # noqa: E731
+        network, x, y, ball, name=name, **QUICK.get(name, {})
+    )
+    done = run()
+    assert network.training and torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert not done.x_adv.requires_grad and torch.equal(run().x_adv, done.x_adv)
+    network.eval()
+    wrong = network(done.x_adv).argmax(1) != y
+    assert bool((done.success == (wrong & ball.contains(x, done.x_adv))).all())
+    clean = network(x).argmax(1) != y
+    assert int(done.success.sum()) > int(clean.sum())
+    if LinfBall in NAMES[name][1]:
+        assert bool(ball.contains(x, done.x_adv).all())
+
+
+def test_autoattack_is_at_least_as_strong_as_pgd(network):
+    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 40))
+    few = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
+    for ball in (LinfBall(0.06), L2Ball(0.4)):
+        auto = attacks.library(network, x, y, ball, **few)
+        pgd = attacks.pgd(network, x, y, ball, steps=20)
+        assert int(auto.success.sum()) >= int(pgd.success.sum()) - 1 > 5
+        assert bool(ball.contains(x, auto.x_adv).all())
+
+
+def test_no_budget_and_images_that_are_wrong_already(digits, network):
+    x, y = digits
+    done = attacks.library(network, x, (y + 1) % 10, LinfBall(0.1), name="mi-fgsm")
+    wrong = network.eval()(x).argmax(1) != (y + 1) % 10
+    assert bool(wrong.any()) and torch.equal(done.x_adv[wrong], x[wrong])
+    assert bool(done.success[wrong].all())
+    still = attacks.library(network, x, y, LinfBall(0.0), name="mi-fgsm")
+    assert torch.equal(still.x_adv, x)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "pgd"}, "name must be one of autoattack"),
+        ({"name": "cw"}, "ball must be a L2Ball"),
+        ({"ball": WassersteinBall(0.1)}, "ball must be"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"x": torch.zeros(2, 1, 8, 8)}, "mass"),
+    ],
+)
+def test_bad_input(change, named, network):
+    given = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([0, 1]), "ball": LinfBall(0.1)}
+    given |= change
+    with pytest.raises(ValueError, match=named):
+        attacks.library(network, given.pop("x"), given.pop("y"), given.pop("ball"), **given)
+
+
+def test_a_missing_library_is_named(digits, network, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(ImportError, match="pip install --no-deps torchattacks"):
+        attacks.library(network, *digits, LinfBall(0.1), name="tpgd")

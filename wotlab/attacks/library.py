@@ -1,0 +1,159 @@
+"""Attacks of other libraries behind the interface of ours: AutoAttack and the usual baselines."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from wotlab import checks
+from wotlab.attacks.objective import attacked, check
+from wotlab.attacks.result import AttackResult, judge
+from wotlab.balls import L2Ball, LinfBall
+
+INSTALL = {
+    "pyautoattack": "pip install pyautoattack",
+    # it pins an old version of requests, which it needs for nothing that is used here
+    "torchattacks": "pip install --no-deps torchattacks",
+}
+
+
+def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
+    library = _library("pyautoattack")
+    norm = "Linf" if isinstance(ball, LinfBall) else "L2"
+    run = library.AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
+    others = model(x[:1]).shape[1] - 1
+    for part in (run.apgd_targeted, run.fab):
+        part.n_target_classes = min(part.n_target_classes, others)
+    return run.run_standard_evaluation(x, y, batch_size=len(x))[0]
+
+
+def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
+    def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
+        made = getattr(_library("torchattacks"), name)
+        attack = made(model, **(defaults(ball) | options))
+        attack.set_device(x.device)
+        return attack(x, y)
+
+    return run
+
+
+def _iterated(ball) -> dict:
+    return {"eps": ball.eps, "alpha": ball.eps / 4}
+
+
+LINF, L2, BOTH = (LinfBall,), (L2Ball,), (LinfBall, L2Ball)
+# name: how to run it, and the balls that it knows
+NAMES: dict[str, tuple[Callable[..., Tensor], tuple[type, ...]]] = {
+    "autoattack": (_auto, BOTH),
+    "cw": (_torchattacks("CW", lambda ball: {}), L2),
+    "deepfool": (_torchattacks("DeepFool", lambda ball: {}), L2),
+    "ffgsm": (
+        _torchattacks("FFGSM", lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}), LINF
+    ),
+    "m-di2-fgsm": (_torchattacks("DIFGSM", lambda ball: _iterated(ball) | {"decay": 1.0}), LINF),
+    "mi-fgsm": (_torchattacks("MIFGSM", _iterated), LINF),
+    "pgd-l2": (_torchattacks("PGDL2", _iterated), L2),
+    "square": (
+        _torchattacks(
+            "Square",
+            lambda ball: {"eps": ball.eps, "norm": "Linf" if isinstance(ball, LinfBall) else "L2"},
+        ),
+        BOTH,
+    ),
+    "tpgd": (_torchattacks("TPGD", _iterated), LINF),
+}  # fmt: skip
+
+
+def library(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball: LinfBall | L2Ball,
+    *,
+    name: str = "autoattack",
+    seed: int = 0,
+    batch_size: int = 500,
+    **options,
+) -> AttackResult:
+    r"""An attack of pyautoattack (Croce and Hein, 2020) or torchattacks (Kim, 2020).
+
+    Parameters
+    ----------
+    model, x, y
+        As for `pgd`: images in [0, 1], true labels, a model that returns logits.
+    ball : LinfBall or L2Ball
+    name : str
+        "autoattack" (either ball; the standard version: APGD on the cross-entropy, targeted APGD
+        and FAB, Square), "square" (either ball; sees no gradients), "ffgsm", "mi-fgsm",
+        "m-di2-fgsm", "tpgd" (l-infinity), "cw", "deepfool", "pgd-l2" (l2; the first two look
+        for the nearest image that breaks, and count where it lies in the ball).
+    seed : int
+        Of the attack's randomness; the global random state is left alone.
+    batch_size : int
+    options
+        Go to the library's constructor, such as `steps=100`, `n_queries=1000`, or
+        `version="custom", attacks=["apgd-ce"]` for AutoAttack. Steps are eps / 4 by default,
+        1.25 eps for FFGSM; all else as the library has it.
+
+    Returns
+    -------
+    AttackResult
+        `steps` is 0 where the library does not say.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a ball that the attack does not know, bad images or labels, or a
+        model that returns NaN or probabilities.
+    ImportError
+        If the library is not there; says how to get it.
+    """
+    start = time.perf_counter()
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(sorted(NAMES))}; got {name!r}")
+    run, balls = NAMES[name]
+    if not isinstance(ball, balls):
+        known = " or ".join(kind.__name__ for kind in balls)
+        raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
+    checks.count("batch_size", batch_size)
+    parts = []
+    with attacked(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+        check(model, x, y)
+        torch.manual_seed(seed)
+        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
+            parts.append(a)
+            right = model(a).argmax(1) == b  # the others are broken as they are
+            if ball.eps > 0 and bool(right.any()):
+                with torch.enable_grad(), frozen(model):
+                    moved = run(model, ball, a[right], b[right], seed, **options)
+                parts[-1] = a.clone()
+                parts[-1][right] = moved.detach().to(a)
+        z = torch.cat(parts)
+        broken = torch.cat(
+            [model(a).argmax(1) != b
+             for a, b in zip(z.split(batch_size), y.split(batch_size), strict=True)]
+        )  # fmt: skip
+    return judge(x, z, broken, ball.distance(x, z), ball, torch.zeros_like(y), start)
+
+
+@contextmanager
+def frozen(model: nn.Module):
+    """Weights that take no gradient: libraries call backward(), which would leave some."""
+    trained = [w for w in model.parameters() if w.requires_grad]
+    for w in trained:
+        w.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for w in trained:
+            w.requires_grad_()
+
+
+def _library(name: str):
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"this attack needs {name}: {INSTALL[name]}") from error
