@@ -1,5 +1,7 @@
 """Accuracy is a count with an interval."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
 
-from wotlab import evaluate
+from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, evaluate
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,3 +87,75 @@ def test_data_without_images_or_labels_is_refused():
         evaluate.accuracy(Pixel(), (x, y[:5]))
     with pytest.raises(ValueError, match="data must"):
         evaluate.accuracy(Pixel(), torch.utils.data.TensorDataset(x))
+
+
+class Tilted(nn.Module):
+    """Class 1 where the mean is above a half: breaks under eps = |mean - 1/2|, exactly."""
+
+    def forward(self, x):
+        score = 20 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([-score, score], 1)
+
+
+def greys(count=60):
+    x = torch.rand(count, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+    x = x.clamp(0.01, 0.99).expand(-1, 1, 4, 4).clone()
+    return x, (x.mean((1, 2, 3)) > 0.5).long()
+
+
+LINF = LinfBall(0.1)
+
+
+def test_curve_is_the_share_of_larger_margins():
+    x, y = greys()
+    margin = (x[:, 0, 0, 0] - 0.5).abs()
+    curve = evaluate.accuracy_curve(Tilted(), x, y, attacks.pgd, LINF, [0.3, 0.0, 0.1, 0.6])
+    assert curve.eps == (0.0, 0.1, 0.3, 0.6)
+    for eps, each, left in zip(curve.eps, curve.shares, curve.left, strict=True):
+        assert torch.equal(left, margin > eps) and each.count == int((margin > eps).sum())
+    assert "eps 0.1:" in str(curve) and curve.shares[0].value == 1
+    for bad in ([], [-0.1]):
+        with pytest.raises(ValueError, match="eps"):
+            evaluate.accuracy_curve(Tilted(), x, y, attacks.pgd, LINF, bad)
+
+
+def test_an_honest_evaluation_raises_no_doubt():
+    x, y = greys()
+    for ball in (LINF, LinfBall(0.5), L2Ball(0.4), WassersteinBall(0.2)):
+        assert evaluate.sanity(Tilted(), x, y, attacks.pgd, ball) == []
+
+
+def checks(model, attack, ball=LINF, **options):
+    x, y = greys()
+    return [d.check for d in evaluate.sanity(model, x, y, attack, ball, **options)]
+
+
+def test_each_dishonest_one_is_caught():
+    timid = partial(attacks.pgd, steps=5, step_size=0.005)
+    assert "short steps" in checks(Tilted(), timid)
+    assert "not to chance" in checks(Tilted(), timid)
+    assert "grey image" in checks(Tilted(), timid, LinfBall(0.5))
+    assert checks(Tilted(), attacks.pgd, LinfBall(0.6), claim=0.8) == ["claim", "grey image"]
+    assert checks(Tilted(), attacks.pgd, claim=0.99) == ["claim"]
+    assert checks(nn.Sequential(Tilted(), nn.Softmax(1)), attacks.pgd) == ["probabilities"]
+    noisy = type("Noisy", (Tilted,), {
+        "forward": lambda self, x: Tilted.forward(self, x + 1e-3 * torch.randn_like(x))
+    })  # fmt: skip
+    assert "random model" in checks(noisy(), attacks.pgd)
+    stairs = type("Stairs", (Tilted,), {
+        "forward": lambda self, x: Tilted.forward(self, (10 * x).round() / 10) + 0 * x.sum()
+    })  # fmt: skip
+    seen = checks(stairs(), attacks.pgd)
+    assert "zero gradients" in seen
+    sure = type("Sure", (Tilted,), {"forward": lambda self, x: 1e3 * Tilted.forward(self, x)})
+    (doubt,) = [d for d in evaluate.sanity(sure(), *greys(), attacks.pgd, LINF)
+                if d.check == "zero gradients"]  # fmt: skip
+    assert "rounds to 1" in doubt.says and str(doubt).startswith("zero gradients: ")
+
+
+def test_an_attack_without_gradients_that_is_stronger_is_a_doubt():
+    timid = partial(attacks.pgd, steps=5, step_size=0.005)
+    assert "black box" in checks(Tilted(), timid, others={"pgd": attacks.pgd})
+    assert "black box" not in checks(Tilted(), attacks.pgd, others={"fgsm": attacks.fgsm})
+    with pytest.raises(ValueError, match="claim"):
+        checks(Tilted(), attacks.pgd, claim=87)

@@ -1,0 +1,16 @@
+"""Measures of a classifier, each with its uncertainty, and checks of what is claimed of it."""
+
+from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve
+from wotlab.evaluate.sanity import Doubt, sanity
+from wotlab.evaluate.shares import Share, share, wilson
+
+__all__ = [
+    "Curve",
+    "Doubt",
+    "Share",
+    "accuracy",
+    "accuracy_curve",
+    "sanity",
+    "share",
+    "wilson",
+]

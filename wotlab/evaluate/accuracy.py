@@ -1,0 +1,153 @@
+"""Accuracy on clean images, and under an attack as its budget grows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from wotlab import checks
+from wotlab.attacks.result import AttackResult
+from wotlab.evaluate.shares import Share, share
+from wotlab.training.batches import as_dataset
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    *,
+    batch_size: int = 500,
+    progress: bool = False,
+) -> Share:
+    """Share of images that `model` classifies rightly.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes images in [0, 1], returns logits. Used on its own device, in eval mode, and put
+        back into the mode that it came in.
+    data : Dataset of (image, label), or a pair of tensors (images, labels)
+    batch_size : int
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Share
+        Prints as "97.2 % (96.4 % to 97.8 %), 1748 of 1797".
+
+    Raises
+    ------
+    ValueError
+        For no images, labels that are missing, outputs that are not (B, classes) or hold NaN.
+    """
+    data = as_dataset(data)
+    place = next(model.parameters(), torch.zeros(())).device
+    mode, right = model.training, 0
+    model.eval()
+    try:
+        for x, y in tqdm(DataLoader(data, batch_size), disable=not progress, leave=False):
+            logits = model(x.to(place))
+            if logits.ndim != 2 or len(logits) != len(x):
+                raise ValueError(
+                    f"model must return logits (B, classes) for images {tuple(x.shape)}; "
+                    f"got {tuple(logits.shape)}"
+                )
+            if bool(logits.isnan().any()):
+                raise ValueError("model returns NaN; check its weights and the images' range")
+            right += int((logits.argmax(1) == y.to(place)).sum())
+    finally:
+        model.train(mode)
+    return share(right, len(data))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy over the budget.
+
+    Attributes
+    ----------
+    eps : tuple of float
+        Ascending.
+    shares : tuple of Share
+        Accuracy at each eps, with its interval.
+    left : tuple of Tensor, booleans (N,)
+        Which images still stand at each eps.
+    """
+
+    eps: tuple[float, ...]
+    shares: tuple[Share, ...]
+    left: tuple[Tensor, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"eps {e:g}: {each}" for e, each in zip(self.eps, self.shares, strict=True)
+        )
+
+
+def accuracy_curve(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Callable[..., AttackResult],
+    ball,
+    eps: Sequence[float],
+    *,
+    progress: bool = False,
+) -> Curve:
+    """Share of images that no attack of the budget breaks, for each budget.
+
+    Balls are nested, so an image that breaks at one eps is broken at every larger one: each
+    budget is tried on what the last one left, and the curve can only fall.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0, 1] to logits.
+    x, y : Tensor
+        Images (N, C, H, W) and true labels (N,), on the model's device.
+    attack : attack
+        Called as `attack(model, x, y, ball)`; bind its options with functools.partial.
+    ball : LinfBall, L2Ball or WassersteinBall
+        Its eps is replaced.
+    eps : sequence of float >= 0
+    progress : bool
+
+    Returns
+    -------
+    Curve
+
+    Raises
+    ------
+    ValueError
+        For no eps, or one that is negative; as the attack does.
+    """
+    if not len(eps):
+        raise ValueError("eps must hold at least one budget")
+    for value in eps:
+        checks.positive("eps", value, zero=True)
+    eps, left = tuple(sorted(eps)), []
+    with torch.no_grad():
+        standing = _right(model, x, y)
+    for value in tqdm(eps, disable=not progress, leave=False):
+        standing = standing.clone()
+        at = standing.nonzero()[:, 0]
+        if len(at):
+            done = attack(model, x[at], y[at], replace(ball, eps=value))
+            standing[at[done.success]] = False
+        left.append(standing)
+    return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
+    """Which images are classified rightly, in eval mode: booleans (N,)."""
+    mode = model.training
+    model.eval()
+    try:
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        return torch.cat([model(a).argmax(1) == b for a, b in parts])
+    finally:
+        model.train(mode)

@@ -1,0 +1,220 @@
+"""Can this claim be true? Checks that an evaluation of robustness must pass."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wotlab.attacks.objective import Objective, attacked
+from wotlab.attacks.result import AttackResult
+from wotlab.balls import LinfBall, WassersteinBall
+from wotlab.evaluate.shares import Share, share
+
+TRIALS = 20  # random images of the ball in the black-box check
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason not to believe a number.
+
+    Attributes
+    ----------
+    check : str
+        "probabilities", "random model", "zero gradients", "short steps", "grey image",
+        "not to chance", "black box" or "claim".
+    says : str
+        What was found, and what to do.
+    """
+
+    check: str
+    says: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.says}"
+
+
+def sanity(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Callable[..., AttackResult],
+    ball,
+    *,
+    claim: float | None = None,
+    others: dict[str, Callable[..., AttackResult]] | None = None,
+    far: float | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Doubt]:
+    r"""Reasons to doubt the accuracy that `attack` leaves on `ball`, in plain English.
+
+    An empty list proves nothing; a full one proves that the evaluation, or the claim, is wrong.
+
+    - *probabilities*: the model returns soft-max outputs, where gradients vanish.
+    - *random model*: two calls in eval mode differ; the attack must average over them.
+    - *zero gradients*: on images that are read rightly the gradient is zero.
+    - *short steps*: on images that it does not break the attack moves less than eps, as with
+      k * step < eps and no random start.
+    - *grey image*: on an l-infinity ball with eps >= 0.5 the grey image is in the ball of every
+      image, so that no network can be more accurate than the most frequent label.
+    - *not to chance*: where the ball is so large that it holds images of every class, the attack
+      must leave no more than the most frequent label's share.
+    - *black box*: random images of the ball, or an attack of `others`, break images that the
+      attack does not.
+    - *claim*: this very attack leaves less than the claim.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x, y : Tensor
+        Images (N, C, H, W) in [0, 1] and true labels (N,); a hundred will do.
+    attack : attack
+        The one behind the claim, called as `attack(model, x, y, ball)`.
+    ball : LinfBall, L2Ball or WassersteinBall
+    claim : float in [0, 1], optional
+        The accuracy that somebody states at this eps.
+    others : dict of attacks by name, optional
+        Attacks that should be weaker: without gradients (Square), or with another network's.
+    far : float, optional
+        An eps at which the ball holds images of all classes. For an l-infinity ball 1 (every
+        image), for others the check is left out.
+    generator : torch.Generator, optional
+        Of the random images.
+
+    Returns
+    -------
+    list of Doubt
+
+    Raises
+    ------
+    ValueError
+        For a claim out of range; as the attack does.
+    """
+    if claim is not None and not 0 <= claim <= 1:
+        raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
+    with attacked(model):
+        doubts = [*_of_the_model(model, x)]
+        if any(doubt.check == "probabilities" for doubt in doubts):
+            return doubts  # attacks refuse such a model
+        right = model(x).argmax(1) == y
+        doubts += _of_gradients(model, x[right], y[right])
+    done = attack(model, x, y, ball)
+    stands = right & ~done.success
+    doubts += _of_the_number(y, ball, share(int(stands.sum()), len(x)), claim)
+    if ball.eps > 0 and bool(stands.any()):
+        doubts += _of_the_steps(float(done.cost[stands].max()) / ball.eps)
+    if far is None and isinstance(ball, LinfBall):
+        far = 1.0
+    if far is not None:
+        wide = attack(model, x, y, replace(ball, eps=far))
+        doubts += _of_the_far_end(y, far, share(int((right & ~wide.success).sum()), len(x)))
+    rivals = {"random images of the ball": _random(model, x, y, ball, generator)}
+    for name, other in (others or {}).items():
+        rivals[name] = other(model, x, y, ball).success
+    for name, broken in rivals.items():
+        doubts += _of_a_rival(name, int((broken & stands).sum()), len(x))
+    return doubts
+
+
+def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
+    logits = model(x)
+    if not torch.equal(logits, model(x)):
+        yield Doubt(
+            "random model",
+            "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
+        )
+    if bool((logits >= 0).all()) and float((logits.sum(1) - 1).abs().max()) < 1e-3:
+        yield Doubt(
+            "probabilities",
+            "the model returns probabilities. Return the logits: behind a soft-max gradients "
+            "vanish, and attacks fail for no merit of the network",
+        )
+
+
+def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
+    """Of the loss that attacks here climb, and of the cross-entropy that others climb."""
+    if not len(x):
+        return
+
+    def flat(loss: Callable[[Tensor], Tensor]) -> float:
+        with torch.enable_grad():
+            z = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(loss(z).sum(), z)
+        return float((g.flatten(1).abs().amax(1) == 0).double().mean())
+
+    odds = flat(lambda z: Objective(model, y, False, "ce").value(z)[0])
+    plain = flat(lambda z: F.cross_entropy(model(z), y, reduction="none"))
+    if odds > 0.1:
+        yield Doubt(
+            "zero gradients",
+            f"on {odds:.0%} of the images the gradient is exactly zero. Attack a smooth copy of "
+            "the network, or use an attack without gradients",
+        )
+    elif plain > 0.1:
+        yield Doubt(
+            "zero gradients",
+            f"on {plain:.0%} of the images the gradient of the cross-entropy is exactly zero: p "
+            "rounds to 1. The attacks here climb log((1 - p) / p), which is not flat there; those "
+            "of other libraries may fail",
+        )
+
+
+def _of_the_number(y: Tensor, ball, accuracy: Share, claim: float | None) -> Iterator[Doubt]:
+    if claim is not None and claim > accuracy.high:
+        yield Doubt("claim", f"{claim:.1%} is claimed; this attack leaves {accuracy}")
+    most, stated = _most_frequent(y), max(accuracy.value, claim or 0)
+    if isinstance(ball, LinfBall) and ball.eps >= 0.5 and stated > most:
+        yield Doubt(
+            "grey image",
+            f"at eps {ball.eps:g} the image that is 0.5 everywhere is in every ball, so that at "
+            f"most {most:.1%} (the most frequent label) can stand; {stated:.1%} do. The attack "
+            "misses images that exist",
+        )
+
+
+def _of_the_steps(moved: float) -> Iterator[Doubt]:
+    if moved < 0.95:
+        yield Doubt(
+            "short steps",
+            f"on images that it does not break the attack moves at most {moved:.0%} of eps. Take "
+            "more or longer steps (steps * step size >= eps), or a random start",
+        )
+
+
+def _of_the_far_end(y: Tensor, far: float, left: Share) -> Iterator[Doubt]:
+    most = _most_frequent(y)
+    if left.low > most:
+        yield Doubt(
+            "not to chance",
+            f"at eps {far:g} the ball holds images of every class, and the attack leaves {left}; "
+            f"at most {most:.1%} can stand. Gradients are masked, or the attack does not use its "
+            "budget",
+        )
+
+
+def _of_a_rival(name: str, missed: int, total: int) -> Iterator[Doubt]:
+    if missed > max(1, 0.01 * total):
+        yield Doubt(
+            "black box",
+            f"{name}: breaks {missed} images that the attack does not. Gradients are masked; trust "
+            "neither number",
+        )
+
+
+def _most_frequent(y: Tensor) -> float:
+    return float(y.bincount().max()) / len(y)
+
+
+@torch.no_grad()
+def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
+    """Which images break under noise of random signs, projected onto the ball: booleans (N,)."""
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    place = x.device if generator is None else generator.device
+    size = 0.1 if isinstance(ball, WassersteinBall) else max(ball.eps, 1e-30)
+    with attacked(model):
+        for _ in range(TRIALS):
+            draw = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=place)
+            noise = (draw.to(x.device) - 0.5).sign()
+            broken |= model(ball.project(x, x + ball.step(noise, size))).argmax(1) != y
+    return broken

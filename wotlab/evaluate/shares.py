@@ -1,0 +1,50 @@
+"""A share of images, with the uncertainty that its sample size leaves."""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share `count / total` with its 95 % Wilson interval, from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}), {self.count} of {self.total}"
+
+
+def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share, which stays right near 0 and 1.
+
+    Parameters
+    ----------
+    count, total : int
+        Successes and trials, 0 <= count <= total, total >= 1.
+    confidence : float in (0, 1)
+
+    Raises
+    ------
+    ValueError
+        For values out of these ranges.
+    """
+    if total < 1 or not 0 <= count <= total:
+        raise ValueError(f"count must lie in 0..total and total be >= 1; got {count} of {total}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1; got {confidence!r}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = count / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
+    return (0.0 if count == 0 else middle - half), (1.0 if count == total else middle + half)
+
+
+def share(count: int, total: int) -> Share:
+    """`count` of `total` as a `Share`."""
+    low, high = wilson(count, total)
+    return Share(count / total, low, high, count, total)
