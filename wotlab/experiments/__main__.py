@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from wotlab.experiments import frame, hu, natural, strength, subramanyam, wasserstein_at
+from wotlab.experiments import dro, frame, hu, natural, strength, subramanyam, wasserstein_at
 
 EXPERIMENTS = {
+    "equal-gradients": dro.equal_gradients,
     "hu-table-1": hu.table_1,
     "hu-table-2": hu.table_2,
     "hu-table-3": hu.table_3,
