@@ -302,6 +302,30 @@ def test_models_that_hide_their_gradient_are_refused(digits, network):
         attacks.transport(Linear(torch.full((1, 8, 8), math.nan)), x, y % 2, ball)
 
 
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (lambda z: z, "torch.nn.Module"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "two classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2).double()), "dtype and device"),
+        (type("Pair", (nn.Module,), {"forward": lambda self, z: (z, z)})(), "tensor of logits"),
+        (
+            type("Cut", (nn.Module,), {"forward": lambda self, z: z.detach().flatten(1)})(),
+            "differentiable",
+        ),
+    ],
+)
+def test_models_that_no_attack_can_climb_are_refused(model, match, digits):
+    x, y = digits
+    with pytest.raises(ValueError, match=match):
+        attacks.transport(model, x, 0 * y, WassersteinBall(0.1))
+
+
+def test_a_result_prints_in_one_line(digits, network):
+    text = repr(attacks.fgsm(network, *digits, LinfBall(1.0)))
+    assert text.startswith("AttackResult(") and "of 8 images broken" in text
+
+
 def test_window_of_the_whole_grid(digits, network):
     x, y = digits
     ball = WassersteinBall(0.5, GroundCost(window=None))

@@ -41,7 +41,10 @@ def images(name: str, value: Tensor) -> None:
     tensor(name, value, 4, "(B, C, H, W)")
     low, high = float(value.detach().min()), float(value.detach().max())
     if low < 0 or high > 1:
-        raise ValueError(f"{name} must lie in [0, 1]; its values go from {low:g} to {high:g}")
+        raise ValueError(
+            f"{name} must lie in [0, 1]; its values go from {low:g} to {high:g}. If they are "
+            f"normalised, put the normalisation inside the model"
+        )
     _mass(name, value, "image", "is black")
 
 

@@ -79,6 +79,8 @@ def objective_of(model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: s
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, and every part of it back in its own mode afterwards."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
@@ -97,13 +99,33 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.long:
         found = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y must be {len(x)} class numbers, a tensor of dtype int64; got {found}")
+        raise ValueError(
+            f"y must be {len(x)} class numbers, a tensor of dtype int64 (y.long()); got {found}"
+        )
     if y.device != x.device:
         raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
+    weights = next((w for w in model.parameters() if w.is_floating_point()), x)
+    if weights.dtype != x.dtype or weights.device != x.device:
+        raise ValueError(
+            f"x must have the dtype and device of the model's weights, {weights.dtype} on "
+            f"{weights.device}; got {x.dtype} on {x.device}"
+        )
     few = x[:8]  # enough to see what kind of model it is
-    logits = model(few)
-    if logits.ndim != 2 or len(logits) != len(few):
-        raise ValueError(f"model must return logits (B, classes); got {tuple(logits.shape)}")
+    with torch.enable_grad():
+        logits = model(few.detach().requires_grad_())
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model must return a tensor of logits; got {type(logits).__name__}")
+    if logits.ndim != 2 or len(logits) != len(few) or logits.shape[1] < 2:
+        raise ValueError(
+            f"model must return logits (B, classes) of two classes or more; got "
+            f"{tuple(logits.shape)}. For one logit z return torch.cat([-z, z], 1) / 2"
+        )
+    if not logits.requires_grad:
+        raise ValueError(
+            "model must be differentiable; its output does not depend on x (a no_grad or detach "
+            "inside?)"
+        )
+    logits = logits.detach()
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("model returns NaN or infinity on x; check its weights")
     if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:

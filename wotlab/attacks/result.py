@@ -19,7 +19,8 @@ class AttackResult:
     x_adv : Tensor (B, C, H, W)
         A breaking image where one was found, else the image of the largest loss.
     success : Tensor, booleans (B,)
-        Broken by an image inside the ball. An image that left the ball never counts.
+        Broken by an image inside the ball. An image that left the ball never counts; one that is
+        wrong from the start does.
     cost : Tensor (B,)
         Distance from x. For a Wasserstein ball the price of the plan that made the image: an
         upper bound of the exact distance, which `wotlab.certify` gives.
@@ -40,6 +41,10 @@ class AttackResult:
     box_error: Tensor
     steps: Tensor
     seconds: float
+
+    def __repr__(self) -> str:
+        count, total = int(self.success.sum()), len(self.success)
+        return f"AttackResult({count} of {total} images broken, {self.seconds:.1f} s)"
 
 
 def judge(x, x_adv, broken, cost, ball, steps, start: float) -> AttackResult:

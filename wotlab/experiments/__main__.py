@@ -26,14 +26,22 @@ EXPERIMENTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wotlab.experiments", description=__doc__)
     parser.add_argument("name", choices=sorted(EXPERIMENTS), help="which experiment")
-    parser.add_argument("--data", type=Path, required=True, help="root of the data sets")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="root of the data sets, as torchvision lays them out",
+    )
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"),
-                        help="released networks, and where ours are kept")  # fmt: skip
+                        help="networks that Wong et al. and Hu et al. published, by their file "
+                             "names, and where ours are kept")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records")
     parser.add_argument("--images", type=int, default=1000, help="the first so many test images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--anew", action="store_true", help="measure what is recorded again")
     given = vars(parser.parse_args())
+    if not given["data"].is_dir():
+        parser.error(f"--data: there is no folder {given['data']}")
     experiment = EXPERIMENTS[given.pop("name")]
     given["out"].mkdir(parents=True, exist_ok=True)
     given["device"] = torch.device(given["device"])
