@@ -31,6 +31,7 @@ def network():
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_it_runs_in_the_ball_and_leaves_no_trace(name, digits, network):
+    pytest.importorskip("pyautoattack" if name == "autoattack" else "torchattacks")
     x, y = digits
     ball = LinfBall(0.2) if LinfBall in NAMES[name][1] else L2Ball(1.5)
     network.train()
@@ -52,6 +53,7 @@ def test_it_runs_in_the_ball_and_leaves_no_trace(name, digits, network):
 
 
 def test_autoattack_is_at_least_as_strong_as_pgd(network):
+    pytest.importorskip("pyautoattack")
     x, y = wotlab.data.load("digits", "test").tensors(slice(0, 40))
     few = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
     for ball in (LinfBall(0.06), L2Ball(0.4)):
@@ -62,6 +64,7 @@ def test_autoattack_is_at_least_as_strong_as_pgd(network):
 
 
 def test_no_budget_and_images_that_are_wrong_already(digits, network):
+    pytest.importorskip("torchattacks")
     x, y = digits
     done = attacks.library(network, x, (y + 1) % 10, LinfBall(0.1), name="mi-fgsm")
     wrong = network.eval()(x).argmax(1) != (y + 1) % 10
