@@ -1,5 +1,6 @@
 """The adapter to other libraries' attacks: same interface, same honesty."""
 
+import copy
 import sys
 
 import pytest
@@ -61,6 +62,17 @@ def test_autoattack_is_at_least_as_strong_as_pgd(network):
         pgd = attacks.pgd(network, x, y, ball, steps=20)
         assert int(auto.success.sum()) >= int(pgd.success.sum()) - 1 > 5
         assert bool(ball.contains(x, auto.x_adv).all())
+
+
+@pytest.mark.parametrize("name", ["autoattack", "mi-fgsm"])
+def test_double_precision(name, digits, network):
+    pytest.importorskip("pyautoattack" if name == "autoattack" else "torchattacks")
+    x, y = digits[0].double(), digits[1]
+    sharp, ball = copy.deepcopy(network).double(), LinfBall(0.2)
+    few = {"version": "custom", "attacks": ["apgd-ce"]} if name == "autoattack" else {}
+    done = attacks.library(sharp, x, y, ball, name=name, **few)
+    assert done.x_adv.dtype == torch.double and bool(done.success.any())
+    assert bool(ball.contains(x, done.x_adv).all())
 
 
 def test_no_budget_and_images_that_are_wrong_already(digits, network):

@@ -20,8 +20,20 @@ INSTALL = {
 }
 
 
+class _Single(nn.Module):
+    """A model of any dtype for a library that makes its images float32."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.model(z.to(self.dtype)).float()
+
+
 def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
     library = _library("pyautoattack")
+    model, x = _Single(model, x.dtype), x.float()
     norm = "Linf" if isinstance(ball, LinfBall) else "L2"
     run = library.AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
     others = model(x[:1]).shape[1] - 1
