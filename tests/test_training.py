@@ -8,10 +8,11 @@ import time
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 import wotlab
-from wotlab import LinfBall
+from wotlab import LinfBall, training
 from wotlab.training import PGDAT, AdversarialTransport, Standard, fit
 
 
@@ -154,6 +155,27 @@ def test_gradients_are_counted_and_the_clean_loss_is_seen():
     assert [e["gradients"] for e in attacked.history] == [240, 240]
     for entry in attacked.history:
         assert 0 < entry["clean_loss"] < entry["loss"] and entry["seconds"] > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_train_and_attack(precision):
+    x, y = wotlab.data.load("digits", "train").tensors(slice(0, 200))
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    linf = LinfBall(0.02)
+    defenses = [
+        Standard(),
+        training.FastAT(linf),
+        training.TRADES(linf, attack=training.defenses.madry(2, "kl")),
+        AdversarialTransport(linf),
+        training.WassersteinAT(wotlab.WassersteinBall(0.01)),
+    ]
+    for defense in defenses:
+        model = wotlab.models.build("digits-small", seed=0)
+        done = fit(model, (x, y), defense, epochs=6, lr=0.05, batch_size=20, fabric=fabric,
+                   progress=False)  # fmt: skip
+        wanted = torch.double if precision == "64-true" else torch.float
+        assert next(model.parameters()).dtype == wanted
+        assert done.history[-1]["clean_loss"] < 0.6 * done.history[0]["clean_loss"], defense
 
 
 TWO = """

@@ -52,7 +52,7 @@ class Objective:
 
     def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,), and whether each image is broken, (B,)."""
-        logits = self.model(z)
+        logits = self.model(z).to(z.dtype)  # in mixed precision they come in half of it
         return self._loss(logits), self.broken(logits)
 
     def broken(self, logits: Tensor) -> Tensor:

@@ -268,6 +268,7 @@ class _Run:
     def minibatch(self, x: Tensor, y: Tensor, index: Tensor, size: int) -> None:
         """One step of the weights, or several on the same images if the defense wants them."""
         x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
+        x = x.to(next(self.model.parameters()).dtype)
         if self.position % CLEAN_EVERY == 0:
             self.look(x, y)
         # processes average their gradients: with unequal parts, weigh each by its images
