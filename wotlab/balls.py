@@ -45,6 +45,10 @@ class LinfBall:
         """The nearest image of the ball, pixel by pixel."""
         return torch.minimum(torch.maximum(w, x - self.eps), x + self.eps).clamp(0, 1)
 
+    def walls(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value that each pixel may take."""
+        return (x - self.eps).clamp_min(0), (x + self.eps).clamp_max(1)
+
     def step(self, gradient: Tensor, size: float) -> Tensor:
         """Steepest ascent: `size` times the gradient's sign."""
         return size * gradient.sign()

@@ -18,7 +18,7 @@ class Langevin:
 
     def start(self, x: Tensor) -> None:
         self.x = x
-        self.lo, self.hi = (x - self.ball.eps).clamp_min(0), (x + self.ball.eps).clamp_max(1)
+        self.lo, self.hi = self.ball.walls(x)
         self.now = None
 
     def step(

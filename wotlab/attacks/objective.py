@@ -64,11 +64,21 @@ class Objective:
         if self.aim is not None:
             return logits.gather(1, self.aim[:, None])[:, 0] - own
         if self.loss == "kl":
-            p, q = self.clean.log_softmax(1), logits.log_softmax(1)
-            return (p.exp() * (p - q)).sum(1) * (-1 if self.targeted else 1)
+            return divergence(self.clean, logits) * (-1 if self.targeted else 1)
         others = logits.masked_fill(F.one_hot(self.y, logits.shape[1]).bool(), -torch.inf)
         rival = others.logsumexp(1) if self.loss == "ce" else others.amax(1)
         return own - rival if self.targeted else rival - own
+
+
+def divergence(clean: Tensor, moved: Tensor) -> Tensor:
+    """KL(p | q) of the classes' probabilities, from logits (B, classes): (B,)."""
+    p, q = clean.log_softmax(1), moved.log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether a model's outputs look like those of a soft-max."""
+    return bool((logits >= 0).all()) and float((logits.sum(1) - 1).abs().max()) < 1e-3
 
 
 def objective_of(model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: str) -> Objective:
@@ -133,8 +143,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
             f"y must lie in 0..{logits.shape[1] - 1}, the model's classes; "
             f"got {int(y.min())}..{int(y.max())}"
         )
-    sums = logits.sum(1)
-    if bool((logits >= 0).all()) and float((sums - 1).abs().max()) < 1e-3:
+    if are_probabilities(logits):
         raise ValueError(
             "model returns probabilities, where gradients vanish and hide its errors; "
             "return the logits, without the soft-max"

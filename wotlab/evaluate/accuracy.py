@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
+from wotlab.attacks.objective import attacked
 from wotlab.attacks.result import AttackResult
 from wotlab.evaluate.shares import Share, share
 from wotlab.training.batches import as_dataset
@@ -130,8 +131,7 @@ def accuracy_curve(
     for value in eps:
         checks.positive("eps", value, zero=True)
     eps, left = tuple(sorted(eps)), []
-    with torch.no_grad():
-        standing = _right(model, x, y)
+    standing = _right(model, x, y)
     for value in tqdm(eps, disable=not progress, leave=False):
         standing = standing.clone()
         at = standing.nonzero()[:, 0]
@@ -144,10 +144,6 @@ def accuracy_curve(
 
 def _right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
     """Which images are classified rightly, in eval mode: booleans (N,)."""
-    mode = model.training
-    model.eval()
-    try:
+    with attacked(model):
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         return torch.cat([model(a).argmax(1) == b for a, b in parts])
-    finally:
-        model.train(mode)

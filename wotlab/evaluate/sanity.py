@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab.attacks.objective import Objective, attacked
+from wotlab.attacks.objective import Objective, are_probabilities, attacked
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import LinfBall, WassersteinBall
 from wotlab.evaluate.shares import Share, share
@@ -124,7 +124,7 @@ def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
             "random model",
             "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
         )
-    if bool((logits >= 0).all()) and float((logits.sum(1) - 1).abs().max()) < 1e-3:
+    if are_probabilities(logits):
         yield Doubt(
             "probabilities",
             "the model returns probabilities. Return the logits: behind a soft-max gradients "

@@ -87,16 +87,12 @@ class AdversarialTransport:
         """Move this minibatch's samples; the mean of their cross-entropy, or its soft maximum."""
         z = self.recall(x, index)
         many, labels = x.repeat(self.copies, 1, 1, 1), y.repeat(self.copies)
-        eps = self.ball.eps
 
         def climbed(z: Tensor) -> Tensor:
             return F.cross_entropy(bare(model)(self.seen(z)), labels, reduction="none")
 
         with attacked(bare(model)):
-            z = sample(
-                climbed, z, (many - eps).clamp_min(0), (many + eps).clamp_max(1), self.chain,
-                self.steps,
-            )  # fmt: skip
+            z = sample(climbed, z, *self.ball.walls(many), self.chain, self.steps)
         self.remember(z, index)
         losses = F.cross_entropy(model(self.seen(z)), labels, reduction="none")
         losses = losses.reshape(self.copies, len(x))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from wotlab import checks
 from wotlab.attacks import AttackResult, mirror_ascent, pgd
+from wotlab.attacks.objective import divergence
 from wotlab.balls import LinfBall, WassersteinBall
 
 Attack = Callable[..., AttackResult]
@@ -146,12 +147,6 @@ class MART(PGDAT):
         boosted = F.cross_entropy(moved, y, reduction="none") - rest
         missed = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
         return (boosted + self.beta * missed * divergence(clean, moved)).mean()
-
-
-def divergence(clean: Tensor, moved: Tensor) -> Tensor:
-    """KL(p | q) of the classes' probabilities, from logits (B, classes): (B,)."""
-    p, q = clean.log_softmax(1), moved.log_softmax(1)
-    return (p.exp() * (p - q)).sum(1)
 
 
 class FastAT(PGDAT):
