@@ -53,6 +53,20 @@ def test_it_learns_digits():
     assert train.value > 0.97 and test.value > 0.9  # the last digits are by other writers
 
 
+def test_the_learning_rate_follows_its_schedule_at_every_minibatch():
+    rates, step = [], torch.optim.SGD.step
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args):
+            rates.append(self.param_groups[0]["lr"])
+            return step(self, *args)
+
+    x, y = images()
+    options = OPTIONS | {"batch_size": len(x) // 4, "schedule": lambda epoch: 1 - epoch / 2}
+    fit(network(), (x, y), epochs=2, optimizer=lambda m: Watched(m.parameters(), 0.8), **options)
+    assert rates == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
 def test_same_seed_same_weights_and_the_global_state_is_left_alone():
     before = torch.get_rng_state()
     one, two, other = network(), network(), network()

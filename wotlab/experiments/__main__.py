@@ -1,6 +1,7 @@
 """Command line of the experiments."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,10 @@ EXPERIMENTS = {
     "hu-table-4": natural.hu_table_4,
     "hu-table-5": hu.table_5,
     "hu-table-6": natural.hu_table_6,
+    "regniez-table-1": partial(dro.regniez, 1),
+    "regniez-table-2": partial(dro.regniez, 2),
+    "regniez-table-4": partial(dro.regniez, 4),
+    "regniez-table-5": partial(dro.regniez, 5),
     "strength": strength.strength,
     "subramanyam-table-1": subramanyam.table_1,
     "subramanyam-table-5": natural.subramanyam_table_5,

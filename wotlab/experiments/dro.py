@@ -1,42 +1,50 @@
-"""Training against l-infinity attacks on MNIST: a chain that goes on, and attacks begun anew."""
+"""The tables of Regniez et al. (2022), and defenses at equal work."""
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from torch import nn
-
-from wotlab import attacks, data, evaluate, models, training
+from wotlab import attacks, training
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
+from wotlab.experiments.linf import Trial, trial
 from wotlab.gibbs import Chain
 from wotlab.training.defenses import madry
 
-BALL = LinfBall(0.3)
-WHAT = "linf-training"
+MNIST = LinfBall(0.3)
 GRADIENTS = 82  # back-propagations an image: 41 epochs of one step, two of PGD-40
-PGD_40 = partial(
-    attacks.pgd, steps=40, step_size=0.01, random_start=True, early_stop=False
-)  # the paper's baseline
-# name: the defense, and how many back-propagations an epoch takes an image
-DEFENSES: dict[str, tuple[Callable[[], object], int]] = {
-    "standard": (training.Standard, 1),
-    "pgd-40": (lambda: training.PGDAT(BALL, attack=PGD_40), 41),
-    "pgd-7": (lambda: training.PGDAT(BALL, attack=madry(7)), 8),
-    "fast": (lambda: training.FastAT(BALL), 2),
-    "free-8": (lambda: training.FreeAT(BALL, 8), 8),
-    "chain-sign": (lambda: training.AdversarialTransport(BALL, Chain("sign")), 2),
+
+
+def growing(ball: LinfBall, epochs: int) -> Callable[[float], float]:
+    """eps of an epoch: grows to the middle of the training. At once 0.3 taught nothing."""
+    return lambda epoch: ball.eps * min(1.0, 2 * epoch / epochs)
+
+
+def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
+    """The papers' baseline."""
+    attack = partial(
+        attacks.pgd, steps=40, step_size=step, random_start=True, early_stop=False
+    )  # fmt: skip
+    return training.PGDAT(ball, growing(ball, epochs), attack)
+
+
+def chain(ball: LinfBall, **rule) -> training.AdversarialTransport:
+    """Algorithm 1; the step as printed unless said otherwise."""
+    return training.AdversarialTransport(ball, Chain(**{"rule": "sign"} | rule))
+
+
+# name: the defense for so many epochs, and how many back-propagations an epoch takes an image
+DEFENSES: dict[str, tuple[Callable[[int], object], int]] = {
+    "standard": (lambda epochs: training.Standard(), 1),
+    "pgd-40": (lambda epochs: pgd_40(MNIST, epochs), 41),
+    "chain-sign": (lambda epochs: chain(MNIST), 2),
+    "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
+    "free-8": (lambda epochs: training.FreeAT(MNIST, 8), 8),
+    "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), madry(7)), 8),
     "chain-reflected": (
-        lambda: training.AdversarialTransport(BALL, Chain("reflected", lam=1000.0, sigma=0.05)), 2,
+        lambda epochs: chain(MNIST, rule="reflected", lam=1000.0, sigma=0.05), 2,
     ),
 }  # fmt: skip
-EVALUATION = {
-    "fgsm": attacks.fgsm,
-    "pgd-40": partial(attacks.pgd, steps=40, step_size=0.01, random_start=True),
-    "pgd-100": partial(attacks.pgd, steps=100, step_size=0.01, random_start=True),
-    "autoattack": attacks.library,
-}
 
 
 def equal_gradients(run: Run) -> None:
@@ -46,50 +54,66 @@ def equal_gradients(run: Run) -> None:
     """
     for name, (make, each) in DEFENSES.items():
         epochs = 10 if name == "standard" else round(GRADIENTS / each)
-        row(run, "wong-mnist", name, make, epochs)
+        row = Trial("linf-training", name, "wong-mnist", MNIST, 0.01, make(epochs), epochs)
+        trial(run, replace(row, few=500))
 
 
-def row(run: Run, network: str, name: str, make: Callable[[], object], epochs: int) -> None:
-    """Train one network, unless that is done, and record its accuracies."""
-    case = f"{network}-{name}"
-    if not run.anew and run.recorded(WHAT, f"{case}-autoattack"):
-        return
-    path = run.checkpoints / f"{case}.safetensors"
-    model = models.build(network, seed=0).to(run.device)
-    fit = training.fit(
-        model,
-        data.load("mnist", "train", run.data, download=False).tensors(),
-        make(),
-        epochs=epochs,
-        batch_size=128,
-        optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3),
-        schedule=lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2,
-        checkpoint=path.with_suffix(".checkpoint"),
-    )
-    models.save_weights(model, path)
-    spent = {
-        "network": network, "defense": name, "eps": BALL.eps, "epochs": epochs,
-        "training_seconds": sum(entry["seconds"] for entry in fit.history),
-        "gradients_an_image": sum(entry["gradients"] for entry in fit.history) / 60_000,
-        "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    x, y = run.test_images()
-    run.number(
-        WHAT, f"{case}-clean", "%",
-        lambda: evaluate.accuracy(model, (x, y)), seed=0, details=spent,
+@dataclass(frozen=True)
+class Table:
+    """What a table trains, for how long, and what it prints.
+
+    `epochs` are the paper's, for a GPU. On a CPU both defenses have `work` back-propagations for
+    each image of the training set: the chain sees all of them, PGD-40 a part, once. AutoAttack
+    then runs its two APGD attacks on the first `few` test images.
+    """
+
+    network: str
+    dataset: str
+    ball: LinfBall
+    step: float
+    epochs: int
+    printed: dict[str, tuple[float, ...]]
+    work: int = 4
+    few: int = 100
+
+
+NAMES = ("clean", "fgsm", "pgd-40", "pgd-100", "autoattack")
+CIFAR = LinfBall(8 / 255)
+TABLES = {  # table 3 is table 1 without AutoAttack
+    1: Table("arch-a", "mnist", MNIST, 0.01, 100, {
+        "chain": (99.16, 96.53, 93.12, 91.87, 88.55),
+        "pgd-40": (98.82, 94.95, 92.28, 91.18, 89.10),
+    }),
+    2: Table("resnet18", "cifar10-jpeg", CIFAR, 2 / 255, 100, {
+        "chain": (78.72, 53.40, 49.57, 49.50),
+        "pgd-40": (68.93, 45.58, 44.70, 43.74),
+    }),
+    4: Table("arch-b", "mnist", MNIST, 0.01, 100, {
+        "chain": (99.10, 97.73, 94.82, 94.18), "pgd-40": (),
+    }, work=12, few=200),
+    5: Table("wrn-34-10", "cifar10-jpeg", CIFAR, 2 / 255, 36, {
+        "chain": (84.07, 56.47, 55.64, 54.50, 26.12),
+        "pgd-40": (83.54, 59.51, 58.88, 57.97, 26.04),
+    }),
+}  # fmt: skip
+
+
+def regniez(number: int, run: Run) -> None:
+    """Both trainings of a table."""
+    table = TABLES[number]
+    run = replace(run, dataset=table.dataset)
+    size, whole = len(run.load("train")), run.device.type == "cuda"
+    row = Trial(
+        f"regniez-table-{number}", "chain", table.network, table.ball, table.step,
+        chain(table.ball), table.epochs if whole else table.work // 2,
+        source=f"Regniez et al. (2022), table {number}",
+        few=None if whole else table.few, custom=() if whole else ("apgd-ce", "apgd-t"),
     )  # fmt: skip
-    for attack, function in EVALUATION.items():
-        run.number(
-            WHAT, f"{case}-{attack}", "%",
-            lambda: stands(model, x, y, function),  # noqa: B023
-            seed=0, details=spent,
-        )  # fmt: skip
-
-
-def stands(model: nn.Module, x: torch.Tensor, y: torch.Tensor, attack) -> evaluate.Share:
-    """The share of images that one attack leaves at the training's eps."""
-    draw = torch.Generator().manual_seed(0)
-    options = {} if attack in (attacks.fgsm, attacks.library) else {"generator": draw}
-    return evaluate.accuracy_curve(
-        model, x, y, partial(attack, **options), BALL, [BALL.eps]
-    ).shares[0]
+    epochs = table.epochs if whole else 1
+    rival = replace(
+        row, case="pgd-40", defense=pgd_40(table.ball, epochs, table.step), epochs=epochs,
+        images=None if whole else size * table.work // 41,
+    )  # fmt: skip
+    for each in (row, rival):
+        printed = dict(zip(NAMES, table.printed[each.case], strict=False))
+        trial(run, replace(each, printed=printed))

@@ -18,6 +18,11 @@ NETWORKS = {  # released by Wong et al. and Hu et al., and our own
     "hu2020": "hu2020_mnist_adv_training.pth",
     "ours": "wasserstein_at_mnist.safetensors",
 }
+TITLES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10-jpeg": "JPEG copy of CIFAR-10",
+}
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,26 @@ class Run:
     images: int
     device: torch.device
     anew: bool
+    dataset: str = "mnist"
+
+    def load(self, split: str):
+        """The data set; a folder below `data` for what is no name of `wotlab.data`."""
+        if self.dataset in data.NAMES:
+            return data.load(self.dataset, split, self.data, download=False)
+        return data.load(f"folder:{self.data / self.dataset}", split)
 
     def test_images(self) -> tuple[Tensor, Tensor]:
-        """The first MNIST test images."""
-        x, y = data.load("mnist", "test", self.data, download=False).tensors(slice(0, self.images))
+        """The first test images; of a folder, which is sorted by class, some of each class."""
+        images = self.load("test")
+        step = 1 if self.dataset in data.NAMES else max(1, len(images) // self.images)
+        x, y = images.tensors(slice(0, step * self.images, step))
         return x.to(self.device), y.to(self.device)
 
     @property
     def samples(self) -> str:
-        return f"MNIST test images 0 to {self.images - 1}"
+        if self.dataset in data.NAMES:
+            return f"{TITLES[self.dataset]} test images 0 to {self.images - 1}"
+        return f"{TITLES[self.dataset]}, {self.images} test images evenly spaced"
 
     def network(self, name: str) -> nn.Module:
         """A released network, or ours."""

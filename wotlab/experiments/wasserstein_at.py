@@ -14,14 +14,14 @@ from wotlab.experiments.frame import NETWORKS, Run
 EPOCHS, EPS, GROW = 12, 0.16, 3
 
 
-def budget(epoch: int) -> float:
-    """eps of an epoch: grows over the first ones, then stays."""
-    return EPS * min(1.0, (epoch + 1) / (GROW + 1))
+def budget(epoch: float) -> float:
+    """eps: grows over the first epochs, step by step, then stays."""
+    return EPS * min(1.0, (int(epoch) + 1) / (GROW + 1))
 
 
-def rate(epoch: int) -> float:
-    """Learning rate: half a cosine, from 1 down to 0.02."""
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
+def rate(epoch: float) -> float:
+    """Learning rate of an epoch: half a cosine, from 1 down to 0.02."""
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * int(epoch) / EPOCHS)) / 2
 
 
 def train(run: Run, seed: int = 0) -> None:

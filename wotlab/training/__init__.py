@@ -3,7 +3,7 @@
 A defense is an object with `loss(model, x, y, index)`: the mean loss of the minibatch x (B, C,
 H, W), y (B,), whose images have the places `index` (B,) in the data set. It may also have
 
-- `start_epoch(epoch)`, called before each epoch (from 0),
+- `at_epoch(epoch)`, called before each minibatch: 2.5 is the middle of the third epoch,
 - `prepare(size)`, called once with the size of the data set,
 - `repeats`, the number of steps on each minibatch,
 - `state_dict()` and `load_state_dict(state)`: what goes into checkpoints,

@@ -32,9 +32,10 @@ class PGDAT:
     Parameters
     ----------
     ball : LinfBall, L2Ball or WassersteinBall
-        Its eps is that of the last epochs.
-    eps : function of the epoch (from 0), optional
-        eps of each epoch; constant by default.
+        Its eps is the budget where `eps` is not given.
+    eps : function of the epoch, optional
+        eps at each minibatch, 2.5 being the middle of the third epoch; constant by default. A
+        small network that starts at eps = 0.3 on MNIST may learn nothing for many epochs.
     attack : attack, optional
         Called as `attack(model, x, y, ball)`; bind its options with functools.partial. By
         default `pgd` from a random start with 40 steps (as on MNIST in the paper) of
@@ -46,16 +47,16 @@ class PGDAT:
     the weights' gradients.
     """
 
-    def __init__(self, ball, eps: Callable[[int], float] | None = None, attack=None):
+    def __init__(self, ball, eps: Callable[[float], float] | None = None, attack=None):
         self.ball, self.eps = ball, eps
         self.attack = attack or self.default_attack()
-        self.start_epoch(0)
+        self.at_epoch(0)
 
     def default_attack(self) -> Attack:
         return madry(steps=40)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Set the budget of this epoch."""
+    def at_epoch(self, epoch: float) -> None:
+        """Set the budget of this moment."""
         self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -236,9 +237,9 @@ class WassersteinAT(PGDAT):
     Parameters
     ----------
     ball : WassersteinBall
-        Its eps is that of the last epochs.
-    eps : function of the epoch (from 0), optional
-        eps of each epoch; constant by default. Wong et al. (2019) and Hu et al. (2020) let it
+        Its eps is the budget where `eps` is not given.
+    eps : function of the epoch, optional
+        As for `PGDAT`. Wong et al. (2019) and Hu et al. (2020) let it
         grow: a network that starts at the full budget may learn nothing at all.
     attack : attack, optional
         Called as `attack(model, x, y, ball)`; bind its options with functools.partial. By
@@ -265,7 +266,7 @@ class WassersteinAT(PGDAT):
     def __init__(
         self,
         ball: WassersteinBall,
-        eps: Callable[[int], float] | None = None,
+        eps: Callable[[float], float] | None = None,
         attack: Attack | None = None,
         *,
         noise: float = 0.0,

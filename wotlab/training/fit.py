@@ -57,7 +57,7 @@ def fit(
     batch_size: int = 128,
     lr: float = 0.1,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
-    schedule: Callable[[int], float] | None = None,
+    schedule: Callable[[float], float] | None = None,
     ema: float | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     seed: int = 0,
@@ -85,8 +85,9 @@ def fit(
         Learning rate of the default optimizer, SGD with momentum 0.9 and weight decay 5e-4.
     optimizer : function of the model, optional
         Makes another optimizer, such as `lambda m: torch.optim.Adam(m.parameters(), 1e-3)`.
-    schedule : function of the epoch (from 0), optional
-        Factor on the learning rate; constant by default.
+    schedule : function of the epoch, optional
+        Factor on the learning rate; constant by default. Asked at each minibatch: 0 is the first
+        one, 2.5 the middle of the third epoch, `epochs` the end.
     ema : float in (0, 1), optional
         Decay of an exponential moving average of the weights, such as 0.999. The model ends with
         the averaged weights, and these are validated.
@@ -190,7 +191,8 @@ class _Run:
     def prepare(self, optimiser, schedule, ema, validate) -> None:
         """Everything with a state, in `parts`."""
         self.wrapped, self.optimiser = self.fabric.setup(self.model, optimiser)
-        self.scheduler = LambdaLR(optimiser, schedule or (lambda epoch: 1.0))
+        schedule, count = schedule or (lambda epoch: 1.0), len(self.places(0))
+        self.scheduler = LambdaLR(optimiser, lambda minibatch: schedule(minibatch / count))
         self.parts = {
             "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
             "precision": self.fabric.strategy.precision,
@@ -220,12 +222,8 @@ class _Run:
         self.saved = time.monotonic()
 
     def train(self, epochs: int, bar: tqdm) -> None:
-        seed = self.seed * 1_000_003
         for epoch in range(self.done.epochs, epochs):
-            places = Places(
-                len(self.data), self.batch_size, seed + epoch,
-                self.fabric.global_rank, self.fabric.world_size,
-            )  # fmt: skip
+            places = self.places(epoch)
             if bar.total is None:
                 bar.reset(total=len(places) * epochs)
                 bar.update(len(places) * epoch + self.position)
@@ -237,17 +235,26 @@ class _Run:
         if final:
             self.model.load_state_dict(final)
 
+    def places(self, epoch: int) -> Places:
+        """The minibatches of an epoch."""
+        return Places(
+            len(self.data), self.batch_size, self.seed * 1_000_003 + epoch,
+            self.fabric.global_rank, self.fabric.world_size,
+        )  # fmt: skip
+
     def epoch(self, epoch: int, places: Places, bar: tqdm) -> None:
-        if hasattr(self.defense, "start_epoch"):
-            self.defense.start_epoch(epoch)
         self.model.train()
+        count = len(places)
         places.skip(self.position)
         batches = minibatches(self.data, places, self.workers)
         for size in places.sizes:
             start = time.perf_counter()
             # all that is random from here to the next one: the same, resumed or not
             torch.manual_seed(self.mixed(epoch))
+            if hasattr(self.defense, "at_epoch"):
+                self.defense.at_epoch(epoch + self.position / count)
             self.minibatch(*next(batches), size)
+            self.scheduler.step()
             self.position += 1
             self.tally["seconds"] += time.perf_counter() - start
             bar.update()
@@ -256,7 +263,6 @@ class _Run:
             if self.is_time():
                 self.gather()
                 self.save()
-        self.scheduler.step()
         self.end_epoch(epoch)
         bar.set_postfix(self.shown())
 

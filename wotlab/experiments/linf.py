@@ -1,0 +1,96 @@
+"""Train a network against l-infinity attacks, and record what it stands."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from wotlab import attacks, evaluate, models, training
+from wotlab.attacks.library import library
+from wotlab.balls import LinfBall
+from wotlab.experiments.frame import Run
+
+BATCH, LR = 50, 0.05  # SGD with momentum 0.9 and weight decay 5e-4; the rate falls to zero
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of a table.
+
+    `images`: the first so many training images; all by default. `step` is that of PGD-40 and
+    PGD-100. `printed` holds the paper's numbers by attack. `few`: AutoAttack gets no more test
+    images than that. `custom`: the parts of AutoAttack that run; all by default.
+    """
+
+    what: str
+    case: str
+    network: str
+    ball: LinfBall
+    step: float
+    defense: object
+    epochs: int
+    images: int | None = None
+    printed: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    few: int | None = None
+    custom: tuple[str, ...] = ()
+
+    def attacks(self) -> dict:
+        """Name, attack."""
+        pgd = partial(attacks.pgd, step_size=self.step, random_start=True)
+        parts = {"version": "custom", "attacks": list(self.custom)} if self.custom else {}
+        return {
+            "fgsm": attacks.fgsm,
+            "pgd-40": partial(pgd, steps=40),
+            "pgd-100": partial(pgd, steps=100),
+            "autoattack": partial(library, **parts),
+        }
+
+
+def trial(run: Run, row: Trial) -> None:
+    """Train the network, unless all is recorded, and record its accuracies."""
+    fewer = replace(run, images=min(run.images, row.few or run.images))
+    if not run.anew and fewer.recorded(row.what, f"{row.case}-autoattack"):
+        return
+    model, spent = train(run, row)
+
+    def note(run: Run, name: str, measure) -> None:
+        run.number(
+            row.what, f"{row.case}-{name}", "%", measure, seed=0, details=spent,
+            printed=row.printed.get(name), source=row.source if name in row.printed else None,
+        )  # fmt: skip
+
+    x, y = run.test_images()
+    note(run, "clean", lambda: evaluate.accuracy(model, (x, y)))
+    for name, attack in row.attacks().items():
+        here = fewer if name == "autoattack" else run
+        few = slice(0, here.images)
+        if name.startswith("pgd"):
+            attack = partial(attack, generator=torch.Generator().manual_seed(0))
+        note(here, name, lambda: stands(model, x[few], y[few], attack, row.ball))  # noqa: B023
+
+
+def stands(model, x, y, attack, ball) -> evaluate.Share:
+    """The share of images that one attack leaves."""
+    return evaluate.accuracy_curve(model, x, y, attack, ball, [ball.eps]).shares[0]
+
+
+def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
+    """The network, and what its training took."""
+    path = run.checkpoints / f"{row.what}-{row.case}.safetensors"
+    images, labels = run.load("train").tensors(slice(0, row.images))
+    model = models.build(row.network, seed=0).to(run.device)
+    fit = training.fit(
+        model, (images, labels), row.defense, epochs=row.epochs, batch_size=BATCH, lr=LR,
+        schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs),
+        checkpoint=path.with_suffix(".checkpoint"),
+    )  # fmt: skip
+    models.save_weights(model, path)
+    return model.eval(), {
+        "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
+        "training_images": len(images),
+        "training_seconds": sum(entry["seconds"] for entry in fit.history),
+        "back_propagations": sum(entry["gradients"] for entry in fit.history),
+        "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
+        "autoattack_parts": list(row.custom) or "standard",
+    }  # fmt: skip
