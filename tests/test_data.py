@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -109,6 +110,69 @@ def test_truncated_idx_without_a_known_checksum_is_named(mnist):
         (folder / name).write_bytes(content[:-1])
     with pytest.raises(ValueError, match="truncated"):
         data.load("fashion-mnist", "test", root)
+
+
+def test_fashion_mnist_has_its_own_folder_and_classes(mnist):
+    root, pixels, labels, files = mnist
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    images = data.load("fashion-mnist", "test", root)
+    x, y = images.tensors()
+    assert np.allclose(x[:, 0].numpy(), pixels / 255) and y.tolist() == labels.tolist()
+    assert images.classes[0] == "T-shirt/top" and images.classes[9] == "Ankle boot"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Tiny ImageNet with two classes, as its archive."""
+    files = {"wnids.txt": b"n02\nn01\n", "words.txt": b"n01\tgoldfish\nn02\tbee\nn03\tcar\n"}
+
+    def picture(level):
+        file = io.BytesIO()
+        Image.new("L" if level == 60 else "RGB", (64, 64), level).save(file, "PNG")
+        return file.getvalue()
+
+    for k, name in enumerate(("n01", "n02")):
+        for j in range(3):
+            files[f"train/{name}/images/{name}_{j}.JPEG"] = picture(100 * k + j)
+        files[f"train/{name}/{name}_boxes.txt"] = b""
+    rows = [("val_0.JPEG", "n02", 50), ("val_1.JPEG", "n01", 60), ("val_2.JPEG", "n02", 70)]
+    for name, _, level in rows:
+        files[f"val/images/{name}"] = picture(level)
+    files["val/val_annotations.txt"] = "".join(
+        f"{name}\t{label}\t0\t0\t62\t62\n" for name, label, _ in rows
+    ).encode()
+    archive = tmp_path / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, content in files.items():
+            packed.writestr(f"tiny-imagenet-200/{name}", content)
+    monkeypatch.setitem(data.TINY, "md5", md5(archive.read_bytes()))
+    return archive
+
+
+def test_tiny_imagenet(tiny):
+    train, test = (data.load("tiny-imagenet", s, tiny.parent) for s in ("train", "test"))
+    assert train.classes == test.classes == ["goldfish", "bee"]
+    x, y = train.tensors()
+    assert x.shape == (6, 3, 64, 64) and y.tolist() == [0, 0, 0, 1, 1, 1]
+    x, y = test.tensors()  # the list's labels, not the folder's; the grey one as RGB
+    assert y.tolist() == [1, 0, 1]
+    assert torch.allclose(x[1], torch.full((3, 64, 64), 60 / 255))
+    assert data.load("tiny-imagenet", "test", tiny.parent, size=32)[0][0].shape == (3, 32, 32)
+    tiny.unlink()  # the folder is enough
+    assert len(data.load("tiny-imagenet", "train", tiny.parent, download=False)) == 6
+
+
+def test_a_damaged_tiny_imagenet_leaves_nothing_behind(tiny, monkeypatch):
+    tiny.write_bytes(tiny.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="truncated"):
+        data.load("tiny-imagenet", "train", tiny.parent)
+    monkeypatch.setitem(data.TINY, "md5", md5(tiny.read_bytes()))  # or it is no archive at all
+    with pytest.raises(zipfile.BadZipFile):
+        data.load("tiny-imagenet", "train", tiny.parent)
+    assert [p.name for p in tiny.parent.iterdir()] == [tiny.name]
 
 
 @pytest.mark.parametrize("name", [n for n in data.NAMES if n not in ("digits", "photographs")])

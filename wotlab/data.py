@@ -5,6 +5,8 @@ import hashlib
 import os
 import socket
 import tarfile
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +53,12 @@ CIFAR = {
     },
 }
 CIFAR_IMAGES = {"train": 50_000, "test": 10_000}
-NAMES = ("digits", "photographs", *IDX, *CIFAR, "svhn")
+TINY = {
+    "url": "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "md5": "90528d7ca1a48142e341f4ef8d21d0de",
+    "folder": "tiny-imagenet-200",
+}
+NAMES = ("digits", "photographs", *IDX, *CIFAR, "svhn", "tiny-imagenet")
 
 
 class Images(Dataset):
@@ -77,12 +84,10 @@ class Images(Dataset):
 class ImageFolder(Dataset):
     """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB."""
 
-    def __init__(self, path: Path, size: int | None):
+    def __init__(self, path: Path, size: int | None, kind=datasets.ImageFolder):
         resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
         try:
-            self._files = datasets.ImageFolder(
-                path, transforms.Compose([*resize, transforms.ToTensor()])
-            )
+            self._files = kind(path, transforms.Compose([*resize, transforms.ToTensor()]))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} holds no images: one sub-folder a class is needed ({error})"
@@ -109,6 +114,23 @@ class ImageFolder(Dataset):
         return torch.stack(images), torch.tensor(labels)
 
 
+class _Listed(datasets.ImageFolder):
+    """Tiny ImageNet's validation images: all in one folder, their classes in a list."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted((Path(directory).parent / "wnids.txt").read_text().split())
+        return names, {name: k for k, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory: str, class_to_idx: dict[str, int], *rest, **more) -> list:
+        rows = (Path(directory) / "val_annotations.txt").read_text().splitlines()
+        cells = (row.split("\t") for row in rows if row)
+        return [
+            (str(Path(directory) / "images" / file), class_to_idx[name])
+            for file, name, *box in cells
+        ]
+
+
 def load(
     name: str,
     split: str = "test",
@@ -125,8 +147,10 @@ def load(
         "digits" (scikit-learn's 1,797 digits of 8x8; the first 1,500 train) and "photographs"
         (scikit-learn's two of 427x640, split "test" only) ship with scikit-learn. "mnist",
         "fashion-mnist", "cifar10", "cifar100", "svhn" lie under `root` in torchvision's layout
-        (CIFAR: the binary archive, or its folder). "folder:PATH" is any folder of images with
-        one sub-folder a class, the split in a sub-folder of PATH if there is one of that name.
+        (CIFAR: the binary archive, or its folder). "tiny-imagenet" (200 classes, 64x64) is the
+        folder tiny-imagenet-200 below `root`; its published validation images are the split
+        "test". "folder:PATH" is any folder of images with one sub-folder a class, the split in a
+        sub-folder of PATH if there is one of that name.
     split : "train" or "test"
         Of an image folder, the name of a sub-folder, such as "val".
     root : path, optional
@@ -166,6 +190,8 @@ def load(
         return _idx(name, split, root, download)
     if name in CIFAR:
         return _cifar(name, split, root, download)
+    if name == "tiny-imagenet":
+        return _tiny(split, root, download, size)
     return _svhn(split, root, download)
 
 
@@ -261,6 +287,23 @@ def _svhn(split: str, root: Path, download: bool) -> Images:
     pixels = torch.from_numpy(np.transpose(content["X"], (3, 2, 0, 1)).copy())
     labels = torch.from_numpy(content["y"].astype(np.int64).ravel() % 10)  # 10 stands for 0
     return Images("svhn", pixels, labels, list("0123456789"))
+
+
+def _tiny(split: str, root: Path, download: bool, size: int | None) -> ImageFolder:
+    folder = root / TINY["folder"]
+    if not folder.is_dir():
+        archive = _fetch(root / f"{folder.name}.zip", [TINY["url"]], TINY["md5"], download)
+        with tempfile.TemporaryDirectory(dir=root) as part, zipfile.ZipFile(archive) as packed:
+            packed.extractall(part)
+            os.replace(Path(part) / folder.name, folder)  # whole or not at all
+    if split == "train":
+        images = ImageFolder(folder / "train", size)
+    else:
+        images = ImageFolder(folder / "val", size, _Listed)
+    rows = (folder / "words.txt").read_text().splitlines()
+    words = dict(row.split("\t") for row in rows if row)
+    images.name, images.classes = "tiny-imagenet", [words[c] for c in images.classes]
+    return images
 
 
 def _fetch(path: Path, urls: list[str], md5: str, download: bool, also: str | None = None) -> Path:
