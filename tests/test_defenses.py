@@ -112,6 +112,25 @@ def test_eps_grows_with_every_minibatch(digits, network):
         assert seen == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
 
 
+def test_those_that_remember_keep_the_budget_of_the_moment(digits, network):
+    x, y = digits
+    seen = []
+    hook = network.register_forward_pre_hook(lambda model, z: seen.append(z[0].detach()))
+    for defense in (
+        FreeAT(LinfBall(0.3), eps=lambda epoch: 0.1 * epoch),
+        AdversarialTransport(LinfBall(0.3), eps=lambda epoch: 0.1 * epoch),
+    ):
+        if hasattr(defense, "prepare"):
+            defense.prepare(len(x))
+        for epoch in (0.0, 1.0, 2.5, 1.0):
+            defense.at_epoch(epoch)
+            seen.clear()
+            for _ in range(2):  # free: the first pass learns the step
+                defense.loss(network, x, y, torch.arange(len(x))).backward()
+            assert (seen[-1] - x).abs().max() == pytest.approx(0.1 * epoch, abs=1e-3)
+    hook.remove()
+
+
 def test_fast_and_free_count_their_gradients(digits, network):
     options = {"epochs": 1, "batch_size": 20, "progress": False}
     fast = fit(network, digits, FastAT(BALL), **options)

@@ -16,7 +16,7 @@ GRADIENTS = 82  # back-propagations an image: 41 epochs of one step, two of PGD-
 
 
 def growing(ball: LinfBall, epochs: int) -> Callable[[float], float]:
-    """eps of an epoch: grows to the middle of the training. At once 0.3 taught nothing."""
+    """eps of an epoch: grows to the middle of the training. Some networks learn nothing at 0.3."""
     return lambda epoch: ball.eps * min(1.0, 2 * epoch / epochs)
 
 
@@ -28,21 +28,22 @@ def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
     return training.PGDAT(ball, growing(ball, epochs), attack)
 
 
-def chain(ball: LinfBall, **rule) -> training.AdversarialTransport:
+def chain(ball: LinfBall, epochs: int, **rule) -> training.AdversarialTransport:
     """Algorithm 1; the step as printed unless said otherwise."""
-    return training.AdversarialTransport(ball, Chain(**{"rule": "sign"} | rule))
+    rule = {"rule": "sign"} | rule
+    return training.AdversarialTransport(ball, Chain(**rule), eps=growing(ball, epochs))
 
 
 # name: the defense for so many epochs, and how many back-propagations an epoch takes an image
 DEFENSES: dict[str, tuple[Callable[[int], object], int]] = {
     "standard": (lambda epochs: training.Standard(), 1),
     "pgd-40": (lambda epochs: pgd_40(MNIST, epochs), 41),
-    "chain-sign": (lambda epochs: chain(MNIST), 2),
+    "chain-sign": (lambda epochs: chain(MNIST, epochs), 2),
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
-    "free-8": (lambda epochs: training.FreeAT(MNIST, 8), 8),
+    "free-8": (lambda epochs: training.FreeAT(MNIST, 8, eps=growing(MNIST, epochs)), 8),
     "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), madry(7)), 8),
     "chain-reflected": (
-        lambda epochs: chain(MNIST, rule="reflected", lam=1000.0, sigma=0.05), 2,
+        lambda epochs: chain(MNIST, epochs, rule="reflected", lam=1000.0, sigma=0.05), 2,
     ),
 }  # fmt: skip
 
@@ -103,9 +104,10 @@ def regniez(number: int, run: Run) -> None:
     table = TABLES[number]
     run = replace(run, dataset=table.dataset)
     size, whole = len(run.load("train")), run.device.type == "cuda"
+    epochs = table.epochs if whole else table.work // 2
     row = Trial(
         f"regniez-table-{number}", "chain", table.network, table.ball, table.step,
-        chain(table.ball), table.epochs if whole else table.work // 2,
+        chain(table.ball, epochs), epochs,
         source=f"Regniez et al. (2022), table {number}",
         few=None if whole else table.few, custom=() if whole else ("apgd-ce", "apgd-t"),
     )  # fmt: skip

@@ -10,12 +10,12 @@ from wotlab import checks
 from wotlab.attacks.objective import attacked
 from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, sample, soft_maximum
-from wotlab.training.defenses import bare
+from wotlab.training.defenses import Bounded, bare
 
 CHUNK = 4096  # images at a time when processes share what they remember
 
 
-class AdversarialTransport:
+class AdversarialTransport(Bounded):
     r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
 
     The adversary of the entropic problem on the l-infinity ball is the Gibbs law
@@ -31,6 +31,8 @@ class AdversarialTransport:
     chain : Chain
         `Chain("sign", sigma=0.2, eta=0.2)` by default, as printed. In units of brightness:
         scale both with eps.
+    eps : function of the epoch, optional
+        As for `PGDAT`. Constant in the paper.
     copies, steps : int >= 1
         K and T in the paper, both 1.
     soft : float > 0, optional
@@ -58,6 +60,7 @@ class AdversarialTransport:
         ball: LinfBall,
         chain: Chain | None = None,
         *,
+        eps: Callable[[float], float] | None = None,
         copies: int = 1,
         steps: int = 1,
         soft: float | None = None,
@@ -73,7 +76,8 @@ class AdversarialTransport:
             checks.positive("soft", soft)
         if dtype not in (torch.float16, torch.uint8):
             raise ValueError(f"dtype must be torch.float16 or torch.uint8; got {dtype}")
-        self.ball, self.chain = ball, chain or Chain("sign")
+        super().__init__(ball, eps)
+        self.chain = chain or Chain("sign")
         self.copies, self.steps, self.soft = copies, steps, soft
         self.dtype, self.place, self.augment = dtype, place, augment
         self.size, self.kept, self.known, self.touched = None, None, None, None
@@ -92,7 +96,7 @@ class AdversarialTransport:
             return F.cross_entropy(bare(model)(self.seen(z)), labels, reduction="none")
 
         with attacked(bare(model)):
-            z = sample(climbed, z, *self.ball.walls(many), self.chain, self.steps)
+            z = sample(climbed, z, *self.now.walls(many), self.chain, self.steps)
         self.remember(z, index)
         losses = F.cross_entropy(model(self.seen(z)), labels, reduction="none")
         losses = losses.reshape(self.copies, len(x))
@@ -122,7 +126,7 @@ class AdversarialTransport:
         known = self.known[at].to(x.device)[:, None, None, None, None]
         z = torch.where(known, z, x[:, None]).transpose(0, 1).flatten(0, 1)
         # rounding, when it was kept, may have put it outside by a little
-        return self.ball.project(x.repeat(self.copies, 1, 1, 1), z)
+        return self.now.project(x.repeat(self.copies, 1, 1, 1), z)
 
     def remember(self, z: Tensor, index: Tensor) -> None:
         at = index.cpu()

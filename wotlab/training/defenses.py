@@ -26,7 +26,19 @@ def bare(model: nn.Module) -> nn.Module:
     return model.module if is_wrapped(model) else model
 
 
-class PGDAT:
+class Bounded:
+    """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment."""
+
+    def __init__(self, ball, eps: Callable[[float], float] | None = None):
+        self.ball, self.eps = ball, eps
+        self.at_epoch(0)
+
+    def at_epoch(self, epoch: float) -> None:
+        """Set the budget of this moment."""
+        self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
+
+
+class PGDAT(Bounded):
     r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
 
     Parameters
@@ -48,16 +60,11 @@ class PGDAT:
     """
 
     def __init__(self, ball, eps: Callable[[float], float] | None = None, attack=None):
-        self.ball, self.eps = ball, eps
+        super().__init__(ball, eps)
         self.attack = attack or self.default_attack()
-        self.at_epoch(0)
 
     def default_attack(self) -> Attack:
         return madry(steps=40)
-
-    def at_epoch(self, epoch: float) -> None:
-        """Set the budget of this moment."""
-        self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch, attacked."""
@@ -177,7 +184,7 @@ class FastAT(PGDAT):
         super().__init__(ball, eps, one)
 
 
-class FreeAT:
+class FreeAT(Bounded):
     r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
 
     Each minibatch is trained on `repeats` times; the gradient of each backward pass moves the
@@ -188,6 +195,8 @@ class FreeAT:
     ball : LinfBall
     repeats : int >= 1
         m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
+    eps
+        As for `PGDAT`.
 
     Raises
     ------
@@ -195,11 +204,12 @@ class FreeAT:
         For a ball of another kind, or repeats < 1.
     """
 
-    def __init__(self, ball: LinfBall, repeats: int = 8):
+    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps=None):
         if not isinstance(ball, LinfBall):
             raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
         checks.count("repeats", repeats)
-        self.ball, self.repeats, self.change, self.last = ball, repeats, None, None
+        super().__init__(ball, eps)
+        self.repeats, self.change, self.last = repeats, None, None
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the perturbed minibatch."""
@@ -208,14 +218,14 @@ class FreeAT:
         if self.change is not None:
             few = min(len(x), len(self.change))  # a last minibatch may be smaller
             z[:few] += self.change[:few].to(x)
-        self.last = self.ball.project(x, z).requires_grad_()
+        self.last = self.now.project(x, z).requires_grad_()
         self.base = x
         return F.cross_entropy(model(self.last), y)
 
     def _learn(self) -> None:
         """Step along the gradient that the last backward pass left at the images."""
         if self.last is not None and self.last.grad is not None:
-            eps = self.ball.eps
+            eps = self.now.eps
             change = self.last.detach() - self.base + eps * self.last.grad.sign()
             change = change.clamp(-eps, eps)
             if self.change is not None and len(self.change) > len(change):
