@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import wotlab
-from wotlab import attacks, results, training
-from wotlab.experiments import frame, hu, natural, strength, subramanyam
+from wotlab import LinfBall, attacks, data, models, results, training
+from wotlab.experiments import baselines, dro, frame, hu, natural, strength, subramanyam
+from wotlab.projections import unbalanced_sinkhorn
 
 PIXELS = 784
 
@@ -30,8 +31,12 @@ def small():
 def run(small, tmp_path):
     @dataclass(frozen=True)
     class Small(frame.Run):
+        def load(self, split):
+            x, y = small[1].repeat(10, 1, 1, 1), small[2].repeat(10)
+            return data.Images(self.dataset, x, y, list("0123456789"))
+
         def test_images(self):
-            return small[1], small[2]
+            return small[1][: self.images], small[2][: self.images]
 
         def network(self, name):
             return small[0]
@@ -130,3 +135,70 @@ def test_subramanyam_counts_what_keeps_the_ball(run):
         assert record.details["accuracy_by_images_inside_the_ball"] >= record.value
     # erratum a1: the printed formula brightens every pixel, black ones too
     assert found["standard-printed"].details["mass_change_mean"] > 0.1
+
+
+def test_tables_of_training_at_equal_work(run, monkeypatch):
+    small = dro.Table("wong-mnist", "mnist", LinfBall(0.1), 0.01, 9, {
+        "chain": (99.0, 98.0, 97.0), "pgd-40": (),
+    }, work=4, few=2)  # fmt: skip
+    monkeypatch.setitem(dro.TABLES, 1, small)
+    dro.regniez(1, run)
+    found = {r.case: r for r in results.read("regniez-table-1", run.out)}
+    assert set(found) == {f"{d}-{a}" for d in ("chain", "pgd-40") for a in dro.NAMES}
+    one, two = (found[f"{d}-clean"].details for d in ("chain", "pgd-40"))
+    assert one["back_propagations"] == pytest.approx(two["back_propagations"], rel=0.2)
+    assert one["training_images"] == 60 and two["training_images"] == 60 * 4 // 41
+    assert found["chain-fgsm"].printed == 98.0 and found["pgd-40-fgsm"].printed is None
+    assert found["chain-autoattack"].samples == "MNIST test images 0 to 1"
+    for defense in ("chain", "pgd-40"):  # the stronger attack leaves no more
+        assert found[f"{defense}-pgd-40"].value <= found[f"{defense}-clean"].value
+    before = {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+    dro.regniez(1, run)
+    assert before == {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+
+
+def test_every_defense_gets_the_same_work(run, monkeypatch):
+    rows = []
+    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row))
+    dro.equal_gradients(run)
+    assert {row.case for row in rows} == set(dro.DEFENSES)
+    x, y = (part[:8] for part in run.load("train").tensors())
+    for row in rows[1:]:
+        each = dro.DEFENSES[row.case][1]
+        model, (size, epochs) = models.build("wong-mnist", seed=0), (8, row.epochs)
+        fit = training.fit(model, (x, y), row.defense, epochs=1, batch_size=8, progress=False)
+        assert fit.history[0]["gradients"] == each * size
+        assert each * epochs == pytest.approx(dro.GRADIENTS, rel=0.03)
+
+
+def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatch):
+    monkeypatch.setattr(baselines, "SHORT_IMAGES", 4)
+    monkeypatch.setattr(baselines, "SHORT_EPOCHS", 1)
+    monkeypatch.setattr(baselines, "FEW", 2)
+    quick = {"mi-fgsm": baselines.SETTINGS["mi-fgsm"], "cw": baselines.SETTINGS["cw"]}
+    monkeypatch.setattr(baselines, "SETTINGS", quick)
+    monkeypatch.setattr(baselines, "AT_03", quick)
+    monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3), "standard": (4, 5, 6)})
+    monkeypatch.setattr(baselines, "ORDER_4", tuple(quick))
+    monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2), "subramanyam": (3, 4)})
+    monkeypatch.setitem(frame.NETWORKS, "standard", "standard.safetensors")
+    models.save_weights(small[0], run.checkpoints / "standard.safetensors")
+    baselines.table_2(run)
+    baselines.table_3(run)
+    baselines.table_4(run)
+    two = {r.case: r for r in results.read("subramanyam-table-2", run.out)}
+    assert two["standard-mi-fgsm"].value < two["standard-clean"].value
+    assert two["standard-mi-fgsm"].printed == 3.16
+    assert "eps=0.2" in two["standard-mi-fgsm"].details["ball"]
+    three = {r.case: r for r in results.read("subramanyam-table-3", run.out)}
+    assert set(three) == {"standard-clean", "standard-mi-fgsm", "standard-cw"}  # no Hu here
+    four = {r.case: r for r in results.read("subramanyam-table-4", run.out)}
+    assert four["subramanyam-cw"].printed == 4 and len(four) == 6
+    assert four["standard-clean"].samples.startswith("Fashion-MNIST test images")
+
+
+def test_the_defense_of_subramanyam_moves_no_mass():
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    w = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    wide = unbalanced_sinkhorn(x, w, wotlab.GroundCost(), iterations=10)
+    assert (baselines.corrected(x, w, 0.2, None).image - wide.image).abs().max() < 1e-6

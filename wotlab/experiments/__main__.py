@@ -6,7 +6,16 @@ from pathlib import Path
 
 import torch
 
-from wotlab.experiments import dro, frame, hu, natural, strength, subramanyam, wasserstein_at
+from wotlab.experiments import (
+    baselines,
+    dro,
+    frame,
+    hu,
+    natural,
+    strength,
+    subramanyam,
+    wasserstein_at,
+)
 
 EXPERIMENTS = {
     "equal-gradients": dro.equal_gradients,
@@ -21,7 +30,11 @@ EXPERIMENTS = {
     "regniez-table-4": partial(dro.regniez, 4),
     "regniez-table-5": partial(dro.regniez, 5),
     "strength": strength.strength,
+    "subramanyam-defense": baselines.defend,
     "subramanyam-table-1": subramanyam.table_1,
+    "subramanyam-table-2": baselines.table_2,
+    "subramanyam-table-3": baselines.table_3,
+    "subramanyam-table-4": baselines.table_4,
     "subramanyam-table-5": natural.subramanyam_table_5,
     "subramanyam-table-6": natural.subramanyam_table_6,
     "wasserstein-at": wasserstein_at.train,

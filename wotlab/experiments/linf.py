@@ -41,8 +41,8 @@ class Trial:
         parts = {"version": "custom", "attacks": list(self.custom)} if self.custom else {}
         return {
             "fgsm": attacks.fgsm,
-            "pgd-40": partial(pgd, steps=40),
-            "pgd-100": partial(pgd, steps=100),
+            "pgd-40": partial(pgd, steps=40, generator=torch.Generator().manual_seed(0)),
+            "pgd-100": partial(pgd, steps=100, generator=torch.Generator().manual_seed(0)),
             "autoattack": partial(library, **parts),
         }
 
@@ -60,18 +60,17 @@ def trial(run: Run, row: Trial) -> None:
             printed=row.printed.get(name), source=row.source if name in row.printed else None,
         )  # fmt: skip
 
-    x, y = run.test_images()
-    note(run, "clean", lambda: evaluate.accuracy(model, (x, y)))
+    note(run, "clean", partial(stands, run, model))
     for name, attack in row.attacks().items():
         here = fewer if name == "autoattack" else run
-        few = slice(0, here.images)
-        if name.startswith("pgd"):
-            attack = partial(attack, generator=torch.Generator().manual_seed(0))
-        note(here, name, lambda: stands(model, x[few], y[few], attack, row.ball))  # noqa: B023
+        note(here, name, partial(stands, here, model, attack, row.ball))
 
 
-def stands(model, x, y, attack, ball) -> evaluate.Share:
-    """The share of images that one attack leaves."""
+def stands(run: Run, model: torch.nn.Module, attack=None, ball=None) -> evaluate.Share:
+    """The share of test images that one attack leaves; without an attack, accuracy."""
+    x, y = run.test_images()
+    if attack is None:
+        return evaluate.accuracy(model, (x, y))
     return evaluate.accuracy_curve(model, x, y, attack, ball, [ball.eps]).shares[0]
 
 
