@@ -78,4 +78,4 @@ def test_workflows_are_yaml_and_call_what_the_makefile_has(path):
 
 def test_conda_users_get_the_same_list():
     *_, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert pip == {"pip": ["--editable .[book,test,attacks]"]}
+    assert pip == {"pip": ["--editable .[book,test]"]}

@@ -6,18 +6,13 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from wotlab import checks
 from wotlab.attacks.objective import attacked, check
 from wotlab.attacks.result import AttackResult, judge
 from wotlab.balls import L2Ball, LinfBall
-
-INSTALL = {
-    "pyautoattack": "pip install pyautoattack",
-    # it pins an old version of requests, which it needs for nothing that is used here
-    "torchattacks": "pip install --no-deps torchattacks",
-}
 
 
 class _Single(nn.Module):
@@ -32,19 +27,23 @@ class _Single(nn.Module):
 
 
 def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
-    library = _library("pyautoattack")
     model, x = _Single(model, x.dtype), x.float()
     norm = "Linf" if isinstance(ball, LinfBall) else "L2"
-    run = library.AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
+    run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
     others = model(x[:1]).shape[1] - 1
     for part in (run.apgd_targeted, run.fab):
         part.n_target_classes = min(part.n_target_classes, others)
-    return run.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # of what it draws: its images are float32
+    try:
+        return run.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
     def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
-        made = getattr(_library("torchattacks"), name)
+        made = getattr(_torchattacks_library(), name)
         attack = made(model, **(defaults(ball) | options))
         attack.set_device(x.device)
         return attack(x, y)
@@ -121,7 +120,7 @@ def library(
         For an unknown name, a ball that the attack does not know, bad images or labels, or a
         model that returns NaN or probabilities.
     ImportError
-        If the library is not there; says how to get it.
+        If torchattacks is not there, which all but AutoAttack need; says how to get it.
     """
     start = time.perf_counter()
     if name not in NAMES:
@@ -164,8 +163,11 @@ def frozen(model: nn.Module):
             w.requires_grad_()
 
 
-def _library(name: str):
+def _torchattacks_library():
     try:
-        return import_module(name)
+        return import_module("torchattacks")
     except ImportError as error:
-        raise ImportError(f"this attack needs {name}: {INSTALL[name]}") from error
+        # no dependency of ours: it pins an old version of requests, which it does not need here
+        raise ImportError(
+            "this attack needs torchattacks: pip install --no-deps torchattacks"
+        ) from error
