@@ -165,7 +165,12 @@ def test_gradients_are_counted_and_the_clean_loss_is_seen():
     attack = lambda m, a, b, ball: wotlab.attacks.pgd(  # noqa: E731
         m, a, b, ball, steps=3, early_stop=False
     )
-    attacked = fit(network(), (x, y), PGDAT(LinfBall(0.2), attack=attack), epochs=2, **OPTIONS)
+    ball = LinfBall(0.2)
+    attacked = fit(
+        network(), (x, y), PGDAT(ball, attack=attack), epochs=2,
+        validate=lambda model: 1 - float(attack(model, x, y, ball).success.float().mean()),
+        **OPTIONS,
+    )  # fmt: skip
     assert [e["gradients"] for e in attacked.history] == [240, 240]
     for entry in attacked.history:
         assert 0 < entry["clean_loss"] < entry["loss"] and entry["seconds"] > 0
