@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wotlab import checks
+from wotlab import checks, draws
 
 RULES = ("sign", "projected", "reflected", "mala")
 
@@ -68,9 +68,7 @@ class Chain:
 
     def move(self, z: Tensor, gradient: Tensor, lo: Tensor, hi: Tensor, generator=None) -> Tensor:
         """The next z, or with "mala" what it might be."""
-        place = z.device if generator is None else generator.device
-        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=place)
-        far = self.drift(z, gradient) + self.sigma * noise.to(z.device)
+        far = self.drift(z, gradient) + self.sigma * draws.normal(z, generator)
         if self.rule in ("reflected", "mala"):
             return fold(far, lo, hi)
         return torch.minimum(torch.maximum(far, lo), hi)
@@ -85,9 +83,7 @@ class Chain:
         gain = self.lam * (then[2] - now[2])
         forth = self._log_density(then[0], self.drift(now[0], now[1]), lo, hi)
         back = self._log_density(now[0], self.drift(then[0], then[1]), lo, hi)
-        place = gain.device if generator is None else generator.device
-        draw = torch.rand(gain.shape, generator=generator, dtype=gain.dtype, device=place)
-        return draw.to(gain.device).log() < gain + back - forth
+        return draws.uniform(gain, generator).log() < gain + back - forth
 
     def _log_density(self, w: Tensor, mean: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """Of a step from `mean` to `w`, up to a constant: the sum over the mirror images of w."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from wotlab import draws
 from wotlab.attacks.ascent import attack
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import LinfBall
@@ -25,9 +26,7 @@ class Langevin:
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         if t == 0 and self.random_start:
-            place = z.device if self.generator is None else self.generator.device
-            draw = torch.rand(z.shape, generator=self.generator, dtype=z.dtype, device=place)
-            z = self.lo + (self.hi - self.lo) * draw.to(z.device)
+            z = self.lo + (self.hi - self.lo) * draws.uniform(z, self.generator)
             return z, self.ball.distance(self.x, z)
         # attacks climb u = log((1 - p) / p); the law is that of CE = log(1 + e^u)
         sign = -1 if self.targeted else 1

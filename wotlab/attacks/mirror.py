@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from wotlab import checks
+from wotlab import checks, draws
 from wotlab.attacks.ascent import attack, on_plans
 from wotlab.attacks.prices import priced_plan
 from wotlab.attacks.result import AttackResult
@@ -33,10 +33,7 @@ class Mirror:
         self.moves = moves = Moves(x, self.ball.cost)
         self.scores = torch.zeros_like(moves.outside, dtype=x.dtype)
         if self.noise:
-            given = self.generator
-            place = x.device if given is None else given.device
-            draw = torch.randn(self.scores.shape, generator=given, dtype=x.dtype, device=place)
-            self.scores += self.noise * draw.to(x.device)
+            self.scores += self.noise * draws.normal(self.scores, self.generator)
         self.scores.masked_fill_(moves.outside, -torch.inf)
         self.budget = x.new_full((len(x),), self.ball.eps)
         self.psi = torch.ones_like(self.budget)

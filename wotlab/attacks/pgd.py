@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from wotlab import checks
+from wotlab import checks, draws
 from wotlab.attacks.ascent import attack
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import L2Ball, WassersteinBall
@@ -146,13 +146,10 @@ def pgd(
         checks.positive("step_size", step_size)
 
     def start_at(x: Tensor, eps: float) -> Tensor:
-        place = x.device if generator is None else generator.device
         if isinstance(ball, (L2Ball, WassersteinBall)):
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=place)
             size = 0.1 if isinstance(ball, WassersteinBall) else eps / x[0].numel() ** 0.5
-            return x + size * noise.to(x.device)
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=place)
-        return x + eps * (2 * noise.to(x.device) - 1)
+            return x + size * draws.normal(x, generator)
+        return x + eps * (2 * draws.uniform(x, generator) - 1)
 
     return attack(
         lambda: Projected(

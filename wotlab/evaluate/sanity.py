@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wotlab import draws
 from wotlab.attacks.objective import Objective, are_probabilities, attacked
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import LinfBall, WassersteinBall
@@ -210,11 +211,9 @@ def _most_frequent(y: Tensor) -> float:
 def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
     """Which images break under noise of random signs, projected onto the ball: booleans (N,)."""
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    place = x.device if generator is None else generator.device
     size = 0.1 if isinstance(ball, WassersteinBall) else max(ball.eps, 1e-30)
     with attacked(model):
         for _ in range(TRIALS):
-            draw = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=place)
-            noise = (draw.to(x.device) - 0.5).sign()
+            noise = (draws.uniform(x, generator) - 0.5).sign()
             broken |= model(ball.project(x, x + ball.step(noise, size))).argmax(1) != y
     return broken

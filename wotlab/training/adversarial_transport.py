@@ -44,9 +44,9 @@ class AdversarialTransport(Bounded):
     place : torch.device or str
         Where they are kept: "cpu" by default; "cuda" saves the transfers.
     augment : function of a batch of images, optional
-        A random crop or flip, applied to the samples each time before the network sees them. The
-        data set itself must give the same image at each visit, or the sample would belong to
-        another one.
+        A random crop or flip, applied to the samples each time before the network sees them. Of
+        a transform t of single images: `lambda z: torch.stack([t(a) for a in z])`. The data set
+        itself must give the same image at each visit, or the sample would belong to another one.
 
     Raises
     ------
