@@ -14,9 +14,12 @@ H, W), y (B,), whose images have the places `index` (B,) in the data set. It may
 from wotlab.training.adversarial_transport import AdversarialTransport
 from wotlab.training.defenses import MART, PGDAT, TRADES, FastAT, FreeAT, WassersteinAT
 from wotlab.training.fit import Fit, fit
+from wotlab.training.got import GOT
+from wotlab.training.joint import JointCost, JointTransport
 from wotlab.training.standard import Standard
 
 __all__ = [
+    "GOT",
     "MART",
     "PGDAT",
     "TRADES",
@@ -24,6 +27,8 @@ __all__ = [
     "FastAT",
     "Fit",
     "FreeAT",
+    "JointCost",
+    "JointTransport",
     "Standard",
     "WassersteinAT",
     "fit",

@@ -71,14 +71,22 @@ class PGDAT(Bounded):
         return self.attack(bare(model), x, y, self.now).x_adv
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Mean cross-entropy of the attacked minibatch."""
-        return F.cross_entropy(model(self.attacked(model, x, y)), y)
+        """Mean loss of the minibatch and its attacked images."""
+        z = self.attacked(model, x, y)
+        clean = model(x) if self.sees_clean else None
+        return self.mix(clean, model(z), y)
+
+    sees_clean = False
+
+    def mix(self, clean: Tensor | None, moved: Tensor, y: Tensor) -> Tensor:
+        """Mean loss from the logits of the clean and of the attacked images."""
+        return F.cross_entropy(moved, y)
 
 
-def madry(steps: int, loss: str = "ce") -> Attack:
-    """`pgd` from a random start, with steps of 2.5 * eps / steps (Madry et al., 2018)."""
+def madry(steps: int, loss: str = "ce", step: float | None = None) -> Attack:
+    """`pgd` from a random start, by default with steps of 2.5 * eps / steps (Madry, 2018)."""
     return partial(
-        pgd, steps=steps, step_size=lambda x, eps: 2.5 * eps / steps, loss=loss,
+        pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
         random_start=True, early_stop=False,
     )  # fmt: skip
 
@@ -110,10 +118,10 @@ class TRADES(PGDAT):
     def default_attack(self) -> Attack:
         return madry(steps=10, loss="kl")
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    sees_clean = True
+
+    def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the clean images, and the divergence of the attacked ones."""
-        z = self.attacked(model, x, y)
-        clean, moved = model(x), model(z)
         return F.cross_entropy(clean, y) + self.beta * divergence(clean, moved).mean()
 
 
@@ -144,10 +152,10 @@ class MART(PGDAT):
     def default_attack(self) -> Attack:
         return madry(steps=10)
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    sees_clean = True
+
+    def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Boosted cross-entropy of the attacked images, and the weighted divergence."""
-        z = self.attacked(model, x, y)
-        clean, moved = model(x), model(z)
         own = F.one_hot(y, moved.shape[1]).bool()
         # log(1 - p_rival) = log of the sum of all others' probabilities, without cancellation
         rival = moved.masked_fill(own, -torch.inf).argmax(1, keepdim=True)
@@ -304,10 +312,12 @@ class WassersteinAT(PGDAT):
 
 
 @contextmanager
-def watched(layer: nn.Module):
-    """What a layer returns at each call, in a list."""
+def watched(layer: nn.Module, before: bool = False):
+    """What a layer returns at each call, or what it is given, in a list."""
     seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, given, result: seen.append(result))
+    hook = layer.register_forward_hook(
+        lambda module, given, result: seen.append(given[0] if before else result)
+    )
     try:
         yield seen
     finally:

@@ -1,0 +1,159 @@
+"""GOT: what its loss is made of, which layer it looks at, how it resumes, what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import wotlab
+from wotlab import LinfBall, models, training
+from wotlab.training import GOT, MART, PGDAT, TRADES, JointCost, JointTransport
+from wotlab.training.defenses import madry
+from wotlab.training.got import DATA, VARIANTS
+
+BALL = LinfBall(0.1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return wotlab.data.load("digits", "train").tensors(slice(0, 40))
+
+
+@pytest.fixture
+def network():
+    return models.build("digits-small", seed=0)
+
+
+def inner(make=PGDAT):
+    return make(BALL, attack=madry(2, "kl" if make is TRADES else "ce"))
+
+
+def value(defense, network, digits) -> float:
+    x, y = digits
+    torch.manual_seed(0)
+    return float(defense.loss(network, x, y, torch.arange(len(x))).detach())
+
+
+@pytest.mark.parametrize("make", [PGDAT, TRADES, MART])
+def test_without_its_term_it_is_the_inner_defense(make, digits, network):
+    torch.manual_seed(0)
+    plain = value(inner(make), network, digits)
+    assert value(GOT(inner(make), beta=0.0), network, digits) == pytest.approx(plain, rel=1e-6)
+    doubled = value(GOT(inner(make), beta=0.0, alpha=2.0), network, digits)
+    assert doubled == pytest.approx(2 * plain, rel=1e-6)
+    x, y = digits
+    clean = F.cross_entropy(network(x), y).item()
+    mixed = value(GOT(inner(make), beta=0.0, clean=0.5), network, digits)
+    assert mixed == pytest.approx(plain + 0.5 * clean, rel=1e-5)
+
+
+@pytest.mark.parametrize("latent", [None, "0", "4"])
+@pytest.mark.parametrize("match", [False, True])
+def test_its_term_is_the_transport_between_the_latents(latent, match, digits, network):
+    x, y = digits
+    term = JointTransport("entropic", match_labels=match)
+    with_term = value(GOT(inner(), term, beta=3.0, latent=latent), network, digits)
+    without = value(GOT(inner(), term, beta=0.0, latent=latent), network, digits)
+    torch.manual_seed(0)
+    z = inner().attacked(network, x, y)
+    layers = len(network) - 1 if latent is None else int(latent) + 1
+    u, v = ((network[:layers](part).flatten(1), network(part)) for part in (x, z))
+    assert (with_term - without) / 3 == pytest.approx(float(term(u, v, (y, y))), rel=1e-4)
+
+
+def test_its_gradient_reaches_the_weights_and_only_them(digits, network):
+    x, y = digits
+    for kind in ("semi-dual", "entropic"):
+        defense = GOT(inner(), JointTransport(kind), alpha=0.0)
+        defense.loss(network, x, y, torch.arange(len(x))).backward()
+        assert all(float(w.grad.abs().sum()) > 0 for w in network.parameters())
+        network.zero_grad()
+    defense = GOT(inner(), alpha=0.0)
+    defense.loss(network, x, y, torch.arange(len(x))).backward()
+    assert all(w.grad is None or not w.requires_grad for w in defense.phi.parameters())
+
+
+def test_the_potential_climbs(digits, network):
+    x, y = digits
+    z = inner().attacked(network, x, y)
+    u, v = ((network[:-1](part).detach(), network(part).detach()) for part in (x, z))
+    defense = GOT(inner(), ascent=1, rate=0.01)
+    values = []
+    for _ in range(100):
+        defense.climb(u, v, y)
+        values.append(float(defense.term(u, v, (y, y), defense.phi)))
+    assert (
+        values[-1] > values[0]
+        and max(values) <= float(JointTransport("entropic")(u, v, (y, y))) + 1e-6
+    )
+    wide = GOT(inner(), potential=lambda size: nn.Sequential(
+        nn.Linear(size, 32), nn.ReLU(), nn.Linear(32, 1)))  # fmt: skip
+    wide.climb(u, v, y)
+    assert sum(w.numel() for w in wide.phi.parameters()) > 1000
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("data", DATA)
+def test_variants_have_the_papers_settings(variant, data):
+    defense = GOT.paper(variant, data)
+    assert isinstance(defense.inner, TRADES) == ("TRADES" in variant)
+    assert defense.term.match_labels == variant.endswith("LM")
+    assert defense.beta == 10 and defense.term.theta == 0.1 and defense.term.cost.lam == 1
+    options = defense.inner.attack.keywords
+    wanted = (40, 0.3, 0.01) if data == "mnist" else (20, 8 / 255, 2 / 255)
+    assert (options["steps"], defense.inner.ball.eps, options["step_size"]) == wanted
+    if "TRADES" in variant:
+        assert defense.inner.beta == (3 if data == "svhn" else 6) and options["loss"] == "kl"
+    else:
+        assert (defense.alpha, defense.clean) == ((2, 0.5) if data == "svhn" else (1, 0))
+
+
+def test_it_trains_and_resumes_to_the_same_weights(digits, tmp_path):
+    def run(epochs, checkpoint=None):
+        model = models.build("digits-small", seed=0)
+        training.fit(
+            model, digits, GOT(inner()), epochs=epochs, batch_size=20, lr=0.05,
+            checkpoint=checkpoint, progress=False,
+        )  # fmt: skip
+        return model.state_dict()
+
+    whole = run(4)
+    run(2, tmp_path / "c.pt")
+    resumed = run(4, tmp_path / "c.pt")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_bad_input_is_named(digits, network):
+    x, y = digits
+    index = torch.arange(len(x))
+    for make, message in (
+        (lambda: GOT("pgd"), "inner"),
+        (lambda: GOT(inner(), beta=-1.0), "beta"),
+        (lambda: GOT(inner(), alpha=-1.0), "alpha"),
+        (lambda: GOT(inner(), ascent=0), "ascent"),
+        (lambda: GOT(inner(), rate=0.0), "rate"),
+        (lambda: GOT.paper("GOT-MART", "mnist"), "variant"),
+        (lambda: GOT.paper("GOT-PGD-S", "imagenet"), "data"),
+        (lambda: GOT(inner(), latent="no").loss(network, x, y, index), "latent must be one of"),
+        (lambda: GOT(inner()).loss(network, x[:1], y[:1], index[:1]), "two images"),
+        (
+            lambda: GOT(PGDAT(BALL, attack=madry(1))).loss(
+                nn.Sequential(nn.Flatten(), nn.ReLU(), nn.LazyLinear(3))[:2], x, y, index
+            ),
+            "linear|logits|classes",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_a_batch_that_lacks_a_class_is_no_matter(digits, network):
+    x, y = digits
+    some = y < 4
+    defense = GOT(inner(), JointTransport(match_labels=True))
+    assert torch.isfinite(defense.loss(network, x[some], y[some], torch.arange(int(some.sum()))))
+
+
+def test_symmetric_costs_allow_the_divergence(digits, network):
+    term = JointTransport("divergence", JointCost("l2", "l1"))
+    assert value(GOT(inner(), term), network, digits) > value(inner(), network, digits) - 1e-6
