@@ -59,6 +59,8 @@ class PGDAT(Bounded):
     the weights' gradients.
     """
 
+    sees_clean = False  # whether `mix` wants the clean images' logits
+
     def __init__(self, ball, eps: Callable[[float], float] | None = None, attack=None):
         super().__init__(ball, eps)
         self.attack = attack or self.default_attack()
@@ -75,8 +77,6 @@ class PGDAT(Bounded):
         z = self.attacked(model, x, y)
         clean = model(x) if self.sees_clean else None
         return self.mix(clean, model(z), y)
-
-    sees_clean = False
 
     def mix(self, clean: Tensor | None, moved: Tensor, y: Tensor) -> Tensor:
         """Mean loss from the logits of the clean and of the attacked images."""
@@ -110,6 +110,8 @@ class TRADES(PGDAT):
         For beta <= 0.
     """
 
+    sees_clean = True
+
     def __init__(self, ball, eps=None, attack=None, *, beta: float = 6.0):
         checks.positive("beta", beta)
         super().__init__(ball, eps, attack)
@@ -117,8 +119,6 @@ class TRADES(PGDAT):
 
     def default_attack(self) -> Attack:
         return madry(steps=10, loss="kl")
-
-    sees_clean = True
 
     def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the clean images, and the divergence of the attacked ones."""
@@ -144,6 +144,8 @@ class MART(PGDAT):
         For beta <= 0.
     """
 
+    sees_clean = True
+
     def __init__(self, ball, eps=None, attack=None, *, beta: float = 5.0):
         checks.positive("beta", beta)
         super().__init__(ball, eps, attack)
@@ -151,8 +153,6 @@ class MART(PGDAT):
 
     def default_attack(self) -> Attack:
         return madry(steps=10)
-
-    sees_clean = True
 
     def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Boosted cross-entropy of the attacked images, and the weighted divergence."""
