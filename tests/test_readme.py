@@ -92,3 +92,27 @@ def test_exact_speed_and_memory_are_the_records():
     assert f"{exact.details['ours_seconds']:.2g} s" in README
     assert f"{memory.value:,.0f} MiB" in README
     assert memory.value < 1024
+
+
+TRAINED = {
+    "pgd-40": "`PGDAT`, 40 steps",
+    "chain-sign": "`AdversarialTransport`",
+    "fast": "`FastAT`",
+    "free-8": "`FreeAT`, 8 repeats",
+    "pgd-7": "`PGDAT`, 7 steps",
+    "chain-reflected": "`AdversarialTransport`, reflected chain",
+    "standard": "`Standard`",
+}
+
+
+def test_table_of_training_holds_each_record():
+    found = {r.case: r for r in results.read("linf-training")}
+    rows = {case.rsplit("-autoattack")[0] for case in found if case.endswith("-autoattack")}
+    assert rows >= {"pgd-40", "chain-sign", "standard"}
+    for name in rows:
+        cells = [f"{found[f'{name}-{kind}'].value:.1f}" for kind in ("clean", "pgd-100")]
+        auto = found[f"{name}-autoattack"]
+        low, high = auto.interval
+        cells.append(f"{auto.value:.1f} ({low:.1f} to {high:.1f})")
+        row = f"| {TRAINED[name]} | {' | '.join(cells)} |"
+        assert row in README, row
