@@ -175,12 +175,12 @@ def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatc
     monkeypatch.setattr(baselines, "SHORT_IMAGES", 4)
     monkeypatch.setattr(baselines, "SHORT_EPOCHS", 1)
     monkeypatch.setattr(baselines, "FEW", 2)
-    quick = {"mi-fgsm": baselines.SETTINGS["mi-fgsm"], "cw": baselines.SETTINGS["cw"]}
+    quick = {name: baselines.SETTINGS[name] for name in ("mi-fgsm", "cw", "deepfool")}
     monkeypatch.setattr(baselines, "SETTINGS", quick)
     monkeypatch.setattr(baselines, "AT_03", quick)
-    monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3), "standard": (4, 5, 6)})
+    monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3, 4), "standard": (4, 5, 6, 7)})
     monkeypatch.setattr(baselines, "ORDER_4", tuple(quick))
-    monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2), "subramanyam": (3, 4)})
+    monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2, 5), "subramanyam": (3, 4, 6)})
     monkeypatch.setitem(frame.NETWORKS, "standard", "standard.safetensors")
     models.save_weights(small[0], run.checkpoints / "standard.safetensors")
     baselines.table_2(run)
@@ -188,12 +188,12 @@ def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatc
     baselines.table_4(run)
     two = {r.case: r for r in results.read("subramanyam-table-2", run.out)}
     assert two["standard-mi-fgsm"].value < two["standard-clean"].value
-    assert two["standard-mi-fgsm"].printed == 3.16
+    assert two["standard-mi-fgsm"].printed == 3.16 and two["standard-deepfool"].printed is None
     assert "eps=0.2" in two["standard-mi-fgsm"].details["ball"]
     three = {r.case: r for r in results.read("subramanyam-table-3", run.out)}
-    assert set(three) == {"standard-clean", "standard-mi-fgsm", "standard-cw"}  # no Hu here
+    assert set(three) == {f"standard-{k}" for k in ("clean", *quick)}  # no Hu here
     four = {r.case: r for r in results.read("subramanyam-table-4", run.out)}
-    assert four["subramanyam-cw"].printed == 4 and len(four) == 6
+    assert four["subramanyam-cw"].printed == 4 and len(four) == 8
     assert four["standard-clean"].samples.startswith("Fashion-MNIST test images")
 
 

@@ -124,17 +124,13 @@ def attacked(run: Run, what: str, name: str, settings: dict, printed: dict[str, 
     if model is None:
         print(f"{name}: no weights in the folder of checkpoints; left out")
         return
-    run.number(
-        what, f"{name}-clean", "%", partial(stands, run, model), seed=0,
-        printed=printed.get("clean"), source=SOURCE + what[-1] if "clean" in printed else None,
-    )  # fmt: skip
-    for attack, (ball, options) in settings.items():
+    for attack, (ball, options) in ({"clean": (None, {})} | settings).items():
         here = replace(run, images=min(run.images, FEW)) if attack == "autoattack" else run
+        judge = None if ball is None else partial(library, name=attack, **options)
         here.number(
-            what, f"{name}-{attack}", "%",
-            partial(stands, here, model, partial(library, name=attack, **options), ball),
-            seed=0, printed=printed[attack], source=SOURCE + what[-1],
-            details={"ball": repr(ball), "options": options},
+            what, f"{name}-{attack}", "%", partial(stands, here, model, judge, ball), seed=0,
+            printed=printed.get(attack), source=SOURCE + what[-1] if attack in printed else None,
+            details={} if ball is None else {"ball": repr(ball), "options": options},
         )  # fmt: skip
 
 
