@@ -1,6 +1,6 @@
 """Experiments on a few small images: they go on where they stopped, and record what they say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -155,6 +155,16 @@ def test_tables_of_training_at_equal_work(run, monkeypatch):
     before = {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
     dro.regniez(1, run)
     assert before == {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+
+
+def test_whole_trainings_have_records_and_weights_of_their_own(run, monkeypatch):
+    rows = []
+    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row))
+    dro.regniez(1, replace(run, device=torch.device("cuda")))
+    assert [row.case for row in rows] == ["chain-whole", "pgd-40-whole"]
+    for row in rows:
+        assert (row.epochs, row.images, row.few, row.custom) == (100, None, None, ())
+        assert row.printed["autoattack"] in (88.55, 89.10)
 
 
 def test_every_defense_gets_the_same_work(run, monkeypatch):

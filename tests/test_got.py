@@ -135,7 +135,6 @@ def test_bad_input_is_named(digits, network):
         (lambda: GOT.paper("GOT-MART", "mnist"), "variant"),
         (lambda: GOT.paper("GOT-PGD-S", "imagenet"), "data"),
         (lambda: GOT(inner(), latent="no").loss(network, x, y, index), "latent must be one of"),
-        (lambda: GOT(inner()).loss(network, x[:1], y[:1], index[:1]), "two images"),
         (
             lambda: GOT(PGDAT(BALL, attack=madry(1))).loss(
                 nn.Sequential(nn.Flatten(), nn.ReLU(), nn.LazyLinear(3))[:2], x, y, index
@@ -145,6 +144,27 @@ def test_bad_input_is_named(digits, network):
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_of_one_image_the_term_is_the_cost_of_its_pair(digits, network):
+    one = digits[0][:1], digits[1][:1]
+    torch.manual_seed(0)
+    z = inner().attacked(network, *one)
+    u, v = ((network[:-1](part), network(part)) for part in (one[0], z))
+    pair = JointCost()(u, v).item()
+    for kind in ("semi-dual", "entropic", "exact"):
+        term = JointTransport(kind, match_labels=True)
+        gap = value(GOT(inner(), term), network, one) - value(inner(), network, one)
+        assert gap / 10 == pytest.approx(pair, rel=1e-3, abs=1e-6)
+
+
+def test_the_potential_is_not_rounded_in_mixed_precision(digits, network):
+    x, y = digits
+    for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.double, torch.double)):
+        u = network[:-1](x).detach().to(dtype), network(x).detach().to(dtype)
+        defense = GOT(inner())
+        defense.climb(u, u, y)
+        assert {w.dtype for w in defense.phi.parameters()} == {wanted}
 
 
 def test_a_batch_that_lacks_a_class_is_no_matter(digits, network):

@@ -63,11 +63,12 @@ def corrected(x, w, eps, cost, warm=None):
 def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     """His training of Wong's network, or what is left of it on a CPU; kept if it is there."""
     run = replace(run, dataset=dataset)
-    path = run.checkpoints / f"{DEFENDED[dataset]}.safetensors"
+    whole = run.device.type == "cuda"
+    name = DEFENDED[dataset] + ("_whole" if whole else "")
+    path = run.checkpoints / f"{name}.safetensors"
     model = models.build("wong-mnist", seed=0).to(run.device)
     if path.exists() and not run.anew:
         return models.load_weights(model, path).eval()
-    whole = run.device.type == "cuda"
     lr, epochs = WHOLE[dataset] if whole else (SHORT_LR, SHORT_EPOCHS)
     attack = partial(
         attacks.pgd, steps=STEPS, step_size=STEP, projection=corrected, repaired=False,
@@ -81,16 +82,16 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
         model, (images, labels), defense, epochs=epochs, batch_size=BATCH, lr=lr,
         checkpoint=path.with_suffix(".checkpoint"),
     )  # fmt: skip
-    models.save_weights(model, path)
     model.eval()
+    case = f"{dataset}-clean" + ("-whole" if whole else "")
     run.number(
-        "subramanyam-defense", f"{dataset}-clean", "%", partial(stands, run, model),
-        seed=0, details={
+        "subramanyam-defense", case, "%", partial(stands, run, model), seed=0, details={
             "epochs": epochs, "training_images": len(images), "attack_steps": STEPS,
             "training_seconds": sum(entry["seconds"] for entry in fit.history),
             "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
         },
     )  # fmt: skip
+    models.save_weights(model, path)  # last: killed before, it goes on from its checkpoint
     return model
 
 
@@ -120,6 +121,13 @@ def network(run: Run, name: str) -> nn.Module | None:
 
 def attacked(run: Run, what: str, name: str, settings: dict, printed: dict[str, float]) -> None:
     """One network under every attack."""
+    done = (
+        replace(run, images=min(run.images, FEW) if k == "autoattack" else run.images)
+        .recorded(what, f"{name}-{k}")
+        for k in ("clean", *settings)
+    )  # fmt: skip
+    if not run.anew and all(done):
+        return
     model = network(run, name)
     if model is None:
         print(f"{name}: no weights in the folder of checkpoints; left out")

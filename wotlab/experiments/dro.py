@@ -105,17 +105,18 @@ def regniez(number: int, run: Run) -> None:
     run = replace(run, dataset=table.dataset)
     size, whole = len(run.load("train")), run.device.type == "cuda"
     epochs = table.epochs if whole else table.work // 2
+    suffix = "-whole" if whole else ""  # another network, with its own weights and records
     row = Trial(
-        f"regniez-table-{number}", "chain", table.network, table.ball, table.step,
+        f"regniez-table-{number}", "chain" + suffix, table.network, table.ball, table.step,
         chain(table.ball, epochs), epochs,
         source=f"Regniez et al. (2022), table {number}",
         few=None if whole else table.few, custom=() if whole else ("apgd-ce", "apgd-t"),
     )  # fmt: skip
     epochs = table.epochs if whole else 1
     rival = replace(
-        row, case="pgd-40", defense=pgd_40(table.ball, epochs, table.step), epochs=epochs,
+        row, case="pgd-40" + suffix, defense=pgd_40(table.ball, epochs, table.step), epochs=epochs,
         images=None if whole else size * table.work // 41,
     )  # fmt: skip
     for each in (row, rival):
-        printed = dict(zip(NAMES, table.printed[each.case], strict=False))
+        printed = dict(zip(NAMES, table.printed[each.case.removesuffix(suffix)], strict=False))
         trial(run, replace(each, printed=printed))

@@ -50,11 +50,12 @@ class GOT:
     Raises
     ------
     ValueError
-        For numbers out of range; from `loss`, for a layer that does not exist, a minibatch of one
-        image, and what `JointTransport` refuses.
+        For numbers out of range; from `loss`, for a layer that does not exist, and what
+        `JointTransport` refuses.
 
     Notes
     -----
+    Of a single image the term is the cost between it and its attack: there is one coupling.
     In several processes each one compares its own part of the minibatch and learns its own phi.
     """
 
@@ -117,8 +118,6 @@ class GOT:
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """The inner loss and the transport term of this minibatch."""
-        if len(x) < 2:
-            raise ValueError("GOT compares laws: a minibatch must hold two images or more")
         z = self.inner.attacked(model, x, y)
         with self.watch(bare(model)) as seen:
             logits, moved = model(x), model(z)
@@ -148,7 +147,8 @@ class GOT:
         """Gradient ascent on phi, with latents and logits held."""
         u, v = (tuple(part.detach() for part in side) for side in (u, v))
         if self.phi is None:
-            self.phi = self.potential(u[0].flatten(1).shape[1]).to(u[0])
+            self.phi = self.potential(u[0].flatten(1).shape[1])
+            self.phi.to(u[0].device, torch.promote_types(u[0].dtype, torch.float32))
             self.climber = torch.optim.Adam(self.phi.parameters(), self.rate, maximize=True)
             if self.stored:
                 self.phi.load_state_dict(self.stored["phi"])

@@ -141,7 +141,7 @@ class JointTransport:
             For NaN in a latent or in logits, and, where classes are matched, for a class that has
             unlike shares in the two batches.
         """
-        z = u[0].flatten(1)
+        z = u[0].flatten(1).to(torch.promote_types(u[0].dtype, torch.float32))
         u, v = (tuple(part.flatten(1).double() for part in side) for side in (u, v))
         for name, side in (("clean", u), ("adversarial", v)):
             for what, part in zip(("latent", "logits"), side, strict=True):
