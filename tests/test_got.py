@@ -58,7 +58,7 @@ def test_its_term_is_the_transport_between_the_latents(latent, match, digits, ne
     z = inner().attacked(network, x, y)
     layers = len(network) - 1 if latent is None else int(latent) + 1
     u, v = ((network[:layers](part).flatten(1), network(part)) for part in (x, z))
-    assert (with_term - without) / 3 == pytest.approx(float(term(u, v, (y, y))), rel=1e-4)
+    assert (with_term - without) / 3 == pytest.approx(term(u, v, (y, y)).item(), rel=1e-4)
 
 
 def test_its_gradient_reaches_the_weights_and_only_them(digits, network):

@@ -84,10 +84,11 @@ class Images(Dataset):
 class ImageFolder(Dataset):
     """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB."""
 
-    def __init__(self, path: Path, size: int | None, kind=datasets.ImageFolder):
+    def __init__(self, path: Path, size: int | None, kind: type | None = None):
         resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
         try:
-            self._files = kind(path, transforms.Compose([*resize, transforms.ToTensor()]))
+            look = transforms.Compose([*resize, transforms.ToTensor()])
+            self._files = (kind or datasets.ImageFolder)(path, look)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} holds no images: one sub-folder a class is needed ({error})"
