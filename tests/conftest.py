@@ -5,6 +5,8 @@ import pytest
 import torch
 from alone import build_wheel, make_environment
 
+import wotlab
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 
@@ -19,6 +21,18 @@ def wheel(tmp_path_factory) -> Path:
 def alone(tmp_path_factory, wheel) -> Path:
     """Python of an environment with that wheel and torch, without the checkout."""
     return make_environment(tmp_path_factory.mktemp("alone"), wheel)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Forty images to train on, and their labels."""
+    return wotlab.data.load("digits", "train").tensors(slice(0, 40))
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    """A small network for them, not trained."""
+    return wotlab.models.build("digits-small", seed=0)
 
 
 @pytest.fixture

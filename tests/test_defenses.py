@@ -26,16 +26,6 @@ from wotlab.training import (
 BALL = LinfBall(0.15)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return wotlab.data.load("digits", "train").tensors(slice(0, 40))
-
-
-@pytest.fixture
-def network():
-    return models.build("digits-small", seed=0)
-
-
 def mean_loss(defense, model, digits):
     x, y = digits
     with torch.random.fork_rng():

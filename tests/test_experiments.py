@@ -189,7 +189,6 @@ def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatc
     monkeypatch.setattr(baselines, "SETTINGS", quick)
     monkeypatch.setattr(baselines, "AT_03", quick)
     monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3, 4), "standard": (4, 5, 6, 7)})
-    monkeypatch.setattr(baselines, "ORDER_4", tuple(quick))
     monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2, 5), "subramanyam": (3, 4, 6)})
     monkeypatch.setitem(frame.NETWORKS, "standard", "standard.safetensors")
     models.save_weights(small[0], run.checkpoints / "standard.safetensors")

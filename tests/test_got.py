@@ -5,23 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import wotlab
 from wotlab import LinfBall, models, training
 from wotlab.training import GOT, MART, PGDAT, TRADES, JointCost, JointTransport
 from wotlab.training.defenses import madry
 from wotlab.training.got import DATA, VARIANTS
 
 BALL = LinfBall(0.1)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return wotlab.data.load("digits", "train").tensors(slice(0, 40))
-
-
-@pytest.fixture
-def network():
-    return models.build("digits-small", seed=0)
 
 
 def inner(make=PGDAT):

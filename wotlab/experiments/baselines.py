@@ -3,19 +3,16 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import nn
 
 from wotlab import GroundCost, attacks, models, training
-from wotlab.attacks.library import library
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.experiments.frame import NETWORKS, Run
-from wotlab.experiments.linf import stands
+from wotlab.experiments.linf import spent, stands
 from wotlab.experiments.subramanyam import EPS, STEP
 from wotlab.projections import unbalanced_sinkhorn
 
 SOURCE = "Subramanyam (2021), table "
-DEFENDED = {"mnist": "subramanyam_mnist", "fashion-mnist": "subramanyam_fashion"}
 LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
 STEPS, NOISE = 20, 0.01
 # His learning rate and epochs are for a GPU; on a CPU the first images, and fewer epochs.
@@ -48,8 +45,7 @@ TABLE_3 = {
     "hu2020": (92.77, 87.49, 7.65, 0.7, 0.08, 1.09),
     "subramanyam": (98.01, 93.68, 96.66, 90.24, 85.65, 91.85),
 }
-ORDER_4 = ("pgd-l2", "cw", "tpgd", "ffgsm", "mi-fgsm", "deepfool", "autoattack", "m-di2-fgsm")
-TABLE_4 = {
+TABLE_4 = {  # in the order of SETTINGS
     "standard": (27.24, 10.0, 11.95, 12.19, 10.37, 24.0, 25.75, 17.14),
     "subramanyam": (52.2, 10.0, 45.41, 46.66, 46.35, 35.41, 50.22, 48.71),
 }
@@ -64,8 +60,8 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     """His training of Wong's network, or what is left of it on a CPU; kept if it is there."""
     run = replace(run, dataset=dataset)
     whole = run.device.type == "cuda"
-    name = DEFENDED[dataset] + ("_whole" if whole else "")
-    path = run.checkpoints / f"{name}.safetensors"
+    suffix = "-whole" if whole else ""  # another network, with its own weights and record
+    path = run.checkpoints / f"subramanyam-{dataset}{suffix}.safetensors"
     model = models.build("wong-mnist", seed=0).to(run.device)
     if path.exists() and not run.anew:
         return models.load_weights(model, path).eval()
@@ -83,13 +79,9 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
         checkpoint=path.with_suffix(".checkpoint"),
     )  # fmt: skip
     model.eval()
-    case = f"{dataset}-clean" + ("-whole" if whole else "")
     run.number(
-        "subramanyam-defense", case, "%", partial(stands, run, model), seed=0, details={
-            "epochs": epochs, "training_images": len(images), "attack_steps": STEPS,
-            "training_seconds": sum(entry["seconds"] for entry in fit.history),
-            "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
-        },
+        "subramanyam-defense", f"{dataset}-clean{suffix}", "%", partial(stands, run, model),
+        seed=0, details={"epochs": epochs, "attack_steps": STEPS} | spent(fit, images),
     )  # fmt: skip
     models.save_weights(model, path)  # last: killed before, it goes on from its checkpoint
     return model
@@ -112,29 +104,26 @@ def network(run: Run, name: str) -> nn.Module | None:
         return defend(run, run.dataset)
     if run.dataset != "mnist":
         return plain(run)
-    file = f"{LINF}.safetensors" if name == "linf" else NETWORKS[name]
-    if not (run.checkpoints / file).exists():
+    if name in NETWORKS:
+        return run.network(name) if name in run.networks() else None
+    path = run.checkpoints / f"{LINF}.safetensors"
+    if not path.exists():
         return None
-    model = models.build("wong-mnist").to(run.device)
-    return models.load_weights(model, run.checkpoints / file).eval()
+    return models.load_weights(models.build("wong-mnist").to(run.device), path).eval()
 
 
 def attacked(run: Run, what: str, name: str, settings: dict, printed: dict[str, float]) -> None:
     """One network under every attack."""
-    done = (
-        replace(run, images=min(run.images, FEW) if k == "autoattack" else run.images)
-        .recorded(what, f"{name}-{k}")
-        for k in ("clean", *settings)
-    )  # fmt: skip
-    if not run.anew and all(done):
+    runs = {k: run.first(FEW if k == "autoattack" else None) for k in ("clean", *settings)}
+    if not run.anew and all(here.recorded(what, f"{name}-{k}") for k, here in runs.items()):
         return
     model = network(run, name)
     if model is None:
         print(f"{name}: no weights in the folder of checkpoints; left out")
         return
-    for attack, (ball, options) in ({"clean": (None, {})} | settings).items():
-        here = replace(run, images=min(run.images, FEW)) if attack == "autoattack" else run
-        judge = None if ball is None else partial(library, name=attack, **options)
+    for attack, here in runs.items():
+        ball, options = settings.get(attack, (None, {}))
+        judge = None if ball is None else partial(attacks.library, name=attack, **options)
         here.number(
             what, f"{name}-{attack}", "%", partial(stands, here, model, judge, ball), seed=0,
             printed=printed.get(attack), source=SOURCE + what[-1] if attack in printed else None,
@@ -158,5 +147,5 @@ def table_4(run: Run) -> None:
     """Fashion-MNIST: without a defense, and with his."""
     run = replace(run, dataset="fashion-mnist")
     for name, values in TABLE_4.items():
-        printed = dict(zip(ORDER_4, values, strict=True))
+        printed = dict(zip(SETTINGS, values, strict=True))
         attacked(run, "subramanyam-table-4", name, SETTINGS, printed)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
-from wotlab import attacks, training
+from wotlab import training
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
 from wotlab.experiments.linf import Trial, trial
@@ -22,10 +21,7 @@ def growing(ball: LinfBall, epochs: int) -> Callable[[float], float]:
 
 def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
     """The papers' baseline."""
-    attack = partial(
-        attacks.pgd, steps=40, step_size=step, random_start=True, early_stop=False
-    )  # fmt: skip
-    return training.PGDAT(ball, growing(ball, epochs), attack)
+    return training.PGDAT(ball, growing(ball, epochs), madry(40, step=step))
 
 
 def chain(ball: LinfBall, epochs: int, **rule) -> training.AdversarialTransport:

@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,10 @@ class Run:
     device: torch.device
     anew: bool
     dataset: str = "mnist"
+
+    def first(self, count: int | None) -> "Run":
+        """The same on no more test images than that."""
+        return self if count is None else replace(self, images=min(self.images, count))
 
     def load(self, split: str):
         """The data set; a folder below `data` for what is no name of `wotlab.data`."""

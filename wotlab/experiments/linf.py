@@ -1,12 +1,11 @@
 """Train a network against l-infinity attacks, and record what it stands."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from wotlab import attacks, evaluate, models, training
-from wotlab.attacks.library import library
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
 
@@ -43,20 +42,20 @@ class Trial:
             "fgsm": attacks.fgsm,
             "pgd-40": partial(pgd, steps=40, generator=torch.Generator().manual_seed(0)),
             "pgd-100": partial(pgd, steps=100, generator=torch.Generator().manual_seed(0)),
-            "autoattack": partial(library, **parts),
+            "autoattack": partial(attacks.library, **parts),
         }
 
 
 def trial(run: Run, row: Trial) -> None:
     """Train the network, unless all is recorded, and record its accuracies."""
-    fewer = replace(run, images=min(run.images, row.few or run.images))
+    fewer = run.first(row.few)
     if not run.anew and fewer.recorded(row.what, f"{row.case}-autoattack"):
         return
-    model, spent = train(run, row)
+    model, details = train(run, row)
 
     def note(run: Run, name: str, measure) -> None:
         run.number(
-            row.what, f"{row.case}-{name}", "%", measure, seed=0, details=spent,
+            row.what, f"{row.case}-{name}", "%", measure, seed=0, details=details,
             printed=row.printed.get(name), source=row.source if name in row.printed else None,
         )  # fmt: skip
 
@@ -87,9 +86,15 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     models.save_weights(model, path)
     return model.eval(), {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
+        "autoattack_parts": list(row.custom) or "standard",
+    } | spent(fit, images)  # fmt: skip
+
+
+def spent(fit: training.Fit, images: torch.Tensor) -> dict:
+    """What a training took, for its records."""
+    return {
         "training_images": len(images),
         "training_seconds": sum(entry["seconds"] for entry in fit.history),
         "back_propagations": sum(entry["gradients"] for entry in fit.history),
         "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
-        "autoattack_parts": list(row.custom) or "standard",
     }  # fmt: skip
