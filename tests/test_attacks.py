@@ -241,6 +241,36 @@ def test_pgd_on_other_balls(ball, random_start, digits):
     assert torch.equal(attacks.pgd(Linear(w), x, y, type(ball)(0.0)).x_adv, x)
 
 
+def test_restarts_break_more_and_go_on_where_the_first_run_failed(network):
+    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 60))
+    run = partial(attacks.pgd, network, x, y, LinfBall(0.1), steps=1, random_start=True)
+    one, more = (run(restarts=k, generator=torch.Generator().manual_seed(0)) for k in (0, 8))
+    assert bool((more.success | ~one.success).all())
+    assert int(more.success.sum()) > int(one.success.sum())
+    early = one.success  # what broke in the first run is left as it is
+    assert torch.equal(more.x_adv[early], one.x_adv[early])
+    late = more.success & ~one.success
+    assert bool((more.steps[late] == 0).logical_not().all())
+    with pytest.raises(ValueError, match="random_start=True"):
+        attacks.pgd(network, x, y, LinfBall(0.05), restarts=1)
+
+
+def test_transferred_images_are_the_sources_and_judged_by_the_model(network, digits):
+    x, y = digits
+    ball, other = LinfBall(0.2), models.build("digits-small", seed=5).eval()
+    network.train()
+    own = attacks.transfer(network, x, y, ball, source=network, steps=10)
+    direct = attacks.pgd(network, x, y, ball, steps=10)
+    assert network.training
+    assert torch.equal(own.x_adv, direct.x_adv) and torch.equal(own.success, direct.success)
+    moved = attacks.transfer(network, x, y, ball, source=other, attack=attacks.fgsm)
+    assert torch.equal(moved.x_adv, attacks.fgsm(other, x, y, ball).x_adv)
+    network.eval()
+    wrong = (network(moved.x_adv).argmax(1) != y) | (network(x).argmax(1) != y)
+    assert torch.equal(moved.success, wrong)
+    assert bool(ball.contains(x, moved.x_adv).all())
+
+
 @pytest.mark.parametrize("rule", ["steepest", "sign", "low-pass"])
 def test_pgd_step_rules(rule, digits, network):
     x, y = digits

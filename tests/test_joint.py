@@ -92,7 +92,13 @@ def test_read_literally_there_is_no_transport():
     draw = torch.Generator().manual_seed(0)
     for _ in range(20):
         assert literal(torch.randn(N, generator=draw)) == pytest.approx(pairs)
-    assert JointTransport("exact")(u, v, (labels(), labels())) < pairs
+    y = labels(), labels()
+    paired = JointTransport("paired")
+    assert float(paired(u, v, y)) == pytest.approx(pairs)
+    assert float(paired(u, u, y)) == pytest.approx(0, abs=1e-9)
+    assert JointTransport("exact")(u, v, y) < pairs
+    with pytest.raises(ValueError, match="got 11 for 12"):
+        paired(u, tuple(part[1:] for part in v), (y[0], y[1][1:]))
 
 
 @pytest.mark.parametrize("kind", ["semi-dual", "entropic", "exact"])
@@ -136,7 +142,7 @@ def test_the_divergence_is_zero_for_the_same_law_and_positive_else():
     assert biased(u, u, (y, y)) > 0.3  # the entropic value is not zero there
 
 
-@pytest.mark.parametrize("kind", ["semi-dual", "entropic", "divergence", "exact"])
+@pytest.mark.parametrize("kind", ["semi-dual", "entropic", "divergence", "exact", "paired"])
 @pytest.mark.parametrize("match", [False, True])
 def test_gradient(kind, match):
     cost = JointCost("l2", "l1") if kind == "divergence" else JointCost()

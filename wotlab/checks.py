@@ -14,10 +14,11 @@ def positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
 
 
-def count(name: str, value: int) -> None:
-    """A positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}")
+def count(name: str, value: int, *, zero: bool = False) -> None:
+    """A positive integer (or, with `zero`, one of at least 0)."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < (not zero):
+        kind = "an integer of at least 0" if zero else "a positive integer"
+        raise ValueError(f"{name} must be {kind}; got {value!r}")
 
 
 def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:

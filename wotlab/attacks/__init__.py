@@ -2,7 +2,8 @@
 
 Attacks on the plan (`transport`, `mirror_ascent`, `frank_wolfe`) keep each iterate in the
 Wasserstein ball; `radius` finds the smallest eps that breaks each image. `fgsm` and `pgd` step
-in pixels and project, on any ball; `langevin` samples an l-infinity ball.
+in pixels and project, on any ball; `langevin` samples an l-infinity ball. `library` runs other
+libraries' attacks, `transfer` tries images that were made against another network.
 """
 
 from wotlab.attacks.frank_wolfe import frank_wolfe
@@ -12,6 +13,7 @@ from wotlab.attacks.mirror import mirror_ascent
 from wotlab.attacks.pgd import fgsm, pgd
 from wotlab.attacks.radius import Radius, radius
 from wotlab.attacks.result import AttackResult
+from wotlab.attacks.transfer import transfer
 from wotlab.attacks.transport import transport
 
 __all__ = [
@@ -24,5 +26,6 @@ __all__ = [
     "mirror_ascent",
     "pgd",
     "radius",
+    "transfer",
     "transport",
 ]

@@ -91,6 +91,29 @@ def climb(
     return found
 
 
+def retry(
+    rule: Rule,
+    objective: Objective,
+    x: Tensor,
+    steps: int,
+    found: Found,
+    *,
+    aims: Tensor | None = None,
+    progress: bool = False,
+) -> None:
+    """Climb once more from the images that still stand, and take what breaks.
+
+    `aims` are the classes that the images shall go to, (B,).
+    """
+    left = (~found.broken).nonzero()[:, 0]
+    if len(left):
+        some = objective.select(left)
+        some = some if aims is None else some.towards(aims[left])
+        more = climb(rule, some, x[left], steps, progress=progress)
+        won = more.broken.nonzero()[:, 0]
+        found.take(left[won], more, won)
+
+
 def attack(
     rule: Callable[[], Rule],
     model: nn.Module,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from wotlab import checks, draws
-from wotlab.attacks.ascent import attack
+from wotlab.attacks.ascent import Found, attack, retry
+from wotlab.attacks.objective import Objective
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import L2Ball, WassersteinBall
 from wotlab.moves import Moves, repair
@@ -93,6 +94,7 @@ def pgd(
     schedule: Callable[[int], float] | None = None,
     repaired: bool = True,
     random_start: bool = False,
+    restarts: int = 0,
     early_stop: bool = True,
     batch_size: int = 1000,
     generator: torch.Generator | None = None,
@@ -126,6 +128,8 @@ def pgd(
     random_start : bool
         Start from a projected image of noise: uniform in [-eps, eps] (l-infinity), Gaussian
         (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein).
+    restarts : int >= 0
+        Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional
         Of that noise.
 
@@ -136,8 +140,11 @@ def pgd(
     Raises
     ------
     ValueError
-        As for `mirror_ascent`; for an unknown rule.
+        As for `mirror_ascent`; for an unknown rule; for restarts without a random start.
     """
+    checks.count("restarts", restarts, zero=True)
+    if restarts and not random_start:
+        raise ValueError("restarts need random_start=True: from the same start all runs are one")
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
     if step_size is None:
@@ -151,13 +158,18 @@ def pgd(
             return x + size * draws.normal(x, generator)
         return x + eps * (2 * draws.uniform(x, generator) - 1)
 
+    def make() -> Projected:
+        start = start_at if random_start else None
+        return Projected(ball, rule, step_size, projection, schedule, repaired, start)
+
+    def again(objective: Objective, x: Tensor, found: Found) -> None:
+        for _ in range(restarts):
+            retry(make(), objective, x, steps, found, progress=progress)
+
     return attack(
-        lambda: Projected(
-            ball, rule, step_size, projection, schedule, repaired,
-            start_at if random_start else None,
-        ),
+        make,
         model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress,
+        early_stop=early_stop, progress=progress, again=again,
         exact=isinstance(ball, WassersteinBall) and not repaired,
     )  # fmt: skip
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from wotlab.attacks.ascent import Found, attack, climb, on_plans
+from wotlab import checks
+from wotlab.attacks.ascent import Found, attack, on_plans, retry
 from wotlab.attacks.frank_wolfe import FrankWolfe
 from wotlab.attacks.mirror import Mirror
 from wotlab.attacks.objective import Objective
@@ -62,26 +63,17 @@ def transport(
     ValueError
         As for `mirror_ascent`; for restarts < 0.
     """
-    if not isinstance(restarts, int) or restarts < 0:
-        raise ValueError(f"restarts must be an integer of at least 0; got {restarts!r}")
+    checks.count("restarts", restarts, zero=True)
 
     def again(objective: Objective, x: Tensor, found: Found) -> None:
-        def run(rule: Mirror | FrankWolfe, steps: int, aims: Tensor | None = None) -> None:
-            left = (~found.broken).nonzero()[:, 0]
-            if len(left):
-                some = objective.select(left)
-                some = some if aims is None else some.towards(aims[left])
-                more = climb(rule, some, x[left], steps, progress=progress)
-                won = more.broken.nonzero()[:, 0]
-                found.take(left[won], more, won)
-
         classes = _other_classes(model, x, objective.y)
         for turn in range(restarts):
             aimed = not targeted and turn < classes.shape[1]
             noise = 0.0 if aimed else NOISE * step_size
             rule = Mirror(ball, step_size, momentum, noise=noise, generator=generator)
-            run(rule, steps, classes[:, turn] if aimed else None)
-        run(FrankWolfe(ball), 2 * steps)
+            aims = classes[:, turn] if aimed else None
+            retry(rule, objective, x, steps, found, aims=aims, progress=progress)
+        retry(FrankWolfe(ball), objective, x, 2 * steps, found, progress=progress)
 
     return attack(
         lambda: Mirror(on_plans(ball), step_size, momentum),

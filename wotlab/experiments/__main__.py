@@ -10,6 +10,7 @@ from wotlab.experiments import (
     baselines,
     dro,
     frame,
+    got,
     hu,
     natural,
     strength,
@@ -19,6 +20,9 @@ from wotlab.experiments import (
 
 EXPERIMENTS = {
     "equal-gradients": dro.equal_gradients,
+    "got-over-seeds": got.over_seeds,
+    **{f"got-table-{k}": partial(got.table, k) for k in got.TABLES},
+    **{f"got-table-{k}": partial(got.sweep, k) for k in got.SWEEPS},
     "hu-table-1": hu.table_1,
     "hu-table-2": hu.table_2,
     "hu-table-3": hu.table_3,

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from wotlab import training
+from wotlab import attacks, training
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
-from wotlab.experiments.linf import Trial, trial
+from wotlab.experiments.linf import Trial, autoattack, pgd, trial
 from wotlab.gibbs import Chain
 from wotlab.training.defenses import madry
 
@@ -44,6 +44,14 @@ DEFENSES: dict[str, tuple[Callable[[int], object], int]] = {
 }  # fmt: skip
 
 
+def judges(step: float, *parts: str) -> dict[str, Callable]:
+    """The papers' attacks; AutoAttack whole, or the parts that are named."""
+    return {
+        "fgsm": attacks.fgsm, "pgd-40": pgd(40, step), "pgd-100": pgd(100, step),
+        "autoattack": autoattack(*parts),
+    }  # fmt: skip
+
+
 def equal_gradients(run: Run) -> None:
     """Every defense on Wong's network, with the same number of back-propagations an image.
 
@@ -51,8 +59,9 @@ def equal_gradients(run: Run) -> None:
     """
     for name, (make, each) in DEFENSES.items():
         epochs = 10 if name == "standard" else round(GRADIENTS / each)
-        row = Trial("linf-training", name, "wong-mnist", MNIST, 0.01, make(epochs), epochs)
-        trial(run, replace(row, few=500))
+        trial(run, Trial(
+            "linf-training", name, "wong-mnist", MNIST, make(epochs), epochs, judges(0.01), few=500
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,11 @@ def regniez(number: int, run: Run) -> None:
     size, whole = len(run.load("train")), run.device.type == "cuda"
     epochs = table.epochs if whole else table.work // 2
     suffix = "-whole" if whole else ""  # another network, with its own weights and records
+    parts = () if whole else ("apgd-ce", "apgd-t")
     row = Trial(
-        f"regniez-table-{number}", "chain" + suffix, table.network, table.ball, table.step,
-        chain(table.ball, epochs), epochs,
-        source=f"Regniez et al. (2022), table {number}",
-        few=None if whole else table.few, custom=() if whole else ("apgd-ce", "apgd-t"),
+        f"regniez-table-{number}", "chain" + suffix, table.network, table.ball,
+        chain(table.ball, epochs), epochs, judges(table.step, *parts),
+        source=f"Regniez et al. (2022), table {number}", few=None if whole else table.few,
     )  # fmt: skip
     epochs = table.epochs if whole else 1
     rival = replace(

@@ -22,6 +22,8 @@ TITLES = {
     "mnist": "MNIST",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10-jpeg": "JPEG copy of CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
 }
 
 

@@ -1,68 +1,86 @@
 """Train a network against l-infinity attacks, and record what it stands."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
 
 from wotlab import attacks, evaluate, models, training
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
 
-BATCH, LR = 50, 0.05  # SGD with momentum 0.9 and weight decay 5e-4; the rate falls to zero
+SLOW = ("autoattack", "square")
 
 
 @dataclass(frozen=True)
 class Trial:
     """One row of a table.
 
-    `images`: the first so many training images; all by default. `step` is that of PGD-40 and
-    PGD-100. `printed` holds the paper's numbers by attack. `few`: AutoAttack gets no more test
-    images than that. `custom`: the parts of AutoAttack that run; all by default.
+    `judges` are the attacks by name. `images`: the first so many training images; all by default.
+    The optimizer is SGD with momentum 0.9 and weight decay 5e-4 unless another is given, and the
+    rate falls to zero. `start`: the trial whose weights it goes on from. `printed` holds the
+    paper's numbers by attack. `few`: the slow attacks get no more test images than that.
     """
 
     what: str
     case: str
     network: str
     ball: LinfBall
-    step: float
     defense: object
     epochs: int
+    judges: dict[str, Callable]
     images: int | None = None
+    batch: int = 50
+    lr: float = 0.05
+    optimizer: Callable | None = None
+    augment: bool = False
+    seed: int = 0
+    start: "Trial | None" = None
     printed: dict[str, float] = field(default_factory=dict)
     source: str = ""
     few: int | None = None
-    custom: tuple[str, ...] = ()
 
-    def attacks(self) -> dict:
-        """Name, attack."""
-        pgd = partial(attacks.pgd, step_size=self.step, random_start=True)
-        parts = {"version": "custom", "attacks": list(self.custom)} if self.custom else {}
-        return {
-            "fgsm": attacks.fgsm,
-            "pgd-40": partial(pgd, steps=40, generator=torch.Generator().manual_seed(0)),
-            "pgd-100": partial(pgd, steps=100, generator=torch.Generator().manual_seed(0)),
-            "autoattack": partial(attacks.library, **parts),
-        }
+    def judged_on(self, run: Run, name: str) -> Run:
+        """The run with the test images that an attack gets."""
+        return run.first(self.few) if name in SLOW else run
+
+
+def pgd(steps: int, step, **options) -> Callable:
+    """PGD from random starts that are the same for every network."""
+
+    def attack(model, x, y, ball):
+        return attacks.pgd(
+            model, x, y, ball, steps=steps, step_size=step, random_start=True,
+            generator=torch.Generator().manual_seed(0), **options,
+        )  # fmt: skip
+
+    return attack
+
+
+def autoattack(*parts: str) -> Callable:
+    """AutoAttack, or some of its attacks alone."""
+    custom = {"version": "custom", "attacks": list(parts)} if parts else {}
+    return partial(attacks.library, **custom)
 
 
 def trial(run: Run, row: Trial) -> None:
     """Train the network, unless all is recorded, and record its accuracies."""
-    fewer = run.first(row.few)
-    if not run.anew and fewer.recorded(row.what, f"{row.case}-autoattack"):
+    names = ("clean", *row.judges)
+    done = (row.judged_on(run, k).recorded(row.what, f"{row.case}-{k}") for k in names)
+    if not run.anew and all(done):
         return
     model, details = train(run, row)
-
-    def note(run: Run, name: str, measure) -> None:
-        run.number(
-            row.what, f"{row.case}-{name}", "%", measure, seed=0, details=details,
-            printed=row.printed.get(name), source=row.source if name in row.printed else None,
+    for name in names:
+        here, attack = row.judged_on(run, name), row.judges.get(name)
+        here.number(
+            row.what, f"{row.case}-{name}", "%", partial(stands, here, model, attack, row.ball),
+            seed=row.seed, details=details, printed=row.printed.get(name),
+            source=row.source if name in row.printed else None,
         )  # fmt: skip
-
-    note(run, "clean", partial(stands, run, model))
-    for name, attack in row.attacks().items():
-        here = fewer if name == "autoattack" else run
-        note(here, name, partial(stands, here, model, attack, row.ball))
 
 
 def stands(run: Run, model: torch.nn.Module, attack=None, ball=None) -> evaluate.Share:
@@ -74,23 +92,45 @@ def stands(run: Run, model: torch.nn.Module, attack=None, ball=None) -> evaluate
 
 
 def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
-    """The network, and what its training took."""
+    """The network, and what its training took; what was trained before is only read."""
     path = run.checkpoints / f"{row.what}-{row.case}.safetensors"
-    images, labels = run.load("train").tensors(slice(0, row.images))
-    model = models.build(row.network, seed=0).to(run.device)
+    images = run.load("train")
+    some = images.tensors(slice(0, row.images))
+    if row.start is None:
+        model = models.build(row.network, seed=row.seed, num_classes=len(images.classes))
+    else:
+        model = train(run, row.start)[0].train()
     fit = training.fit(
-        model, (images, labels), row.defense, epochs=row.epochs, batch_size=BATCH, lr=LR,
-        schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs),
-        checkpoint=path.with_suffix(".checkpoint"),
+        model.to(run.device), Shifted(*some) if row.augment else some, row.defense,
+        epochs=row.epochs, batch_size=row.batch, lr=row.lr, optimizer=row.optimizer,
+        schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs), seed=row.seed,
+        checkpoint=path.with_suffix(".checkpoint"), workers=4 if row.augment else 0,
     )  # fmt: skip
     models.save_weights(model, path)
+    parts = row.judges["autoattack"].keywords.get("attacks", "standard")
     return model.eval(), {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
-        "autoattack_parts": list(row.custom) or "standard",
-    } | spent(fit, images)  # fmt: skip
+        "autoattack_parts": parts, "start": row.start and row.start.case,
+    } | spent(fit, some[1])  # fmt: skip
 
 
-def spent(fit: training.Fit, images: torch.Tensor) -> dict:
+class Shifted(Dataset):
+    """Images that are shifted by up to four pixels, and mirrored every other time."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels
+        self.change = transforms.Compose(
+            [transforms.RandomCrop(images.shape[-1], padding=4), transforms.RandomHorizontalFlip()]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.change(self.images[index]), int(self.labels[index])
+
+
+def spent(fit: training.Fit, images: Sequence) -> dict:
     """What a training took, for its records."""
     return {
         "training_images": len(images),

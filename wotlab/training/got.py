@@ -20,6 +20,14 @@ DATA = ("mnist", "cifar10", "cifar100", "svhn")
 VARIANTS = ("GOT-PGD-S", "GOT-PGD-LM", "GOT-TRADES-S", "GOT-TRADES-LM")
 
 
+def linear(size: int) -> nn.Linear:
+    """A linear potential that is 0 at first."""
+    phi = nn.Linear(size, 1)
+    nn.init.zeros_(phi.weight)
+    nn.init.zeros_(phi.bias)
+    return phi
+
+
 class GOT:
     r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
 
@@ -34,7 +42,8 @@ class GOT:
     term : JointTransport
         The paper's by default: the semi-dual, cosine and KL, theta = 0.1.
     beta : float >= 0
-        10 in the paper, searched from 0.01 to 100.
+        10 in the paper, searched from 0.01 to 100. Keep beta * theta well below 1 for
+        "semi-dual" and "entropic" without matched labels: see the notes.
     alpha, clean : float >= 0
         Weights of L_inner (1 in the paper, 2 for GOT-PGD on SVHN) and of the cross-entropy of
         the clean images (0; 0.5 there).
@@ -43,9 +52,14 @@ class GOT:
         default what goes into the last linear layer. The paper's middle layer of the
         Carlini-Wagner network, its last pooling, is "9".
     potential : function of the latent's size, optional
-        Makes phi for the semi-dual; `nn.Linear(size, 1)` by default, as in the paper.
+        Makes phi for the semi-dual; a linear layer by default, as in the paper, that starts at
+        0, where the term is at least 0. From random weights it starts far below.
     ascent, rate : int >= 1, float > 0
         Steps of Adam on phi a minibatch, and its learning rate: 1 and 1e-3.
+    hold : bool
+        Hold phi's values at the latents while the weights step. At the best phi their gradient
+        is zero, so that nothing is lost; short of it the weights would follow it and make the
+        latents, and with them -phi^c, grow without bound. False: gradients go through phi, too.
 
     Raises
     ------
@@ -55,6 +69,10 @@ class GOT:
 
     Notes
     -----
+    K equal classes whose representations are K points far apart make the entropic term theta log K
+    even if no attack moves them, and a constant network makes it 0 at a cross-entropy of log K.
+    At beta * theta = 1, the paper's own setting, the constant network is as good as a perfect one.
+
     Of a single image the term is the cost between it and its attack: there is one coupling.
     In several processes each one compares its own part of the minibatch and learns its own phi.
     """
@@ -71,6 +89,7 @@ class GOT:
         potential: Callable[[int], nn.Module] | None = None,
         ascent: int = 1,
         rate: float = 1e-3,
+        hold: bool = True,
     ):
         if not isinstance(inner, PGDAT):
             raise ValueError(f"inner must be PGDAT, TRADES or MART; got {type(inner).__name__}")
@@ -80,8 +99,8 @@ class GOT:
         checks.positive("rate", rate)
         self.inner, self.term = inner, term or JointTransport()
         self.beta, self.alpha, self.clean, self.latent = beta, alpha, clean, latent
-        self.potential = potential or (lambda size: nn.Linear(size, 1))
-        self.ascent, self.rate = ascent, rate
+        self.potential = potential or linear
+        self.ascent, self.rate, self.hold = ascent, rate, hold
         self.phi, self.climber, self.stored = None, None, None
 
     @classmethod
@@ -127,7 +146,11 @@ class GOT:
             total = total + self.clean * nn.functional.cross_entropy(logits, y)
         if self.term.kind == "semi-dual":
             self.climb(u, v, y)
-        return total + self.beta * self.term(u, v, (y, y), self.phi).to(total.dtype)
+        return total + self.beta * self.term(u, v, (y, y), self.seen).to(total.dtype)
+
+    def seen(self, z: Tensor) -> Tensor:
+        """phi at the latents, as the weights' step sees it."""
+        return self.phi(z.detach() if self.hold else z)
 
     def watch(self, model: nn.Module):
         """A record of the latents of the calls that follow."""

@@ -11,7 +11,7 @@ from wotlab import checks, ot
 
 LATENT = ("cosine", "l2")
 PREDICTION = ("kl", "reverse-kl", "l1")
-KINDS = ("semi-dual", "entropic", "divergence", "exact")
+KINDS = ("semi-dual", "entropic", "divergence", "exact", "paired")
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,16 @@ class JointTransport:
 
     Parameters
     ----------
-    kind : "semi-dual", "entropic", "divergence" or "exact"
+    kind : "semi-dual", "entropic", "divergence", "exact" or "paired"
         "semi-dual": the paper's. max over a potential phi on the clean latents of
         mean_i phi(z_i) + mean_j phi^c(v_j), phi^c(v) = -theta log mean_i exp((phi(z_i) - C(u_i, v))
         / theta), with phi taken from a family of functions (`potential`) and learned by gradient
-        ascent: a lower bound of "entropic". (Read literally, the paper takes both means over the
-        clean batch, and the maximum is then the mean cost of the pairs: no transport at all.)
+        ascent: a lower bound of "entropic".
         "entropic": the value of min <P, C> + theta KL(P | a b), solved.
         "divergence": the same, debiased: minus half of both self-terms. Wants a symmetric cost.
         "exact": min <P, C>, by a network simplex on the CPU.
+        "paired": mean_i C(u_i, v_i), each image with its own attack: no transport. It is what the
+        paper's equation gives when read literally, with both means over the clean batch.
     cost : JointCost
     theta : float > 0
         0.1 in the paper. The cosine's costs lie in [0, 2]: at 0.1 the entropic bias dominates.
@@ -98,6 +99,13 @@ class JointTransport:
     ------
     ValueError
         For an unknown kind, theta <= 0, "divergence" with a cost that is not symmetric.
+
+    Notes
+    -----
+    "semi-dual" and "entropic" are positive even between a batch and itself, and least where all
+    representations are one: they pull every image towards every other. A small network that is
+    trained with them from its first weights may end there. "divergence", "exact" and "paired"
+    are 0 between a batch and itself.
     """
 
     def __init__(
@@ -150,6 +158,13 @@ class JointTransport:
         a, b = self._laws(labels, u[0])
         weights = a.sum(1)
         total = weights.sum()
+        if self.kind == "paired":
+            if len(u[0]) != len(v[0]):
+                raise ValueError(
+                    f'"paired" needs an attacked image for each clean one; got {len(v[0])} for '
+                    f"{len(u[0])}"
+                )
+            return self.cost(u, v).diagonal().mean()
         if self.kind == "semi-dual":
             value = self._semi_dual(potential(z).double()[:, 0], a, b, self.cost(u, v))
         elif self.kind == "exact":

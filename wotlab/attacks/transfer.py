@@ -1,0 +1,56 @@
+"""Images made against another network."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from wotlab.attacks.objective import attacked, check
+from wotlab.attacks.pgd import pgd
+from wotlab.attacks.result import AttackResult, judge
+
+
+def transfer(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball,
+    *,
+    source: nn.Module,
+    attack: Callable[..., AttackResult] = pgd,
+    **options,
+) -> AttackResult:
+    r"""Attack `source`, and try the images on `model`, whose gradients are never asked for.
+
+    Parameters
+    ----------
+    model, x, y, ball
+        As for `pgd`.
+    source : nn.Module
+        A network for the same images, trained apart.
+    attack : attack
+        Made on `source`; `options` go to it. Images that break `source` early go no further:
+        with `early_stop=False` they go deeper, and transfer better.
+
+    Returns
+    -------
+    AttackResult
+        `steps` are those taken on `source`.
+
+    Raises
+    ------
+    ValueError
+        As the attack does.
+
+    Notes
+    -----
+    A network that breaks more often under another one's images than under its own gradients
+    hides its gradients (`wotlab.evaluate.sanity`).
+    """
+    start = time.perf_counter()
+    made = attack(source, x, y, ball, **options)
+    with attacked(model), torch.no_grad():
+        check(model, x, y)
+        broken = (model(made.x_adv).argmax(1) != y) | (model(x).argmax(1) != y)
+    return judge(x, made.x_adv, broken, made.cost, ball, made.steps, start)

@@ -1,0 +1,222 @@
+"""The tables of GOT, and the same question over seeds: what does the transport term add?
+
+Every row goes on from one network that PGD-AT has trained: the paper's learning rates are those of
+fine-tuning, and from first weights its term can end in a network that is constant.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import resources
+
+import torch
+from torch import Tensor, nn
+
+from wotlab import attacks, evaluate
+from wotlab.experiments import linf
+from wotlab.experiments.dro import growing
+from wotlab.experiments.frame import Run
+from wotlab.experiments.linf import Trial, autoattack, pgd, trial
+from wotlab.training import GOT, MART, PGDAT, JointCost, JointTransport
+from wotlab.training.defenses import madry
+
+SOURCE = "GOT, table "
+RIVALS = ("pgd-at", "trades", "mart")
+VARIANTS = ("got-pgd-s", "got-trades-s", "got-pgd-lm", "got-trades-lm")
+TERMS = {  # what stands behind `got-pgd-` or `got-trades-`
+    "s": {},
+    "lm": {"match_labels": True},
+    "exact": {"kind": "exact"},
+    "paired": {"kind": "paired"},
+    "s-cos-l1": {"cost": JointCost("cosine", "l1")},
+    "s-l2-kl": {"cost": JointCost("l2", "kl")},
+    "s-l2-l1": {"cost": JointCost("l2", "l1")},
+    "s-middle": {},
+}
+WEAK = 1.0  # beta of rows that end in -weak; the paper's is 10
+MIDDLE = "9"  # the last pooling of the Carlini-Wagner network
+SEEDS = (0, 1, 2)
+FILES = {"cifar10": "cifar10-jpeg"}  # where a data set lies under another name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and on how much.
+
+    `first` epochs of PGD-AT with a budget that grows, from lr 0.05 (0.1 in colour), then `epochs`
+    of each row at the full budget. `steps` of the attack, on a CPU. `few`: test images for the
+    slow attacks.
+    """
+
+    images: int | None = None
+    first: int = 100
+    epochs: int = 100
+    batch: int = 128
+    steps: int | None = None
+    few: int | None = None
+
+
+WHOLE = Plan()
+SHORT = Plan(images=10_000, first=3, epochs=1, batch=50, steps=10, few=100)
+OVER_SEEDS = replace(SHORT, images=20_000, epochs=2, few=500)
+SHORT_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Table:
+    network: str
+    data: tuple[str, ...]
+    rows: tuple[str, ...]
+
+
+COMPARED = ("pgd-at", "trades", *VARIANTS)
+TABLES = {
+    1: Table("cw-mnist", ("mnist",), (*RIVALS, *VARIANTS)),
+    2: Table("resnet18", ("cifar10", "cifar100", "svhn"), COMPARED),
+    3: Table("wrn-34-10", ("cifar10", "cifar100"), VARIANTS),
+    4: Table("cw-mnist", ("mnist",), ("got-pgd-s-middle", "got-trades-s-middle")),
+    5: Table("cw-mnist", ("mnist",), tuple(
+        f"got-{inner}-s-{cost}" for inner in ("pgd", "trades")
+        for cost in ("cos-l1", "l2-kl", "l2-l1")
+    )),
+}  # fmt: skip
+SWEEPS = {6: 1, 7: 3, 8: 2}  # PGD over eps on the networks of another table
+BUDGETS = {"mnist": [k / 10 for k in range(1, 8)], "colour": [k / 100 for k in range(2, 10)]}
+
+
+def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
+    """A row by its name, with the paper's settings, or with an attack of fewer steps."""
+    paper = GOT.paper("GOT-TRADES-S" if "trades" in name else "GOT-PGD-S", data)
+    inner = paper.inner
+    if steps:
+        inner.attack = madry(steps, "kl" if "trades" in name else "ce")
+    if name == "mart":
+        return MART(inner.ball, attack=inner.attack)
+    if not name.startswith("got"):
+        return inner
+    term = name.split("-", 2)[2].removesuffix("-weak")
+    return GOT(
+        inner, JointTransport(**TERMS[term]), alpha=paper.alpha, clean=paper.clean,
+        beta=WEAK if name.endswith("-weak") else paper.beta,
+        latent=MIDDLE if term == "s-middle" else None,
+    )  # fmt: skip
+
+
+def printed(number: int, data: str, training: str, attack: str | None = None) -> dict[str, float]:
+    """The paper's numbers by attack, or with an attack by eps."""
+    text = resources.files("wotlab.records").joinpath("printed-got.csv").read_text()
+    rows = (
+        row for row in csv.DictReader(text.splitlines())
+        if (row["table"], row["data"], row["training"]) == (str(number), data, training)
+    )  # fmt: skip
+    if attack is None:
+        return {row["attack"]: float(row["value"]) for row in rows}
+    return {row["eps"]: float(row["value"]) for row in rows if row["attack"] == attack}
+
+
+def optimizer(data: str, name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """As printed."""
+    if data == "mnist":
+        return torch.optim.Adam(model.parameters(), 1e-6 if name.endswith("lm") else 1e-3)
+    return torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, weight_decay=2e-4)
+
+
+def trials(
+    what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int = 0
+) -> Iterator[tuple[str, Trial]]:
+    """The network that all start from, and the rows by their names."""
+    whole, ball = plan.epochs == WHOLE.epochs, defense("pgd-at", data).ball
+    strong = {"pgd-40": pgd(40, 0.01, restarts=1)} if data == "mnist" else {
+        "pgd-20": pgd(20, ball.eps / 4, restarts=1)
+    }  # fmt: skip
+    judges = strong | {
+        "autoattack": autoattack() if whole else autoattack("apgd-ce", "apgd-t"),
+        "square": partial(attacks.library, name="square", n_queries=5000 if whole else 1000),
+    }
+    tail = (f"-seed-{seed}" if seed else "") + ("-whole" if whole else "")
+    head = "" if data == "mnist" else f"{data}-"
+    shared = dict(
+        network=network, ball=ball, images=plan.images, batch=plan.batch, seed=seed,
+        judges=judges, few=plan.few, augment=data != "mnist",
+    )  # fmt: skip
+    first = defense("pgd-at", data, plan.steps)
+    first.eps = growing(ball, plan.first)
+    start = Trial(
+        what, f"{head}start{tail}", defense=first, epochs=plan.first,
+        lr=0.05 if data == "mnist" else 0.1, **shared,
+    )  # fmt: skip
+    yield "start", start
+    for name in names:
+        yield name, Trial(
+            what, f"{head}{name}{tail}", defense=defense(name, data, plan.steps),
+            epochs=plan.epochs, lr=SHORT_LR, start=start,
+            optimizer=partial(optimizer, data, name) if whole else None, **shared,
+        )  # fmt: skip
+
+
+def plan_of(run: Run, short: Plan = SHORT) -> Plan:
+    return WHOLE if run.device.type == "cuda" else short
+
+
+def table(number: int, run: Run) -> None:
+    """Tables 1 to 5. What 4 and 5 do not train is in table 1."""
+    which = TABLES[number]
+    for data in which.data:
+        here = replace(run, dataset=FILES.get(data, data))
+        rows = trials(f"got-table-{1 if number > 3 else number}", which.network, data,
+                      which.rows, plan_of(run))  # fmt: skip
+        for name, row in rows:
+            numbers = printed(number, data, name)
+            trial(here, replace(row, printed=numbers, source=f"{SOURCE}{number}"))
+
+
+def sweep(number: int, run: Run) -> None:
+    """Tables 6 to 8: as printed, PGD that moves k * step at most, and PGD that can use its eps."""
+    base = TABLES[SWEEPS[number]]
+    for data in base.data:
+        here = replace(run, dataset=FILES.get(data, data))
+        steps, step = (40, 0.01) if data == "mnist" else (20, 0.003)
+        budgets = BUDGETS.get(data, BUDGETS["colour"])
+        protocols = {
+            "printed": partial(attacks.pgd, steps=steps, step_size=step),
+            "free": pgd(steps, partial(longer, step), restarts=1),
+        }
+        rows = trials(f"got-table-{SWEEPS[number]}", base.network, data, base.rows, plan_of(run))
+        for name, row in rows:
+            if name not in COMPARED:
+                continue
+            model, details = linf.train(here, row)
+            for protocol, attack in protocols.items():
+                paper = printed(number, data, name, "pgd") if protocol == "printed" else {}
+                x, y = here.first(row.few).test_images()
+                curve = evaluate.accuracy_curve(model, x, y, attack, row.ball, budgets)
+                for eps, share in zip(curve.eps, curve.shares, strict=True):
+                    here.first(row.few).number(
+                        f"got-table-{number}", f"{row.case}-{protocol}-eps-{eps:g}", "%",
+                        lambda share=share: share, seed=row.seed, details=details,
+                        printed=paper.get(f"{eps:g}"),
+                        source=f"{SOURCE}{number}" if f"{eps:g}" in paper else None,
+                    )  # fmt: skip
+
+
+def longer(step: float, x: Tensor, eps: float) -> float:
+    """A step with which PGD can cross the ball."""
+    return max(step, eps / 10)
+
+
+def over_seeds(run: Run) -> None:
+    """Does the term help under AutoAttack, beyond the noise of seeds, and which part of it?
+
+    Wong's network. `paired` has no transport, `exact` no entropic bias.
+    """
+    parts = (*VARIANTS, "got-pgd-paired", "got-pgd-exact")
+    names = (*RIVALS, *parts, *(f"{name}-weak" for name in parts))
+    plan = plan_of(run, OVER_SEEDS)
+    for seed in SEEDS:
+        rows = trials("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
+        _, start = next(rows)
+        other = linf.train(run, replace(start, seed=seed + 100, case=f"{start.case}-other"))[0]
+        moved = partial(attacks.transfer, source=other, steps=40, step_size=0.01, early_stop=False)
+        for row in (start, *(row for _, row in rows)):
+            trial(run, replace(row, judges=row.judges | {"transfer": moved}))
