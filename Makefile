@@ -14,10 +14,11 @@ book: _build/current
 	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-# The package's tests, then every notebook, alone in an empty folder with the wheel, against its stored outputs.
+# Every notebook, alone in an empty folder with the wheel, against its stored outputs; the package's
+# tests. The longest first, in several processes of one thread each.
 test: book
 	$(BIN)/python tests/alone.py _build/alone $(NOTEBOOKS)
-	JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest tests _build/alone/*/*.ipynb --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg --durations=10
+	OMP_NUM_THREADS=1 JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest _build/alone/*/*.ipynb tests --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10
 
 # Run the notebooks in place and store what they gave.
 execute: .venv/installed

@@ -16,7 +16,7 @@ import torch
 import wotlab
 from wotlab import models, results, training
 from wotlab.experiments.dro import DEFENSES
-from wotlab.experiments.linf import BATCH, LR
+from wotlab.experiments.linf import Trial
 
 
 def images(count: int) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -34,7 +34,7 @@ def seconds(x: torch.Tensor, y: torch.Tensor, make, each: int) -> float:
     model = models.build("wong-mnist", seed=0)
     start = time.perf_counter()
     done = training.fit(
-        model, (x, y), make(1), epochs=1, batch_size=BATCH, lr=LR, progress=False
+        model, (x, y), make(1), epochs=1, batch_size=Trial.batch, lr=Trial.lr, progress=False
     )  # fmt: skip
     assert done.history[0]["gradients"] == each * len(x)
     return (time.perf_counter() - start) / (each * len(x))

@@ -8,7 +8,7 @@ from torch import nn
 
 import wotlab
 from wotlab import LinfBall, attacks, data, models, results, training
-from wotlab.experiments import baselines, dro, frame, hu, natural, strength, subramanyam
+from wotlab.experiments import baselines, dro, frame, got, hu, linf, natural, strength, subramanyam
 from wotlab.projections import unbalanced_sinkhorn
 
 PIXELS = 784
@@ -212,3 +212,84 @@ def test_the_defense_of_subramanyam_moves_no_mass():
     w = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     wide = unbalanced_sinkhorn(x, w, wotlab.GroundCost(), iterations=10)
     assert (baselines.corrected(x, w, 0.2, None).image - wide.image).abs().max() < 1e-6
+
+
+def test_rows_of_got_are_what_their_names_say():
+    for table in got.TABLES.values():
+        for where in table.data:
+            for name in table.rows:
+                made = got.defense(name, where)
+                inner = made.inner if name.startswith("got") else made
+                kinds = {"trades": training.TRADES, "mart": training.MART}
+                kind = next((k for word, k in kinds.items() if word in name), training.PGDAT)
+                assert type(inner) is kind
+                assert inner.ball == LinfBall(0.3 if where == "mnist" else 8 / 255)
+                assert any(got.printed(number, where, name) for number in got.TABLES)
+    weak, lm = (got.defense(f"got-pgd-{k}", "mnist", 7) for k in ("exact-weak", "lm"))
+    assert (weak.beta, weak.term.kind, lm.beta, lm.term.match_labels) == (1.0, "exact", 10.0, True)
+    assert weak.inner.attack.keywords["steps"] == 7
+    middle = got.defense("got-trades-s-middle", "mnist")
+    model, x = models.build("cw-mnist", seed=0), torch.rand(2, 1, 28, 28)
+    assert middle.latent == got.MIDDLE
+    assert isinstance(dict(model.named_modules())[got.MIDDLE], nn.MaxPool2d)
+    assert torch.isfinite(middle.loss(model, x, torch.tensor([0, 1]), torch.arange(2)))
+    l2 = got.defense("got-pgd-s-l2-l1", "mnist").term.cost
+    assert (l2.latent, l2.prediction) == ("l2", "l1")
+
+
+def test_tables_of_got_go_on_from_one_network(run, monkeypatch):
+    plan = got.Plan(images=20, first=1, epochs=1, batch=10, steps=2, few=2)
+    monkeypatch.setattr(got, "SHORT", plan)
+    monkeypatch.setattr(got, "plan_of", lambda run, short=plan: plan)
+    table = got.Table("wong-mnist", ("mnist",), ("pgd-at", "got-trades-s"))
+    monkeypatch.setitem(got.TABLES, 1, table)
+    starts = []
+    train = linf.train
+    monkeypatch.setattr(
+        linf, "train", lambda run, row: starts.append((row.case, row.start)) or train(run, row)
+    )
+    got.table(1, run)
+    assert [case for case, _ in starts if case != "start"] == ["pgd-at", "got-trades-s"]
+    assert all(row is None or row.case == "start" for _, row in starts)
+    found = {r.case: r for r in results.read("got-table-1", run.out)}
+    names = ("clean", "pgd-40", "autoattack", "square")
+    assert set(found) == {f"{d}-{a}" for d in ("start", *table.rows) for a in names}
+    assert found["got-trades-s-autoattack"].printed == 92.26
+    assert found["pgd-at-clean"].details["start"] == "start"
+    assert found["start-clean"].printed is None
+    before = {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+    starts.clear()
+    got.table(1, run)
+    assert not starts and before == {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+    got.sweep(6, run)
+    swept = {r.case: r for r in results.read("got-table-6", run.out)}
+    assert swept["pgd-at-printed-eps-0.4"].printed == 33.47
+    for case in ("pgd-at", "got-trades-s"):
+        flat = [swept[f"{case}-printed-eps-{e}"].value for e in (0.4, 0.5, 0.6, 0.7)]
+        assert len(set(flat)) == 1  # 40 steps of 0.01
+        assert swept[f"{case}-free-eps-0.7"].value <= flat[0]
+        assert swept[f"{case}-free-eps-0.7"].printed is None
+
+
+def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, monkeypatch):
+    plan = got.Plan(images=20, first=1, epochs=1, batch=10, steps=2, few=2)
+    monkeypatch.setattr(got, "plan_of", lambda run, short=None: plan)
+    monkeypatch.setattr(got, "SEEDS", (0, 1))
+    rows = []
+    monkeypatch.setattr(got, "trial", lambda run, row: rows.append(row))
+    got.over_seeds(run)
+    assert len(rows) == 2 * (1 + 3 + 12) and len({row.case for row in rows}) == len(rows)
+    firsts = [row for row in rows if row.case.startswith("start")]
+    assert [row.seed for row in firsts] == [0, 1]
+    sources = {id(row.judges["transfer"].keywords["source"]) for row in rows}
+    assert len(sources) == 2
+
+
+def test_shifted_images_keep_their_pixels():
+    x = torch.zeros(1, 3, 16, 16)
+    x[:, :, 8, 8] = 1
+    shifted = linf.Shifted(x, torch.tensor([7]))
+    torch.manual_seed(0)
+    seen = {tuple(shifted[0][0][0].nonzero()[0].tolist()) for _ in range(60)}
+    assert len(shifted) == 1 and shifted[0][1] == 7 and shifted[0][0].shape == (3, 16, 16)
+    assert len(seen) > 20

@@ -1,5 +1,8 @@
 """GOT: what its loss is made of, which layer it looks at, how it resumes, what it refuses."""
 
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -166,3 +169,55 @@ def test_a_batch_that_lacks_a_class_is_no_matter(digits, network):
 def test_symmetric_costs_allow_the_divergence(digits, network):
     term = JointTransport("divergence", JointCost("l2", "l1"))
     assert value(GOT(inner(), term), network, digits) > value(inner(), network, digits) - 1e-6
+
+
+def test_a_random_potential_that_weights_follow_has_no_lower_bound(digits, network):
+    """Scale the latents by s and the last layer by 1 / s: the same network, another loss."""
+    x = digits[0]
+    wrong = nn.Linear(64, 1)
+
+    def loss(scale: float, **options) -> float:
+        scaled = copy.deepcopy(network)
+        with torch.no_grad():
+            scaled[-3].weight *= scale  # ReLU in between: the latents scale, too
+            scaled[-3].bias *= scale
+            scaled[-1].weight /= scale
+        assert torch.allclose(scaled(x), network(x), atol=1e-4)
+        return value(GOT(inner(), potential=lambda size: copy.deepcopy(wrong), **options),
+                     scaled, digits)  # fmt: skip
+
+    far = [loss(s, hold=False, rate=1e-9) for s in (10.0, 1000.0)]
+    assert far[1] < -100 and far[1] < far[0]
+    at_first = GOT(inner())
+    assert value(at_first, network, digits) > value(inner(), network, digits)  # phi near 0
+
+
+def test_a_held_potential_gives_nothing_for_longer_latents(digits, network):
+    """The slope of the term along that scaling: 0 if phi is held, below 0 if it is followed."""
+    x, y = digits
+    slope = {}
+    for hold in (True, False):
+        torch.manual_seed(0)
+        defense = GOT(inner(), potential=lambda size: nn.Linear(size, 1), hold=hold, alpha=0.0)
+        network.zero_grad()
+        defense.loss(network, x, y, torch.arange(len(x))).backward()
+        longer = sum(float((w.grad * w.detach()).sum()) for w in network[-3].parameters())
+        slope[hold] = longer - float((network[-1].weight.grad * network[-1].weight.detach()).sum())
+    assert abs(slope[True]) < 1e-5 and slope[False] < -1e-3
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_a_constant_network_ties_with_a_perfect_one_at_beta_theta_one(classes):
+    """The entropic term charges a perfect network theta log K."""
+    y = torch.arange(classes).repeat(4)
+    sure = torch.eye(classes).repeat(4, 1).double()
+    perfect, constant = (sure, 60 * sure), (torch.ones_like(sure), 0 * sure)
+    entropic = JointTransport("entropic", theta=0.1)
+    charged = float(entropic(perfect, perfect, (y, y)))
+    bound = 0.1 * math.log(1 + (classes - 1) * math.exp(-1 / 0.1))
+    assert 0.1 * math.log(classes) - bound - 1e-6 <= charged <= 0.1 * math.log(classes) + 1e-6
+    assert float(entropic(constant, constant, (y, y))) == pytest.approx(0, abs=1e-6)
+    guess = F.cross_entropy(constant[1], y).item()
+    assert 10 * charged == pytest.approx(guess, rel=1e-3)
+    matched = JointTransport("entropic", match_labels=True)
+    assert float(matched(perfect, perfect, (y, y))) == pytest.approx(0, abs=1e-6)

@@ -12,6 +12,7 @@ from importlib import resources
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from wotlab import attacks, evaluate
 from wotlab.experiments import linf
@@ -28,6 +29,7 @@ TERMS = {  # what stands behind `got-pgd-` or `got-trades-`
     "s": {},
     "lm": {"match_labels": True},
     "exact": {"kind": "exact"},
+    "entropic": {"kind": "entropic"},
     "paired": {"kind": "paired"},
     "s-cos-l1": {"cost": JointCost("cosine", "l1")},
     "s-l2-kl": {"cost": JointCost("l2", "kl")},
@@ -44,9 +46,9 @@ FILES = {"cifar10": "cifar10-jpeg"}  # where a data set lies under another name
 class Plan:
     """How long, and on how much.
 
-    `first` epochs of PGD-AT with a budget that grows, from lr 0.05 (0.1 in colour), then `epochs`
-    of each row at the full budget. `steps` of the attack, on a CPU. `few`: test images for the
-    slow attacks.
+    `first` epochs of PGD-AT with a budget that grows, by SGD from lr 0.05 (0.1 in colour), then
+    `epochs` of each row at the full budget, as printed, or by Adam from `rate`. `steps` of the
+    attack, on a CPU. `few`: test images for the slow attacks.
     """
 
     images: int | None = None
@@ -54,13 +56,13 @@ class Plan:
     epochs: int = 100
     batch: int = 128
     steps: int | None = None
+    rate: float | None = None
     few: int | None = None
 
 
 WHOLE = Plan()
-SHORT = Plan(images=10_000, first=3, epochs=1, batch=50, steps=10, few=100)
-OVER_SEEDS = replace(SHORT, images=20_000, epochs=2, few=500)
-SHORT_LR = 0.01
+SHORT = Plan(images=10_000, first=3, epochs=1, batch=50, steps=10, rate=3e-4, few=100)
+OVER_SEEDS = replace(SHORT, images=20_000, epochs=2, few=300)
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def printed(number: int, data: str, training: str, attack: str | None = None) ->
     return {row["eps"]: float(row["value"]) for row in rows if row["attack"] == attack}
 
 
-def optimizer(data: str, name: str, model: nn.Module) -> torch.optim.Optimizer:
-    """As printed."""
-    if data == "mnist":
-        return torch.optim.Adam(model.parameters(), 1e-6 if name.endswith("lm") else 1e-3)
+def optimizer(data: str, name: str, rate: float | None, model: nn.Module) -> Optimizer:
+    """Adam, which the weight of a term does not hurry as it does SGD; without a rate as printed."""
+    if data == "mnist" or rate:
+        return Adam(model.parameters(), rate or (1e-6 if name.endswith("lm") else 1e-3))
     return torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, weight_decay=2e-4)
 
 
@@ -150,8 +152,8 @@ def trials(
     for name in names:
         yield name, Trial(
             what, f"{head}{name}{tail}", defense=defense(name, data, plan.steps),
-            epochs=plan.epochs, lr=SHORT_LR, start=start,
-            optimizer=partial(optimizer, data, name) if whole else None, **shared,
+            epochs=plan.epochs, start=start, optimizer=partial(optimizer, data, name, plan.rate),
+            **shared,
         )  # fmt: skip
 
 
