@@ -212,8 +212,8 @@ def over_seeds(run: Run) -> None:
 
     Wong's network. `paired` has no transport, `exact` no entropic bias.
     """
-    parts = (*VARIANTS, "got-pgd-paired", "got-pgd-exact")
-    names = (*RIVALS, *parts, *(f"{name}-weak" for name in parts))
+    weak = ("got-pgd-s-weak", "got-trades-s-weak", "got-pgd-exact-weak")
+    names = (*RIVALS, *VARIANTS, "got-pgd-paired", "got-pgd-exact", *weak)
     plan = plan_of(run, OVER_SEEDS)
     for seed in SEEDS:
         rows = trials("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
