@@ -8,8 +8,9 @@ CHECK_PYTHON := import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11
 .PHONY: book test execute lint bench clean
 .DELETE_ON_ERROR:
 
-# Execute what has changed, in several processes of one thread each, and build the site. A build that fails forgets what it parsed, so that
-# its warnings come again; what it executed stays in the cache.
+# Execute what has changed, in several processes of one thread each, and build the site. A build
+# that fails forgets what it parsed, so that its warnings come again; what it executed stays in the
+# cache.
 book: _build/current
 	OMP_NUM_THREADS=1 $(BIN)/python book/cache.py $(NOTEBOOKS)
 	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }

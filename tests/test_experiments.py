@@ -269,6 +269,9 @@ def test_tables_of_got_go_on_from_one_network(run, monkeypatch):
         assert len(set(flat)) == 1  # 40 steps of 0.01
         assert swept[f"{case}-free-eps-0.7"].value <= flat[0]
         assert swept[f"{case}-free-eps-0.7"].printed is None
+    trained = len(starts)
+    got.sweep(6, run)  # all is recorded
+    assert len(starts) == trained
 
 
 def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, monkeypatch):

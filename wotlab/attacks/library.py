@@ -10,7 +10,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.objective import attacked, check
+from wotlab.attacks.objective import are_right, attacked, check
 from wotlab.attacks.result import AttackResult, judge
 from wotlab.balls import L2Ball, LinfBall
 
@@ -143,10 +143,7 @@ def library(
                 parts[-1] = a.clone()
                 parts[-1][right] = moved.detach().to(a)
         z = torch.cat(parts)
-        broken = torch.cat(
-            [model(a).argmax(1) != b
-             for a, b in zip(z.split(batch_size), y.split(batch_size), strict=True)]
-        )  # fmt: skip
+        broken = ~are_right(model, z, y, batch_size)
     return judge(x, z, broken, ball.distance(x, z), ball, torch.zeros_like(y), start)
 
 

@@ -101,6 +101,13 @@ def attacked(model: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
+    """Which images are classified rightly, in eval mode: booleans (N,)."""
+    with attacked(model):
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        return torch.cat([model(a).argmax(1) == b for a, b in parts])
+
+
 @torch.no_grad()
 def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
     """Images, labels and a model that an attack can work with; ValueError says what is wrong."""

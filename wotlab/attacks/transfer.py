@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from wotlab.attacks.objective import attacked, check
+from wotlab.attacks.objective import are_right, attacked, check
 from wotlab.attacks.pgd import pgd
 from wotlab.attacks.result import AttackResult, judge
 
@@ -50,7 +49,7 @@ def transfer(
     """
     start = time.perf_counter()
     made = attack(source, x, y, ball, **options)
-    with attacked(model), torch.no_grad():
+    with attacked(model):
         check(model, x, y)
-        broken = (model(made.x_adv).argmax(1) != y) | (model(x).argmax(1) != y)
+    broken = ~(are_right(model, made.x_adv, y) & are_right(model, x, y))
     return judge(x, made.x_adv, broken, made.cost, ball, made.steps, start)

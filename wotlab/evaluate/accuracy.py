@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.attacks.objective import attacked
+from wotlab.attacks.objective import are_right
 from wotlab.attacks.result import AttackResult
 from wotlab.evaluate.shares import Share, share
 from wotlab.training.batches import as_dataset
@@ -131,7 +131,7 @@ def accuracy_curve(
     for value in eps:
         checks.positive("eps", value, zero=True)
     eps, left = tuple(sorted(eps)), []
-    standing = _right(model, x, y)
+    standing = are_right(model, x, y)
     for value in tqdm(eps, disable=not progress, leave=False):
         standing = standing.clone()
         at = standing.nonzero()[:, 0]
@@ -140,10 +140,3 @@ def accuracy_curve(
             standing[at[done.success]] = False
         left.append(standing)
     return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
-
-
-def _right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
-    """Which images are classified rightly, in eval mode: booleans (N,)."""
-    with attacked(model):
-        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        return torch.cat([model(a).argmax(1) == b for a, b in parts])

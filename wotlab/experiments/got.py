@@ -128,7 +128,7 @@ def trials(
     what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int = 0
 ) -> Iterator[tuple[str, Trial]]:
     """The network that all start from, and the rows by their names."""
-    whole, ball = plan.epochs == WHOLE.epochs, defense("pgd-at", data).ball
+    whole, ball = plan == WHOLE, defense("pgd-at", data).ball
     strong = {"pgd-40": pgd(40, 0.01, restarts=1)} if data == "mnist" else {
         "pgd-20": pgd(20, ball.eps / 4, restarts=1)
     }  # fmt: skip
@@ -176,8 +176,9 @@ def table(number: int, run: Run) -> None:
 def sweep(number: int, run: Run) -> None:
     """Tables 6 to 8: as printed, PGD that moves k * step at most, and PGD that can use its eps."""
     base = TABLES[SWEEPS[number]]
+    what = f"got-table-{number}"
     for data in base.data:
-        here = replace(run, dataset=FILES.get(data, data))
+        here = replace(run, dataset=FILES.get(data, data)).first(plan_of(run).few)
         steps, step = (40, 0.01) if data == "mnist" else (20, 0.003)
         budgets = BUDGETS.get(data, BUDGETS["colour"])
         protocols = {
@@ -186,16 +187,18 @@ def sweep(number: int, run: Run) -> None:
         }
         rows = trials(f"got-table-{SWEEPS[number]}", base.network, data, base.rows, plan_of(run))
         for name, row in rows:
-            if name not in COMPARED:
+            cases = {p: [f"{row.case}-{p}-eps-{eps:g}" for eps in budgets] for p in protocols}
+            done = all(here.recorded(what, case) for part in cases.values() for case in part)
+            if name not in COMPARED or (done and not run.anew):
                 continue
+            x, y = here.test_images()
             model, details = linf.train(here, row)
             for protocol, attack in protocols.items():
                 paper = printed(number, data, name, "pgd") if protocol == "printed" else {}
-                x, y = here.first(row.few).test_images()
                 curve = evaluate.accuracy_curve(model, x, y, attack, row.ball, budgets)
-                for eps, share in zip(curve.eps, curve.shares, strict=True):
-                    here.first(row.few).number(
-                        f"got-table-{number}", f"{row.case}-{protocol}-eps-{eps:g}", "%",
+                for case, eps, share in zip(cases[protocol], budgets, curve.shares, strict=True):
+                    here.number(
+                        what, case, "%",
                         lambda share=share: share, seed=row.seed, details=details,
                         printed=paper.get(f"{eps:g}"),
                         source=f"{SOURCE}{number}" if f"{eps:g}" in paper else None,
