@@ -8,11 +8,9 @@ CHECK_PYTHON := import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11
 .PHONY: book test execute lint bench clean
 .DELETE_ON_ERROR:
 
-# Execute what has changed, in several processes of one thread each, and build the site. A build
-# that fails forgets what it parsed, so that its warnings come again; what it executed stays in the
-# cache.
-book: _build/current
-	OMP_NUM_THREADS=1 $(BIN)/python book/cache.py $(NOTEBOOKS)
+# The site, from the outputs that the notebooks store: `make execute` makes them, `make test` checks
+# them. A build that fails forgets what it parsed, so that its warnings come again.
+book: .venv/installed
 	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
@@ -41,8 +39,3 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[book,test,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5' # it pins an old requests
 	@touch $@
-
-# The cache knows the code of the notebooks only: when what they call or read changes, drop it.
-_build/current: .venv/installed $(shell find wotlab results -type f -not -name '*.pyc')
-	rm -rf _build/.jupyter_cache _build/.doctrees
-	@mkdir -p _build && touch $@
