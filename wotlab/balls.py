@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wotlab import checks
+from wotlab import checks, internal
 from wotlab.ground import GroundCost
 from wotlab.moves import Moves, repair
 from wotlab.ot import wasserstein_distance
+from wotlab.patches import PatchCost
 from wotlab.plans import TOLERANCE, TransportPlan, certify
 from wotlab.projections import constrained_sinkhorn
 
@@ -168,8 +169,62 @@ class WassersteinBall:
         The step of Hu et al. (2020); it follows the gradient where a sign step forgets how much
         each pixel matters.
         """
-        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-        return size * gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+        return _largest(gradient, size)
+
+
+@dataclass(frozen=True)
+class InternalWassersteinBall:
+    r"""{z : IWD(x, z) <= eps, 0 <= z <= 1}: images made of nearly the same patches.
+
+    Tan et al. (IWD) penalise the distance and never bound it; this is the ball that their
+    defense writes down.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        In the units of `cost`: brightness, summed over a patch's pixels and channels, for the
+        mean patch. With sliding 3x3 patches and the l1 cost a change of every pixel by h costs
+        at most 9 C h, and of one pixel of an image of n pixels about 9 h / n.
+    cost : PatchCost
+        Sliding 3x3 patches and the l1 cost by default.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite.
+
+    Notes
+    -----
+    Not convex. It holds images far from x in every pixel: with stride = size, x with its blocks
+    in any order.
+    """
+
+    eps: float
+    cost: PatchCost = field(default_factory=PatchCost)
+
+    def __post_init__(self):
+        checks.positive("eps", self.eps, zero=True)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Exact distance from x to z: (B,). See `wotlab.internal.exact`."""
+        return internal.exact(x, z, self.cost)
+
+    def contains(self, x: Tensor, z: Tensor) -> Tensor:
+        """Whether z lies in the ball around x, by the exact certificate: booleans (B,)."""
+        return certify(x, z, self).inside
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """An image of the ball near w. See `wotlab.internal.project`."""
+        return internal.project(x, w, self.eps, self.cost)
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Along the gradient, scaled so that the most changed pixel moves by `size`."""
+        return _largest(gradient, size)
+
+
+def _largest(gradient: Tensor, size: float) -> Tensor:
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+    return size * gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _in_range(z: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:
         raise ValueError(f"{name} must be finite; it holds {bad}")
 
 
-def images(name: str, value: Tensor) -> None:
-    """Images (B, C, H, W) in [0, 1] that each hold some mass."""
+def images(name: str, value: Tensor, *, black: bool = False) -> None:
+    """Images (B, C, H, W) in [0, 1] that each hold some mass (or, with `black`, any)."""
     tensor(name, value, 4, "(B, C, H, W)")
     low, high = float(value.detach().min()), float(value.detach().max())
     if low < 0 or high > 1:
@@ -46,7 +46,8 @@ def images(name: str, value: Tensor) -> None:
             f"{name} must lie in [0, 1]; its values go from {low:g} to {high:g}. If they are "
             f"normalised, put the normalisation inside the model"
         )
-    _mass(name, value, "image", "is black")
+    if not black:
+        _mass(name, value, "image", "is black")
 
 
 def histograms(name: str, value: Tensor) -> None:

@@ -7,9 +7,10 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wotlab import checks
+from wotlab import checks, internal
 from wotlab.ground import GroundCost
 from wotlab.ot import exact
+from wotlab.patches import PatchCost
 
 PART = 50  # images whose exact distances are solved at a time
 TOLERANCE = 1e-4  # relative on the budget, absolute on mass and range: float32 images, rounded
@@ -127,13 +128,15 @@ def certify(
 ) -> Certificate:
     r"""Check that images lie in a Wasserstein ball: budget, mass of each channel, range.
 
+    For an `InternalWassersteinBall`, whose patches have no mass to keep: budget and range.
+
     Parameters
     ----------
     x : Tensor (B, C, H, W)
         Clean images in [0, 1].
     x_adv : Tensor (B, C, H, W) or TransportPlan
         Images to judge; from a plan, the image that it makes.
-    ball : WassersteinBall
+    ball : WassersteinBall or InternalWassersteinBall
         Its `eps` and `cost`.
     exact : bool
         True: the exact distance on the whole grid (network simplex, milliseconds for a digit,
@@ -164,7 +167,8 @@ def certify(
     in the distance. Channels are scaled to the clean image's shares; what that hides shows in
     `mass_error`.
     """
-    checks.images("x", x)
+    of_patches = isinstance(ball.cost, PatchCost)
+    checks.images("x", x, black=of_patches)
     plan = x_adv if isinstance(x_adv, TransportPlan) else None
     y = plan.image() if plan else x_adv
     checks.tensor("x_adv", y, 4, "(B, C, H, W)")
@@ -173,14 +177,17 @@ def certify(
         raise ValueError("exact=False needs the plan's own price: pass a TransportPlan as x_adv")
     if plan and float((plan.source() - x).abs().max()) > tolerance:
         raise ValueError("x_adv must be a plan that starts at x; its source is another image")
-    total = x.sum((1, 2, 3))
+    total = x.sum((1, 2, 3)).clamp_min(torch.finfo(x.dtype).tiny)
     before, after = x.sum((2, 3)), y.sum((2, 3))
     mass_error = ((after - before).abs() / total[:, None]).amax(1)
     box_error = torch.maximum(-y, y - 1).clamp_min(0).amax((1, 2, 3))
     checks.count("processes", processes)
-    cost = _distances(x, y, ball.cost, processes, progress) if exact else plan.cost()
+    if of_patches:
+        cost = internal.exact(x, y.clamp(0, 1), ball.cost).detach()
+    else:
+        cost = _distances(x, y, ball.cost, processes, progress) if exact else plan.cost()
     inside = cost <= ball.eps * (1 + tolerance) + torch.finfo(y.dtype).eps
-    inside &= (mass_error <= tolerance) & (box_error <= tolerance)
+    inside &= ((mass_error <= tolerance) | of_patches) & (box_error <= tolerance)
     return Certificate(cost, mass_error, box_error, inside, exact)
 
 

@@ -11,11 +11,13 @@ from wotlab import checks, draws
 from wotlab.attacks.ascent import Found, attack, retry
 from wotlab.attacks.objective import Objective
 from wotlab.attacks.result import AttackResult
-from wotlab.balls import L2Ball, WassersteinBall
+from wotlab.balls import InternalWassersteinBall, L2Ball, WassersteinBall
 from wotlab.moves import Moves, repair
 from wotlab.projections import Projection, constrained_sinkhorn
 
 HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
+INTERNAL_STEP = 0.2  # of brightness, for a ball that few pixels can use far
+TRANSPORT = (WassersteinBall, InternalWassersteinBall)  # whose eps is no brightness
 RULES = ("steepest", "sign", "low-pass")
 
 
@@ -100,18 +102,18 @@ def pgd(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    r"""Projected gradient ascent, z <- P(z + step), on an l-infinity, l2 or Wasserstein ball.
+    r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
 
     Parameters
     ----------
     model, x, y, targeted, loss, early_stop, batch_size, progress
         As for `mirror_ascent`.
-    ball : LinfBall, L2Ball or WassersteinBall
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
     steps : int
     step_size : float, or function of the clean images and eps, optional
         In units of brightness: the largest change of a pixel (for an L2Ball the length of the
-        step). By default eps / 4, and on a Wasserstein ball `hu_step`, min(eps / 2, 0.06) of
-        the image's mass (Hu et al., 2020).
+        step). By default eps / 4, on a Wasserstein ball `hu_step`, min(eps / 2, 0.06) of the
+        image's mass (Hu et al., 2020), and 0.2 on an internal one.
     rule : "steepest", "sign" or "low-pass"
         Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
         entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;
@@ -127,7 +129,7 @@ def pgd(
         False: as published; an image counts only if its exact distance is within ball.eps.
     random_start : bool
         Start from a projected image of noise: uniform in [-eps, eps] (l-infinity), Gaussian
-        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein).
+        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal).
     restarts : int >= 0
         Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional
@@ -148,13 +150,14 @@ def pgd(
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
     if step_size is None:
-        step_size = hu_step if isinstance(ball, WassersteinBall) else quarter
+        steps_of = {WassersteinBall: hu_step, InternalWassersteinBall: INTERNAL_STEP}
+        step_size = steps_of.get(type(ball), quarter)
     if not callable(step_size):
         checks.positive("step_size", step_size)
 
     def start_at(x: Tensor, eps: float) -> Tensor:
-        if isinstance(ball, (L2Ball, WassersteinBall)):
-            size = 0.1 if isinstance(ball, WassersteinBall) else eps / x[0].numel() ** 0.5
+        if isinstance(ball, (L2Ball, *TRANSPORT)):
+            size = 0.1 if isinstance(ball, TRANSPORT) else eps / x[0].numel() ** 0.5
             return x + size * draws.normal(x, generator)
         return x + eps * (2 * draws.uniform(x, generator) - 1)
 
@@ -186,10 +189,10 @@ def fgsm(
 ) -> AttackResult:
     """One steepest step, as long as the ball is wide, projected (Goodfellow et al., 2015).
 
-    Parameters, result and errors as for `pgd`. On a Wasserstein ball the step is that of `pgd`.
+    Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that of `pgd`.
     Weak: a check of a network, not a measure of its robustness.
     """
-    size = None if isinstance(ball, WassersteinBall) else max(ball.eps, 1e-30)
+    size = None if isinstance(ball, TRANSPORT) else max(ball.eps, 1e-30)
     return pgd(
         model, x, y, ball, targeted=targeted, loss=loss, steps=1, step_size=size,
         batch_size=batch_size,

@@ -1,0 +1,10 @@
+"""Internal Wasserstein distance (IWD): how far the patches of an image have moved.
+
+`exact` is the distance; `sliced` and `entropic` serve for large images, `critic` is the paper's
+own estimate by a network that is trained for each pair of images.
+"""
+
+from wotlab.internal.distance import along, entropic, exact, matching, sliced
+from wotlab.internal.projection import project
+
+__all__ = ["along", "entropic", "exact", "matching", "project", "sliced"]
