@@ -5,6 +5,7 @@ from wotlab import (
     data,
     evaluate,
     gibbs,
+    internal,
     models,
     moves,
     natural,
@@ -15,9 +16,10 @@ from wotlab import (
     training,
 )
 from wotlab.attacks import AttackResult
-from wotlab.balls import L2Ball, LinfBall, WassersteinBall
+from wotlab.balls import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall
 from wotlab.ground import GroundCost
 from wotlab.ot import wasserstein_distance
+from wotlab.patches import PatchCost
 from wotlab.plans import Certificate, TransportPlan, certify
 
 __version__ = "0.1.0"
@@ -26,8 +28,10 @@ __all__ = [
     "AttackResult",
     "Certificate",
     "GroundCost",
+    "InternalWassersteinBall",
     "L2Ball",
     "LinfBall",
+    "PatchCost",
     "TransportPlan",
     "WassersteinBall",
     "attacks",
@@ -35,6 +39,7 @@ __all__ = [
     "data",
     "evaluate",
     "gibbs",
+    "internal",
     "models",
     "moves",
     "natural",

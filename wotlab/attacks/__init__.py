@@ -7,6 +7,7 @@ libraries' attacks, `transfer` tries images that were made against another netwo
 """
 
 from wotlab.attacks.frank_wolfe import frank_wolfe
+from wotlab.attacks.iwda import iwda
 from wotlab.attacks.langevin import langevin
 from wotlab.attacks.library import library
 from wotlab.attacks.mirror import mirror_ascent
@@ -21,6 +22,7 @@ __all__ = [
     "Radius",
     "fgsm",
     "frank_wolfe",
+    "iwda",
     "langevin",
     "library",
     "mirror_ascent",

@@ -189,8 +189,8 @@ def fgsm(
 ) -> AttackResult:
     """One steepest step, as long as the ball is wide, projected (Goodfellow et al., 2015).
 
-    Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that of `pgd`.
-    Weak: a check of a network, not a measure of its robustness.
+    Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that
+    of `pgd`. Weak: a check of a network, not a measure of its robustness.
     """
     size = None if isinstance(ball, TRANSPORT) else max(ball.eps, 1e-30)
     return pgd(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from wotlab import draws
 from wotlab.attacks.objective import Objective, are_probabilities, attacked
 from wotlab.attacks.result import AttackResult
-from wotlab.balls import LinfBall, WassersteinBall
+from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.evaluate.shares import Share, share
 
 TRIALS = 20  # random images of the ball in the black-box check
@@ -211,7 +211,11 @@ def _most_frequent(y: Tensor) -> float:
 def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
     """Which images break under noise of random signs, projected onto the ball: booleans (N,)."""
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    size = 0.1 if isinstance(ball, WassersteinBall) else max(ball.eps, 1e-30)
+    size = (
+        0.1
+        if isinstance(ball, (WassersteinBall, InternalWassersteinBall))
+        else max(ball.eps, 1e-30)
+    )
     with attacked(model):
         for _ in range(TRIALS):
             noise = (draws.uniform(x, generator) - 0.5).sign()

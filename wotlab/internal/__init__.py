@@ -4,7 +4,8 @@
 own estimate by a network that is trained for each pair of images.
 """
 
+from wotlab.internal.critic import critic
 from wotlab.internal.distance import along, entropic, exact, matching, sliced
 from wotlab.internal.projection import project
 
-__all__ = ["along", "entropic", "exact", "matching", "project", "sliced"]
+__all__ = ["along", "critic", "entropic", "exact", "matching", "project", "sliced"]

@@ -32,7 +32,7 @@ def matching(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
     has threads). A matrix of N x N costs an image is made on the device of x.
     """
     cost = cost or PatchCost()
-    _check(x, z)
+    check(x, z)
 
     def assign(k: int) -> Tensor:
         v, u = (cost.cut(image[k : k + 1].detach().double())[0] for image in (z, x))
@@ -109,7 +109,7 @@ def entropic(
         As `exact`, and for reg <= 0.
     """
     cost = cost or PatchCost()
-    _check(x, z)
+    check(x, z)
     u, v = cost.cut(x), cost.cut(z)
     weight = u.new_ones(u.shape[:2])
     costs = (cost.between(u, v), cost.between(u, u), cost.between(v, v))
@@ -148,14 +148,15 @@ def sliced(
     """
     cost = cost or PatchCost()
     checks.count("directions", directions)
-    _check(x, z)
+    check(x, z)
     u, v = cost.cut(x), cost.cut(z)
     w = draws.normal(u.new_empty(u.shape[2], directions), generator)
     w = w.sign() if cost.norm == 1 else w / w.norm(dim=0)
     return ((u @ w).sort(1).values - (v @ w).sort(1).values).abs().mean((1, 2))
 
 
-def _check(x: Tensor, z: Tensor) -> None:
+def check(x: Tensor, z: Tensor) -> None:
+    """Two batches of images that can be compared."""
     checks.images("x", x, black=True)
     checks.images("z", z, black=True)
     checks.same_shape("z", z, "x", x)

@@ -15,11 +15,13 @@ from wotlab.training.adversarial_transport import AdversarialTransport
 from wotlab.training.defenses import MART, PGDAT, TRADES, FastAT, FreeAT, WassersteinAT
 from wotlab.training.fit import Fit, fit
 from wotlab.training.got import GOT
+from wotlab.training.iwdd import IWDD
 from wotlab.training.joint import JointCost, JointTransport
 from wotlab.training.standard import Standard
 
 __all__ = [
     "GOT",
+    "IWDD",
     "MART",
     "PGDAT",
     "TRADES",

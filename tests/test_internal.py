@@ -1,0 +1,249 @@
+"""Internal Wasserstein distance: against POT, closed forms, and a quadratic program."""
+
+import cvxpy
+import numpy as np
+import ot as pot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wotlab
+from wotlab import InternalWassersteinBall, PatchCost, attacks, internal
+from wotlab.internal.critic import PatchCritics, slope_penalty
+
+COSTS = [PatchCost(3, stride, norm) for stride in (1, 2, 3) for norm in (1, 2)]
+costs = pytest.mark.parametrize("cost", COSTS, ids=str)
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def blocks_shuffled(x, size=3, seed=0):
+    """The image with its blocks in another order."""
+    cost = PatchCost(size, size)
+    order = torch.randperm(cost.count(*x.shape[-2:]), generator=torch.Generator().manual_seed(seed))
+    values, there = cost.join(cost.cut(x)[:, order], x.shape)
+    return (values * there).sum(0)
+
+
+@given(st.integers(3, 9), st.integers(3, 9), st.integers(1, 3), st.integers(1, 3))
+@settings(deadline=None, max_examples=30)
+def test_every_pixel_is_in_a_patch_and_finds_its_way_back(height, width, channels, stride):
+    x, cost = random(2, channels, height, width), PatchCost(3, stride)
+    patches = cost.cut(x)
+    assert patches.shape == (2, cost.count(height, width), 9 * channels)
+    values, there = cost.join(patches, x.shape)
+    assert there.any(0).all()
+    assert torch.equal(torch.where(there, values, x), x.expand_as(values))
+
+
+def test_blocks_are_those_of_unfold():
+    x = random(2, 3, 9, 12)
+    for stride in (1, 3):
+        ours = PatchCost(3, stride).cut(x)
+        assert torch.equal(ours, torch.nn.functional.unfold(x, 3, stride=stride).mT)
+
+
+@costs
+def test_exact_is_pots(cost):
+    x, z = random(2, 2, 7, 8), random(2, 2, 7, 8, seed=1)
+    matrix = cost.between(cost.cut(x), cost.cut(z))
+    expected = [pot.emd2(np.array([]), np.array([]), m.numpy()) for m in matrix]
+    assert internal.exact(x, z, cost).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_closed_forms():
+    dark, light = torch.full((1, 2, 6, 6), 0.2).double(), torch.full((1, 2, 6, 6), 0.7).double()
+    assert internal.exact(dark, light).item() == pytest.approx(2 * 9 * 0.5)
+    assert internal.exact(dark, light, PatchCost(norm=2)).item() == pytest.approx(18**0.5 * 0.5)
+    dot = dark.clone()
+    dot[0, 0, 3, 3] += 0.3  # in nine sliding patches of 16, in one block of 4
+    assert internal.exact(dark, dot).item() == pytest.approx(9 * 0.3 / 16)
+    assert internal.exact(dark, dot, PatchCost(3, 3)).item() == pytest.approx(0.3 / 4)
+    one = PatchCost(6)  # a single patch
+    assert internal.exact(dark, light, one).item() == pytest.approx(72 * 0.5)
+
+
+@costs
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=10)
+def test_a_pseudo_metric(cost, seed):
+    x, y, z = random(3, 1, 1, 6, 7, seed=seed)
+    xy, yz, xz = (internal.exact(*pair, cost).item() for pair in ((x, y), (y, z), (x, z)))
+    assert xz <= xy + yz + 1e-12
+    assert internal.exact(y, x, cost).item() == pytest.approx(xy, abs=1e-12)
+    assert internal.exact(x, x, cost).item() == 0
+
+
+def test_blind_to_the_order_of_blocks_unless_it_slides():
+    x = random(1, 1, 9, 9)
+    z = blocks_shuffled(x)
+    assert (z - x).abs().max() > 0.3
+    assert internal.exact(x, z, PatchCost(3, 3)).item() == 0
+    assert internal.exact(x, z).item() > 0.3
+
+
+@costs
+def test_gradient(cost):
+    x, z = random(1, 1, 6, 6).requires_grad_(), random(1, 1, 6, 6, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: internal.exact(a, b, cost), (x, z))
+
+
+@costs
+def test_a_batch_equals_a_loop(cost):
+    x, z = random(3, 1, 6, 6), random(3, 1, 6, 6, seed=1)
+    loop = [internal.exact(x[k : k + 1], z[k : k + 1], cost).item() for k in range(3)]
+    assert internal.exact(x, z, cost).tolist() == loop
+    near = internal.project(x, z, 0.4, cost)
+    loop = [internal.project(x[k : k + 1], z[k : k + 1], 0.4, cost) for k in range(3)]
+    assert torch.allclose(near, torch.cat(loop), atol=1e-6)
+
+
+@costs
+def test_sliced_is_a_lower_bound_and_entropic_comes_near(cost):
+    x, z = random(2, 1, 8, 8), random(2, 1, 8, 8, seed=1)
+    exact = internal.exact(x, z, cost)
+    sliced = internal.sliced(x, z, cost, generator=torch.Generator().manual_seed(0))
+    assert (sliced > 0).all() and (sliced < exact).all()
+    assert internal.sliced(x, x, cost).abs().max() < 1e-12
+    loose, near = (internal.entropic(x, z, cost, reg=reg, max_iter=5000) for reg in (1.0, 0.02))
+    assert ((near - exact).abs() < 0.02 * exact).all()
+    assert ((near - exact).abs() < (loose - exact).abs()).all()
+
+
+@costs
+@given(st.floats(0, 2), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=10)
+def test_projection_is_always_in_the_ball(cost, eps, seed):
+    x, w = random(2, 1, 6, 7, seed=seed), 2 * random(2, 1, 6, 7, seed=seed + 1) - 0.5
+    z, ball = internal.project(x, w, eps, cost), InternalWassersteinBall(eps, cost)
+    assert ball.contains(x, z).all()
+    assert (internal.exact(x, z, cost) <= eps * (1 + 2e-5) + 1e-12).all()
+    assert ((z - w).norm() <= (x - w).norm() + 1e-9).all()
+    assert torch.allclose(internal.project(x, w, 100.0, cost), w.clamp(0, 1))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_projection_is_the_nearest_image_of_its_matching(stride):
+    x, w, cost, eps = (
+        random(1, 1, 6, 6),
+        2 * random(1, 1, 6, 6, seed=1) - 0.5,
+        PatchCost(3, stride),
+        2.0,
+    )
+    u = cost.cut(x)[0][internal.matching(x, w.clamp(0, 1), cost)[0]]
+    places = cost.cut(torch.arange(36).reshape(1, 1, 6, 6))[0]
+    z = cvxpy.Variable(36)
+    paid = sum(cvxpy.norm1(z[p.numpy()] - v.numpy()) for p, v in zip(places, u, strict=True))
+    constraints = [paid <= eps * len(u), z >= 0, z <= 1]
+    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(z - w.flatten().numpy())), constraints)
+    problem.solve(solver="CLARABEL")
+    ours = internal.project(x, w, eps, cost)
+    assert (ours - w).square().sum().item() == pytest.approx(problem.value, rel=1e-5)
+
+
+def test_the_attack_reaches_what_a_linear_classifier_allows_without_reordering():
+    """Blocks, each at its place: the budget buys |change|, best where the gradient is steep."""
+    x, cost, eps = 0.3 + 0.4 * random(1, 1, 6, 6), PatchCost(3, 3), 0.8
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2)).double()
+    weight = random(36, seed=2) - 0.5
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([-weight, weight]) / 2)
+        model[1].bias.copy_(torch.tensor([50.0, -50.0]))
+    room = torch.where(weight > 0, 1 - x.flatten(), x.flatten())
+    left, best = eps * 4, 0.0
+    for k in weight.abs().argsort(descending=True):
+        spend = min(left, room[k].item())
+        left, best = left - spend, best + spend * weight[k].abs().item()
+    done = attacks.pgd(
+        model, x, torch.tensor([0]), InternalWassersteinBall(eps, cost), steps=100, loss="margin"
+    )
+    assert ((done.x_adv - x).flatten() @ weight).item() > 0.98 * best
+    assert done.cost.item() <= eps * (1 + 1e-4)
+
+
+def test_certificate():
+    x, z = random(1, 1, 6, 6), random(1, 1, 6, 6, seed=1)
+    far = internal.exact(x, z).item()
+    for eps, inside in ((0.99 * far, False), (1.01 * far, True)):
+        certificate = wotlab.certify(x, z, InternalWassersteinBall(eps))
+        assert bool(certificate.inside) is inside and certificate.exact
+        assert certificate.cost.item() == pytest.approx(far)
+    assert not wotlab.certify(x, x + 1, InternalWassersteinBall(100.0)).inside
+    black = torch.zeros(1, 1, 6, 6)
+    assert wotlab.certify(black, black, InternalWassersteinBall(0.0)).inside
+
+
+def test_theorem_1_is_false_in_l2():
+    """Constant grey, 100 blocks, eps = 0.3: the l-infinity ball is the wider one."""
+    x, cost = torch.full((1, 1, 30, 30), 0.5).double(), PatchCost(3, 3)
+    # an image of IWD eps changes pixels by 100 eps in all; at most 0.5 each, so 60 of them
+    up, down = x.clone().flatten(1), x.clone().flatten(1)
+    up[0, :60], down[0, :60] = 1, 0
+    up, down = up.view_as(x), down.view_as(x)
+    assert internal.exact(x, up, cost).item() == pytest.approx(0.3)
+    assert (up - down).norm().item() == pytest.approx(60**0.5) == pytest.approx(7.746, abs=1e-3)
+    assert (2 * 0.3 * torch.ones(900)).norm().item() == pytest.approx(18)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [(1, torch.inf), (2, 2)])
+def test_penalty_of_a_linear_critic_is_in_the_dual_norm(norm, dual):
+    a, u, v = random(9) * 3 - 1, random(2, 4, 9), random(2, 4, 9, seed=1)
+    penalty = slope_penalty(lambda w: w @ a, u, v, PatchCost(norm=norm))
+    expected = (a.norm(p=dual) - 1).square().item()
+    assert penalty.tolist() == pytest.approx([expected] * 2)
+
+
+def test_penalty_is_per_patch():
+    """One patch of the gradient wanted, the others flat: each flat patch pays 1."""
+    u = random(1, 4, 9)
+    penalty = slope_penalty(lambda w: w[:, :1, 0], u, u, PatchCost())
+    assert penalty.item() == pytest.approx(3 / 4)
+
+
+def test_critics_of_a_batch_do_not_meet():
+    critics = PatchCritics(2, 9, like=random(1), generator=torch.Generator().manual_seed(0))
+    u = random(2, 5, 9).requires_grad_()
+    critics(u)[0].sum().backward()
+    assert u.grad[0].abs().sum() > 0 and u.grad[1].abs().sum() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [1, 2])
+def test_critic_learns_a_distance_that_is_known(norm):
+    """Constant images: one point against another, where the best critic is linear."""
+    dark = torch.full((2, 1, 6, 6), 0.2)
+    light = dark + torch.tensor([0.3, 0.6])[:, None, None, None]
+    cost = PatchCost(norm=norm)
+    exact = internal.exact(dark, light, cost)
+    learned = internal.critic(
+        dark, light, cost, rate=2e-3, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.allclose(learned, exact, rtol=0.1)
+
+
+SMALL = random(1, 1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: PatchCost(0), "size must be a positive integer"),
+        (lambda: PatchCost(3, 0), "stride must be a positive integer"),
+        (lambda: PatchCost(3, 4), "stride must be at most the size"),
+        (lambda: PatchCost(norm=3), "norm must be 1 or 2"),
+        (lambda: InternalWassersteinBall(-1.0), "eps must be a finite number"),
+        (lambda: internal.exact(SMALL, SMALL, PatchCost(6)), "do not fit"),
+        (lambda: internal.exact(SMALL, random(1, 1, 5, 6)), "z must have the shape"),
+        (lambda: internal.exact(SMALL, 2 * SMALL), "z must lie in"),
+        (lambda: internal.exact(SMALL[0, 0], SMALL[0, 0]), "x must have shape"),
+        (lambda: internal.sliced(SMALL, SMALL, directions=0), "directions must be"),
+        (lambda: internal.entropic(SMALL, SMALL, reg=0.0), "reg must be"),
+        (lambda: internal.critic(SMALL, SMALL, steps=0), "steps must be"),
+    ],
+)  # fmt: skip
+def test_bad_input(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

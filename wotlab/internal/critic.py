@@ -1,0 +1,123 @@
+"""Internal Wasserstein distance by a critic: a small network for each pair of images."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+from tqdm.auto import tqdm
+
+from wotlab import checks, draws
+from wotlab.internal.distance import check
+from wotlab.patches import PatchCost
+
+RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
+PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
+
+
+class PatchCritics(nn.Module):
+    """B networks, one an image: each gives a number to each patch of d numbers.
+
+    Three layers with leaky rectifiers. Their parameters have the image as first dimension.
+    """
+
+    def __init__(self, count: int, d: int, hidden: int = 64, *, like: Tensor, generator=None):
+        super().__init__()
+        sizes = (d, hidden, hidden, 1)
+        for k, (n, m) in enumerate(pairwise(sizes)):
+            weight = draws.normal(like.new_empty(count, n, m), generator) * (2 / n) ** 0.5
+            setattr(self, f"weight{k}", nn.Parameter(weight))
+            setattr(self, f"bias{k}", nn.Parameter(like.new_zeros(count, 1, m)))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Patches (B, N, d) to numbers (B, N)."""
+        u = 2 * u - 1  # centred: patches lie in [0, 1]
+        u = F.leaky_relu(torch.baddbmm(self.bias0, u, self.weight0), 0.2)
+        u = F.leaky_relu(torch.baddbmm(self.bias1, u, self.weight1), 0.2)
+        return torch.baddbmm(self.bias2, u, self.weight2)[:, :, 0]
+
+
+def slope_penalty(critics, u: Tensor, v: Tensor, cost: PatchCost, generator=None) -> Tensor:
+    r"""R = mean (|grad f(w)|_* - 1)^2 at patches w = rho u + (1 - rho) v, rho uniform: (B,).
+
+    |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
+    1-Lipschitz for |.|_1 where no partial derivative exceeds 1. The gradient is that of each
+    patch, not of the image. `critics` may be any function of patches.
+    """
+    rho = draws.uniform(u[:, :, :1], generator)
+    w = (rho * u + (1 - rho) * v).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(critics(w).sum(), w, create_graph=True)
+    dual = {1: torch.inf, 2: 2}[cost.norm]
+    return (torch.linalg.vector_norm(slope, ord=dual, dim=2) - 1).square().mean(1)
+
+
+def gap(critics, u: Tensor, v: Tensor) -> Tensor:
+    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,)."""
+    return critics(u).mean(1) - critics(v).mean(1)
+
+
+def critic(
+    x: Tensor,
+    z: Tensor,
+    cost: PatchCost | None = None,
+    *,
+    steps: int = 500,
+    rate: float = RATE,
+    penalty: float = PENALTY,
+    hidden: int = 64,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""IWD(x, z) as learned by max_f E f(u) - E f(v) - penalty R(f) (Tan et al., Algorithm 1).
+
+    Parameters
+    ----------
+    x, z, cost
+        As for `exact`.
+    steps : int
+        Of Adam on each critic, with betas (0.5, 0.999).
+    rate : float
+        5e-4 in the paper.
+    penalty : float
+        Weight of R, see `slope_penalty`; subtracted: printed with the sign that rewards flat
+        critics. 10 as in Gulrajani et al. (2017); the paper does not say.
+    hidden : int
+        Width of the two hidden layers.
+    generator : torch.Generator, optional
+        Of first weights and of rho.
+    progress : bool
+
+    Returns
+    -------
+    Tensor (B,), detached
+        The last gap. An estimate: the penalty does not make f 1-Lipschitz, so that the gap may
+        lie above the distance as well as below. Where a number must be right take `exact`.
+
+    Raises
+    ------
+    ValueError
+        As `exact`; for steps, rate, penalty or hidden that are not positive.
+    """
+    cost = cost or PatchCost()
+    check(x, z)
+    for name, value in (("steps", steps), ("hidden", hidden)):
+        checks.count(name, value)
+    for name, value in (("rate", rate), ("penalty", penalty)):
+        checks.positive(name, value)
+    u, v = cost.cut(x.detach()), cost.cut(z.detach())
+    critics = PatchCritics(len(x), u.shape[2], hidden, like=u, generator=generator)
+    adam = Adam(critics.parameters(), rate, BETAS, maximize=True)
+    with torch.enable_grad():
+        for _ in tqdm(range(steps), disable=not progress, leave=False):
+            climb(adam, critics, u, v, cost, penalty, generator)
+    with torch.no_grad():
+        return gap(critics, u, v)
+
+
+def climb(adam: Adam, critics, u: Tensor, v: Tensor, cost, penalty: float, generator) -> None:
+    """One step of the critics, up."""
+    value = gap(critics, u, v) - penalty * slope_penalty(critics, u, v, cost, generator)
+    adam.zero_grad()
+    value.sum().backward()
+    adam.step()
