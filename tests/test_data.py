@@ -175,7 +175,52 @@ def test_a_damaged_tiny_imagenet_leaves_nothing_behind(tiny, monkeypatch):
     assert [p.name for p in tiny.parent.iterdir()] == [tiny.name]
 
 
-@pytest.mark.parametrize("name", [n for n in data.NAMES if n not in ("digits", "photographs")])
+@pytest.fixture
+def ten(tmp_path):
+    """ImageNet's ten classes, an eleventh in their midst; sizes vary, the colour is the class."""
+    for split, each in (("train", 2), ("val", 1)):
+        for k, name in enumerate([*data.IMAGENET10, "n09300000"]):
+            folder = tmp_path / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for j in range(each):
+                picture = Image.new("RGB", (40 + 3 * k, 50 - 2 * k + j), (20 * k, 0, 200))
+                picture.save(folder / f"{name}_{j}.JPEG")
+    return tmp_path
+
+
+def test_ten_classes_of_imagenet(ten):
+    train, test = (data.load("imagenet10", s, ten, size=32) for s in ("train", "test"))
+    assert len(train) == 20 and len(test) == 10 and test.name == "imagenet10"
+    assert train.classes == test.classes == list(data.IMAGENET10.values())
+    assert train.classes[0] == "barn" and train.classes[9] == "coral fungus"
+    x, y = train.tensors()
+    assert x.shape == (20, 3, 32, 32) and y.tolist() == [k // 2 for k in range(20)]
+    assert torch.allclose(x[:, 0].mean((1, 2)), y * 20 / 255, atol=0.02)
+    assert test[9][1] == 9 and test.tensors([3, 0])[1].tolist() == [3, 0]
+    whole = data.load("imagenet10", "test", ten)
+    assert whole[1][0].shape == (3, 48, 43)
+    with pytest.raises(ValueError, match="size="):
+        whole.tensors()
+
+
+def test_imagenet_that_is_not_there_says_where_and_what(ten):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.imagenet.val .*n02793495.*WOTLAB_DATA"):
+        data.load("imagenet10", "test", ten / "nowhere")
+    folder = ten / "imagenet" / "train" / "n09256479"
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no images.*n09256479"):
+        data.load("imagenet10", "train", ten)
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"train lacks .* n09256479; put"):
+        data.load("imagenet10", "train", ten)
+    assert len(data.load("imagenet10", "test", ten)) == 10
+
+
+FETCHED = [n for n in data.NAMES if n not in ("digits", "photographs", "imagenet10")]
+
+
+@pytest.mark.parametrize("name", FETCHED)
 def test_missing_files_say_what_to_do(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing.*root=.*WOTLAB_DATA.*download=True"):
         data.load(name, "test", tmp_path, download=False)

@@ -58,7 +58,20 @@ TINY = {
     "md5": "90528d7ca1a48142e341f4ef8d21d0de",
     "folder": "tiny-imagenet-200",
 }
-NAMES = ("digits", "photographs", *IDX, *CIFAR, "svhn", "tiny-imagenet")
+# Folder and name of the classes that Tan et al. keep; models.IMAGENET10 has their outputs.
+IMAGENET10 = {
+    "n02793495": "barn",
+    "n03743016": "megalith",
+    "n09193705": "alp",
+    "n09246464": "cliff",
+    "n09256479": "coral reef",
+    "n09332890": "lakeside",
+    "n09428293": "seashore",
+    "n09468604": "valley",
+    "n09472597": "volcano",
+    "n12985857": "coral fungus",
+}
+NAMES = ("digits", "photographs", *IDX, *CIFAR, "svhn", "tiny-imagenet", "imagenet10")
 
 
 class Images(Dataset):
@@ -132,6 +145,13 @@ class _Listed(datasets.ImageFolder):
         ]
 
 
+class _Ten(datasets.ImageFolder):
+    """The ten class folders of IMAGENET10, whatever lies beside them."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        return list(IMAGENET10), dict(zip(IMAGENET10, range(10), strict=True))
+
+
 def load(
     name: str,
     split: str = "test",
@@ -150,8 +170,11 @@ def load(
         "fashion-mnist", "cifar10", "cifar100", "svhn" lie under `root` in torchvision's layout
         (CIFAR: the binary archive, or its folder). "tiny-imagenet" (200 classes, 64x64) is the
         folder tiny-imagenet-200 below `root`; its published validation images are the split
-        "test". "folder:PATH" is any folder of images with one sub-folder a class, the split in a
-        sub-folder of PATH if there is one of that name.
+        "test". "imagenet10" is ten classes of ImageNet, from barn to coral fungus (Tan et al.'s
+        "tiny ImageNet"), read from imagenet/train and imagenet/val (the split "test") below
+        `root`, one sub-folder a class by its WordNet name; it is never downloaded. "folder:PATH"
+        is any folder of images with one sub-folder a class, the split in a sub-folder of PATH if
+        there is one of that name.
     split : "train" or "test"
         Of an image folder, the name of a sub-folder, such as "val".
     root : path, optional
@@ -193,6 +216,8 @@ def load(
         return _cifar(name, split, root, download)
     if name == "tiny-imagenet":
         return _tiny(split, root, download, size)
+    if name == "imagenet10":
+        return _imagenet10(split, root, size)
     return _svhn(split, root, download)
 
 
@@ -304,6 +329,18 @@ def _tiny(split: str, root: Path, download: bool, size: int | None) -> ImageFold
     rows = (folder / "words.txt").read_text().splitlines()
     words = dict(row.split("\t") for row in rows if row)
     images.name, images.classes = "tiny-imagenet", [words[c] for c in images.classes]
+    return images
+
+
+def _imagenet10(split: str, root: Path, size: int | None) -> ImageFolder:
+    folder = root / "imagenet" / ("train" if split == "train" else "val")
+    if missing := [name for name in IMAGENET10 if not (folder / name).is_dir()]:
+        raise FileNotFoundError(
+            f"{folder} lacks the ImageNet folders {', '.join(missing)}; put them there with their "
+            f"images (from image-net.org, with an account), or name another root= or WOTLAB_DATA"
+        )
+    images = ImageFolder(folder, size, _Ten)
+    images.name, images.classes = "imagenet10", list(IMAGENET10.values())
     return images
 
 
