@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import ResNet101_Weights
 
 import wotlab
 from wotlab import models
@@ -16,12 +18,14 @@ PARAMETERS = {
     "cw-mnist": 320 + 9248 + 18_496 + 36_928 + 205_000 + 40_200 + 2010,
     "arch-a": 1664 + 102_464 + 64 * 400 * 128 + 128 + 1290,
     "arch-b": 320 + 9248 + 18_496 + 36_928 + 313_700 + 1010,
+    "cifar-small": 864 + 9216 + 18_432 + 36_864 + 73_728 + 147_456 + 2 * 2 * 224 + 1290,
     "resnet18": 11_173_962,
     "wrn-34-10": 46_160_474,
     "resnet101": 44_549_160,
     "inception-v3": 23_834_568,
 }
-SIZES = {"digits-small": 8, "resnet18": 32, "wrn-34-10": 32, "resnet101": 64, "inception-v3": 75}
+COLOUR = {"cifar-small": 32, "resnet18": 32, "wrn-34-10": 32, "resnet101": 64, "inception-v3": 75}
+SIZES = {"digits-small": 8, **COLOUR}
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -35,7 +39,7 @@ def test_number_of_parameters(name):
 def test_logits_and_gradients(name):
     network = models.build(name, num_classes=7, seed=0)
     network.eval()
-    channels = 3 if name in ("resnet18", "resnet101", "inception-v3") else 1
+    channels = 3 if name in COLOUR else 1
     size = SIZES.get(name, 28)
     x = torch.rand(2, channels, size, size).requires_grad_()
     logits = network(x)
@@ -52,6 +56,50 @@ def test_inception_sees_what_its_weights_were_trained_on_and_gives_logits_in_tra
     network.train()
     assert network(x).shape == (2, 1000)
     assert torch.allclose(seen[0], (x - 0.5) / 0.5, atol=1e-5)
+
+
+def test_cifar_small_halves_three_times():
+    network = models.build("cifar-small", seed=0).eval()
+    x, shapes = torch.rand(2, 3, 32, 32), []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.MaxPool2d):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(32, 16, 16), (64, 8, 8), (128, 4, 4)] and x.shape == (2, 10)
+    grey = models.build("cifar-small", in_channels=1, num_classes=3, seed=0)
+    assert grey(torch.rand(2, 1, 28, 28)).shape == (2, 3)
+
+
+def test_the_ten_classes_are_where_torchvision_has_them():
+    categories = ResNet101_Weights.DEFAULT.meta["categories"]
+    assert [categories[k] for k in models.IMAGENET10] == list(wotlab.data.IMAGENET10.values())
+    assert len(categories) == 1000 and all(
+        categories.count(name) == 1 for name in wotlab.data.IMAGENET10.values()
+    )
+
+
+def test_a_network_among_some_of_its_classes():
+    network = models.build("digits-small", seed=0).eval()
+    few = models.Among(network, (7, 0, 3))
+    x = torch.rand(4, 1, 8, 8).requires_grad_()
+    assert torch.equal(few(x), network(x)[:, [7, 0, 3]])
+    (slope,) = torch.autograd.grad(few(x).logsumexp(1).sum(), x)
+    assert slope.abs().sum() > 0
+    assert not few.training and models.Among(models.build("digits-small"), [0]).training
+    ten = models.Among(nn.Flatten(), models.IMAGENET10)
+    assert ten(torch.arange(1000.0)[None]).tolist() == [list(models.IMAGENET10)]
+
+
+@pytest.mark.parametrize("classes", [(), (1, 1), (-1, 2), (0.5, 1), (False, True), ("cat",)])
+def test_classes_that_are_none_are_refused(classes):
+    with pytest.raises(ValueError, match="classes must be distinct"):
+        models.Among(nn.Flatten(), classes)
+
+
+def test_a_class_that_the_network_lacks_is_named():
+    few = models.Among(models.build("digits-small", seed=0), (2, 10))
+    with pytest.raises(ValueError, match=r"below 10, .* got 10"):
+        few(torch.rand(1, 1, 8, 8))
 
 
 def test_seed_is_reproducible_and_leaves_the_global_state_alone():

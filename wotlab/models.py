@@ -12,6 +12,8 @@ from torchvision import models as vision
 from torchvision.models.resnet import BasicBlock, ResNet
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
+IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 
 
 class Normalise(nn.Module):
@@ -24,6 +26,45 @@ class Normalise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Among(nn.Module):
+    """A classifier that knows only some of another's classes: `model(x)[:, classes]`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits (B, K). It is held, not copied; load its weights before.
+    classes : sequence of int
+        Which of the K, each once: class j here is `classes[j]` there. `IMAGENET10` makes a
+        network with ImageNet's 1,000 classes one for the data set "imagenet10".
+
+    Raises
+    ------
+    ValueError
+        For classes that are none, repeated, negative or no integers; when called, for a class
+        that the model has no logit of.
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[int]):
+        super().__init__()
+        whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in classes)
+        if not whole or not 0 < len(classes) == len(set(classes)):
+            raise ValueError(
+                f"classes must be distinct integers from 0 on, at least one; got {classes!r}"
+            )
+        self.model, self.most = model, max(classes)
+        self.register_buffer("classes", torch.tensor(list(classes)), persistent=False)
+        self.training = model.training  # a frozen network must not look like one in training
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        if self.most >= logits.shape[1]:
+            raise ValueError(
+                f"classes must be below {logits.shape[1]}, the number of the model's logits; "
+                f"got {self.most}"
+            )
+        return logits[:, self.classes]
 
 
 class WideBlock(nn.Module):
@@ -83,6 +124,18 @@ def _digits_small(channels: int, classes: int) -> nn.Module:
     )  # fmt: skip
 
 
+def _cifar_small(channels: int, classes: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for width in (32, 64, 128):
+        for inputs in (channels, width):
+            conv = nn.Conv2d(inputs, width, 3, 1, 1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        channels = width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)]
+    return nn.Sequential(*layers, *head)
+
+
 def _resnet18(channels: int, classes: int) -> nn.Module:
     network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)  # 32x32: no early halving
@@ -108,6 +161,7 @@ OWN: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
     "cw-mnist": (_cw_mnist, 1),
     "arch-a": (_arch_a, 1),
     "arch-b": (_arch_b, 1),
+    "cifar-small": (_cifar_small, 3),
     "resnet18": (_resnet18, 3),
     "wrn-34-10": (_wrn_34_10, 3),
 }
@@ -139,8 +193,9 @@ def build(
     name : str
         For 28x28: "wong-mnist" (Wong et al., 2019; Hu et al., 2020), "cw-mnist" (Carlini and
         Wagner, 2017; GOT), "arch-a" and "arch-b" (Adversarial Transport; B with the strides
-        that make it compose). For 32x32: "resnet18", "wrn-34-10". For 8x8: "digits-small". For
-        photographs: torchvision's "resnet101" (224x224) and "inception-v3" (299x299).
+        that make it compose). For 32x32: "resnet18", "wrn-34-10"; "cifar-small" trains on a CPU.
+        For 8x8: "digits-small". For photographs: torchvision's "resnet101" (224x224) and
+        "inception-v3" (299x299).
     num_classes : int, optional
         10 by default; 1,000 for torchvision's networks.
     in_channels : int, optional
