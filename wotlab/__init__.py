@@ -14,6 +14,7 @@ from wotlab import (
     projections,
     results,
     training,
+    warps,
 )
 from wotlab.attacks import AttackResult
 from wotlab.balls import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall
@@ -48,5 +49,6 @@ __all__ = [
     "projections",
     "results",
     "training",
+    "warps",
     "wasserstein_distance",
 ]

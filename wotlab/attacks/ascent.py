@@ -129,10 +129,12 @@ def attack(
     progress: bool,
     again: Callable[[Objective, Tensor, Found], None] | None = None,
     exact: bool = False,
+    objective: Callable[..., Objective] = objective_of,
 ) -> AttackResult:
     """Check what the user gave, climb part by part, judge. `again` goes on where that failed.
 
-    `exact` asks for the exact distance, where the rule's own price proves nothing.
+    `objective(model, x, y, targeted, loss)` makes what is climbed. `exact` asks for the exact
+    distance, where the rule's own price proves nothing.
     """
     start = time.perf_counter()
     checks.count("steps", steps)
@@ -141,10 +143,10 @@ def attack(
         check(model, x, y, loss)
         parts = []
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
-            objective = objective_of(model, a, b, targeted, loss)
-            found = climb(rule(), objective, a, steps, early_stop=early_stop, progress=progress)
+            aim = objective(model, a, b, targeted, loss)
+            found = climb(rule(), aim, a, steps, early_stop=early_stop, progress=progress)
             if again is not None:
-                again(objective, a, found)
+                again(aim, a, found)
             cost = certify(a, found.x_adv, ball).cost if exact else found.cost
             parts.append(judge(a, found.x_adv, found.broken, cost, ball, found.steps, start))
     return join(parts, start)
@@ -155,5 +157,15 @@ def on_plans(ball) -> WassersteinBall:
     if not isinstance(ball, WassersteinBall):
         raise ValueError(
             f"ball must be a WassersteinBall; got {type(ball).__name__}. For other balls use pgd"
+        )
+    return ball
+
+
+def not_on_mass(ball):
+    """The ball, unless it wants images that keep their mass."""
+    if isinstance(ball, WassersteinBall):
+        raise ValueError(
+            "ball must not be a WassersteinBall: a deformed image does not keep its mass. Take an "
+            "InternalWassersteinBall, L2Ball or LinfBall"
         )
     return ball

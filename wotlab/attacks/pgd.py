@@ -9,7 +9,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from wotlab import checks, draws
 from wotlab.attacks.ascent import Found, attack, retry
-from wotlab.attacks.objective import Objective
+from wotlab.attacks.objective import Objective, objective_of
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import InternalWassersteinBall, L2Ball, WassersteinBall
 from wotlab.moves import Moves, repair
@@ -101,6 +101,7 @@ def pgd(
     batch_size: int = 1000,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    objective: Callable[..., Objective] = objective_of,
 ) -> AttackResult:
     r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
 
@@ -134,6 +135,8 @@ def pgd(
         Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional
         Of that noise.
+    objective : function of (model, x, y, targeted, loss)
+        Makes what is climbed; `eot` puts its own here.
 
     Returns
     -------
@@ -173,7 +176,7 @@ def pgd(
         make,
         model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
         early_stop=early_stop, progress=progress, again=again,
-        exact=isinstance(ball, WassersteinBall) and not repaired,
+        exact=isinstance(ball, WassersteinBall) and not repaired, objective=objective,
     )  # fmt: skip
 
 

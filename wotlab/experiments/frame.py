@@ -23,6 +23,7 @@ TITLES = {
     "fashion-mnist": "Fashion-MNIST",
     "cifar10-jpeg": "JPEG copy of CIFAR-10",
     "cifar100": "CIFAR-100",
+    "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
 }
 
@@ -38,6 +39,7 @@ class Run:
     device: torch.device
     anew: bool
     dataset: str = "mnist"
+    size: int | None = None  # pixels, for folders of images of any size
 
     def first(self, count: int | None) -> "Run":
         """The same on no more test images than that."""
@@ -46,19 +48,27 @@ class Run:
     def load(self, split: str):
         """The data set; a folder below `data` for what is no name of `wotlab.data`."""
         if self.dataset in data.NAMES:
-            return data.load(self.dataset, split, self.data, download=False)
+            return data.load(self.dataset, split, self.data, download=False, size=self.size)
         return data.load(f"folder:{self.data / self.dataset}", split)
 
     def test_images(self) -> tuple[Tensor, Tensor]:
-        """The first test images; of a folder, which is sorted by class, some of each class."""
-        images = self.load("test")
-        step = 1 if self.dataset in data.NAMES else max(1, len(images) // self.images)
-        x, y = images.tensors(slice(0, step * self.images, step))
+        """The first test images, or some of each class."""
+        x, y = self.some(self.load("test"), self.images)
         return x.to(self.device), y.to(self.device)
+
+    def some(self, images, count: int | None) -> tuple[Tensor, Tensor]:
+        """The first `count` images (all: None); of a folder, which is sorted by class, a spread."""
+        step = max(1, len(images) // (count or len(images))) if self.sorted else 1
+        return images.tensors(slice(0, count and step * count, step))
+
+    @property
+    def sorted(self) -> bool:
+        """Whether the images of one class stand together."""
+        return self.dataset not in data.NAMES or self.dataset == "imagenet10"
 
     @property
     def samples(self) -> str:
-        if self.dataset in data.NAMES:
+        if not self.sorted:
             return f"{TITLES[self.dataset]} test images 0 to {self.images - 1}"
         return f"{TITLES[self.dataset]}, {self.images} test images evenly spaced"
 

@@ -13,7 +13,7 @@ from wotlab import attacks, evaluate, models, training
 from wotlab.balls import LinfBall
 from wotlab.experiments.frame import Run
 
-SLOW = ("autoattack", "square")
+SLOW = ("autoattack", "square", "iwda")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     """The network, and what its training took; what was trained before is only read."""
     path = run.checkpoints / f"{row.what}-{row.case}.safetensors"
     images = run.load("train")
-    some = images.tensors(slice(0, row.images))
+    some = run.some(images, row.images)
     if row.start is None:
         model = models.build(row.network, seed=row.seed, num_classes=len(images.classes))
     else:
@@ -107,11 +107,14 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
         checkpoint=path.with_suffix(".checkpoint"), workers=4 if row.augment else 0,
     )  # fmt: skip
     models.save_weights(model, path)
-    parts = row.judges["autoattack"].keywords.get("attacks", "standard")
-    return model.eval(), {
+    details = {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
-        "autoattack_parts": parts, "start": row.start and row.start.case,
-    } | spent(fit, some[1])  # fmt: skip
+        "start": row.start and row.start.case,
+    }  # fmt: skip
+    if "autoattack" in row.judges:
+        parts = row.judges["autoattack"].keywords.get("attacks", "standard")
+        details["autoattack_parts"] = parts
+    return model.eval(), details | spent(fit, some[1])
 
 
 class Shifted(Dataset):
