@@ -25,19 +25,19 @@ class Deform:
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         # the margin F(z(s + tau(s))) = F(z) + sum_s <alpha(s), tau(s)> + ...
-        with torch.enable_grad():
-            still = torch.zeros_like(self.flow).requires_grad_()
-            (alpha,) = torch.autograd.grad((warp(z, still) * gradient).sum(), still)
-        smooth = self.smoothed(alpha)
-        length = smooth.square().sum((1, 2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
-        # of all S tau' the one with the least |tau'|, past the boundary by the overshoot
-        wanted = self.overshoot * (-loss).clamp_min(1e-3) / length
-        tau = self.smoothed(smooth) * wanted[:, None, None, None]
+        slopes = torch.gradient(z, dim=(2, 3))
+        alpha = torch.stack([(gradient * slope).sum(1) for slope in slopes], 1)
+        # of all fields S tau' that of the least |tau'|; <alpha, S S alpha> is |S alpha|^2 but for
+        # the border, where the blur reflects
+        field = self.smoothed(self.smoothed(alpha))
+        gain = (alpha * field).sum((1, 2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
+        wanted = self.overshoot * (-loss).clamp_min(1e-3) / gain
+        tau = field * wanted[:, None, None, None]
         # a linear model of an image holds for a pixel or so
         far = tau.norm(dim=1).amax((1, 2))
         tau = tau * (1 / far.clamp_min(1))[:, None, None, None]
         self.flow = compose(self.flow, tau)
-        z = warp(self.x, self.flow)
+        z = warp(self.x, self.flow).clamp(0, 1)  # bilinear weights round
         return z, self.ball.distance(self.x, z)
 
     def smoothed(self, field: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Bend:
             value = self.tau * roughness(self.flow).sum() - (bent * gradient).sum()
             (self.flow.grad,) = torch.autograd.grad(value, self.flow)
         self.adam.step()
-        z = warp(self.x, self.flow.detach())
+        z = warp(self.x, self.flow.detach()).clamp(0, 1)  # bilinear weights round
         return z, self.ball.distance(self.x, z)
 
     def select(self, keep: Tensor) -> None:
