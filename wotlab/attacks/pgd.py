@@ -53,6 +53,8 @@ class Projected:
         w = z + self.direction(ball, gradient) * self.size(eps)
         if not isinstance(ball, WassersteinBall):
             z = ball.project(self.x, w)
+            if isinstance(ball, InternalWassersteinBall):
+                return z, z.new_zeros(len(z))  # an assignment an image: once, at the end
             return z, ball.distance(self.x, z)
         done = self.projection(self.x, w, eps, ball.cost, warm=self.warm)
         self.warm = done.duals or None
@@ -172,11 +174,14 @@ def pgd(
         for _ in range(restarts):
             retry(make(), objective, x, steps, found, progress=progress)
 
+    exact = isinstance(ball, InternalWassersteinBall) or (
+        isinstance(ball, WassersteinBall) and not repaired
+    )
     return attack(
         make,
         model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
         early_stop=early_stop, progress=progress, again=again,
-        exact=isinstance(ball, WassersteinBall) and not repaired, objective=objective,
+        exact=exact, objective=objective,
     )  # fmt: skip
 
 
