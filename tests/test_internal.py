@@ -114,6 +114,36 @@ def test_sliced_is_a_lower_bound_and_entropic_comes_near(cost):
 
 
 @costs
+@given(st.sampled_from([2, 3, 5]), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=10)
+def test_tiles_bound_the_distance_from_above(cost, tile, seed):
+    x, z = random(2, 1, 9, 8, seed=seed), random(2, 1, 9, 8, seed=seed + 1)
+    exact, bound = internal.exact(x, z, cost), internal.tiled(x, z, cost, tile=tile)
+    still = cost.along(cost.cut(x), cost.cut(z)).mean(1)
+    assert (exact <= bound + 1e-12).all() and (bound <= still + 1e-12).all()
+    assert torch.allclose(internal.tiled(x, z, cost, tile=1), still)
+    assert torch.equal(internal.tiled(x, z, cost, tile=9), exact)
+    ball = InternalWassersteinBall(0.4, cost, tile=tile)
+    near = ball.project(x, z)
+    assert ball.contains(x, near).all() and not wotlab.certify(x, near, ball).exact
+    assert InternalWassersteinBall(0.4, cost).contains(x, near).all()
+
+
+def test_tiles_change_places_within_only():
+    x, z = random(1, 1, 12, 10), random(1, 1, 12, 10, seed=1)
+    pairs = internal.matching(x, z, tile=4)[0]
+    here, there = (torch.stack([k // 8 // 4, k % 8 // 4]) for k in (torch.arange(80), pairs))
+    assert torch.equal(here, there) and torch.equal(pairs.sort().values, torch.arange(80))
+
+
+def test_a_photograph_too_large_to_be_matched_whole():
+    x = random(1, 1, 160, 160)
+    with pytest.raises(ValueError, match="tile must be given for images of 160x160"):
+        internal.exact(x, x)
+    assert internal.tiled(x, x.roll(1, 3)).item() > internal.sliced(x, x.roll(1, 3)).item()
+
+
+@costs
 @given(st.floats(0, 2), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=10)
 def test_projection_is_always_in_the_ball(cost, eps, seed):
@@ -235,6 +265,8 @@ SMALL = random(1, 1, 5, 5)
         (lambda: PatchCost(3, 4), "stride must be at most the size"),
         (lambda: PatchCost(norm=3), "norm must be 1 or 2"),
         (lambda: InternalWassersteinBall(-1.0), "eps must be a finite number"),
+        (lambda: InternalWassersteinBall(1.0, tile=0), "tile must be a positive integer"),
+        (lambda: internal.tiled(SMALL, SMALL, tile=0), "tile must be a positive integer"),
         (lambda: internal.exact(SMALL, SMALL, PatchCost(6)), "do not fit"),
         (lambda: internal.exact(SMALL, random(1, 1, 5, 6)), "z must have the shape"),
         (lambda: internal.exact(SMALL, 2 * SMALL), "z must lie in"),

@@ -187,11 +187,15 @@ class InternalWassersteinBall:
         at most 9 C h, and of one pixel of an image of n pixels about 9 h / n.
     cost : PatchCost
         Sliding 3x3 patches and the l1 cost by default.
+    tile : int, optional
+        Patches are matched only within squares of tile x tile of them: `wotlab.internal.tiled` in
+        place of the exact distance. That is a ball within the ball, for images too large to be
+        matched whole (more than some 100 pixels a side), and for training.
 
     Raises
     ------
     ValueError
-        For eps < 0 or infinite.
+        For eps < 0 or infinite, or a tile that is no positive integer.
 
     Notes
     -----
@@ -201,21 +205,24 @@ class InternalWassersteinBall:
 
     eps: float
     cost: PatchCost = field(default_factory=PatchCost)
+    tile: int | None = None
 
     def __post_init__(self):
         checks.positive("eps", self.eps, zero=True)
+        if self.tile is not None:
+            checks.count("tile", self.tile)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
-        """Exact distance from x to z: (B,). See `wotlab.internal.exact`."""
-        return internal.exact(x, z, self.cost)
+        """Exact distance from x to z, with a tile the upper bound: (B,)."""
+        return internal.tiled(x, z, self.cost, tile=self.tile)
 
     def contains(self, x: Tensor, z: Tensor) -> Tensor:
-        """Whether z lies in the ball around x, by the exact certificate: booleans (B,)."""
+        """Whether z lies in the ball around x, by the certificate: booleans (B,)."""
         return certify(x, z, self).inside
 
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """An image of the ball near w. See `wotlab.internal.project`."""
-        return internal.project(x, w, self.eps, self.cost)
+        return internal.project(x, w, self.eps, self.cost, tile=self.tile)
 
     def step(self, gradient: Tensor, size: float) -> Tensor:
         """Along the gradient, scaled so that the most changed pixel moves by `size`."""

@@ -71,6 +71,12 @@ class PatchCost:
         """Number of patches of an image."""
         return len(self.starts(height)) * len(self.starts(width))
 
+    def tiles(self, height: int, width: int, tile: int | None) -> list[Tensor]:
+        """Numbers of the patches of each square of tile x tile patches; of all for None."""
+        number = torch.arange(self.count(height, width)).view(len(self.starts(height)), -1)
+        side = tile or max(number.shape)
+        return [part.flatten() for band in number.split(side) for part in band.split(side, 1)]
+
     def cut(self, x: Tensor) -> Tensor:
         """Patches of images (B, C, H, W): (B, N, d), row by row; differentiable."""
         rows, columns = (

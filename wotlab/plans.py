@@ -7,7 +7,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wotlab import checks, internal
+from wotlab import checks
 from wotlab.ground import GroundCost
 from wotlab.ot import exact
 from wotlab.patches import PatchCost
@@ -128,7 +128,8 @@ def certify(
 ) -> Certificate:
     r"""Check that images lie in a Wasserstein ball: budget, mass of each channel, range.
 
-    For an `InternalWassersteinBall`, whose patches have no mass to keep: budget and range.
+    For an `InternalWassersteinBall`, whose patches have no mass to keep: budget and range; with a
+    tile by an upper bound of the distance.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def certify(
     box_error = torch.maximum(-y, y - 1).clamp_min(0).amax((1, 2, 3))
     checks.count("processes", processes)
     if of_patches:
-        cost = internal.exact(x, y.clamp(0, 1), ball.cost).detach()
+        cost, exact = ball.distance(x, y.clamp(0, 1)).detach(), ball.tile is None
     else:
         cost = _distances(x, y, ball.cost, processes, progress) if exact else plan.cost()
     inside = cost <= ball.eps * (1 + tolerance) + torch.finfo(y.dtype).eps

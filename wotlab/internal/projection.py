@@ -12,14 +12,16 @@ HALVINGS = 25
 ROUNDING = 1e-5  # relative, of what a matching spends
 
 
-def project(x: Tensor, w: Tensor, eps: float, cost: PatchCost) -> Tensor:
+def project(
+    x: Tensor, w: Tensor, eps: float, cost: PatchCost, *, tile: int | None = None
+) -> Tensor:
     r"""An image z of [0, 1] near w with IWD(x, z) <= eps: (B, C, H, W).
 
     With the matching sigma that is best for w, F(z) = (1/N) sum_j c(u_sigma(j), v_j(z)) is convex
     in z and never below IWD(x, z). For the l1 cost z is the nearest image with F(z) <= eps; for
     the l2 cost the last one on the way to w from the mean of what the patches want. Where no
     image has F <= eps (patches that overlap do not fit together in every order) sigma is the
-    identity, which wants x itself.
+    identity, which wants x itself. `tile` as for `matching`.
     """
     nearest = _by_price if cost.norm == 1 else _on_the_way
     u = cost.cut(x)
@@ -33,7 +35,7 @@ def project(x: Tensor, w: Tensor, eps: float, cost: PatchCost) -> Tensor:
         z = nearest(w, *cost.join(matched, x.shape), eps, spent)
         return z, spent(z)
 
-    pairs = matching(x, w.clamp(0, 1), cost)
+    pairs = matching(x, w.clamp(0, 1), cost, tile=tile)
     z, spent = under(pairs)
     over = spent > eps * (1 + ROUNDING)
     if bool(over.any()):
