@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
-from wotlab.attacks.adef import Deform
+from wotlab.attacks.adef import Deform, Nearest
 from wotlab.attacks.eot import Expected
 from wotlab.attacks.objective import Objective
 from wotlab.attacks.rows import keep_rows
@@ -93,7 +93,7 @@ def test_what_breaks_is_the_image_bent(attack, trained):
     assert torch.allclose(done.cost, ANY.distance(x, done.x_adv))
 
 
-@pytest.mark.parametrize(("rule", "other"), [(Bend, (ANY, 0.05, 0.05)), (Deform, (ANY, 0.5, 1.2))])
+@pytest.mark.parametrize(("rule", "other"), [(Bend, (0.05, 0.05)), (Deform, (0.5, 1.2))])
 def test_the_flow_gives_the_image_and_is_short(rule, other, trained):
     model, x, y = trained
     bend, aim = rule(*other), Objective(model, y, False, "margin")
@@ -112,7 +112,7 @@ def test_a_larger_tau_gives_a_smoother_flow(trained):
     model, x, y = trained
     rough = []
     for tau in (0.0, 0.05, 5.0):
-        bend, aim, z = Bend(ANY, tau, 0.05), Objective(model, y, False, "margin"), x
+        bend, aim, z = Bend(tau, 0.05), Objective(model, y, False, "margin"), x
         bend.start(x)
         for t in range(10):
             gradient, loss, broken = aim.gradient(z)
@@ -127,17 +127,34 @@ def test_adef_closes_the_margin_as_far_as_it_is_linear():
     x, weight = 0.1 + 0.8 * hill(), random(144, seed=1) - 0.5
     margin = -0.01
     gradient = weight.reshape(1, 1, 12, 12)
-    step = Deform(ANY, 1.0, 1.2)
+    step = Deform(1.0, 1.2)
     step.start(x)
     z, _ = step.step(x, gradient, torch.tensor([margin]).double(), torch.tensor([False]), 0)
     assert ((z - x) * gradient).sum().item() == pytest.approx(-1.2 * margin, rel=0.05)
+
+
+def test_adef_goes_to_the_class_of_the_least_field():
+    """Linear logits: the nearer of two classes is not the one of the larger logit."""
+    x = 0.1 + 0.8 * hill()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3, bias=True)).double()
+    weight = random(144, seed=1) - 0.5
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([0 * weight, 0.1 * weight, weight]))
+        model[1].bias.copy_(-model[1].weight @ x.flatten() - torch.tensor([0.0, 0.01, 0.02]))
+    y, aim = torch.tensor([0]), Objective(model, torch.tensor([0]), False, "margin")
+    assert Nearest(aim, 1, 0.5).gradient(x)[1].item() == pytest.approx(-0.01)
+    gradient, margin, broken = Nearest(aim, 2, 0.5).gradient(x)
+    assert margin.item() == pytest.approx(-0.02) and not broken.any()
+    assert torch.allclose(gradient, weight.reshape(1, 1, 12, 12))
+    done = attacks.adef(model, x, y, ANY)
+    assert done.success.all() and model(done.x_adv).argmax(1).item() == 2
 
 
 def test_adef_sigma_smooths(trained):
     model, x, y = trained
     rough = []
     for sigma in (0.0, 2.0):
-        step = Deform(ANY, sigma, 1.2)
+        step = Deform(sigma, 1.2)
         step.start(x)
         gradient, loss, broken = Objective(model, y, False, "margin").gradient(x)
         step.step(x, gradient, loss, broken, 0)
@@ -228,6 +245,7 @@ def test_rows_that_stay_go_on_as_if_alone():
         (lambda m, x, y: attacks.adef(m, x, y, WassersteinBall(0.1)), "must not be a Wasser"),
         (lambda m, x, y: attacks.stadv(m, x, y, ANY, tau=-1.0), "tau must be"),
         (lambda m, x, y: attacks.adef(m, x, y, ANY, sigma=-1.0), "sigma must be"),
+        (lambda m, x, y: attacks.adef(m, x, y, ANY, candidates=0), "candidates must be"),
         (lambda m, x, y: attacks.adef(m, x, y, ANY, overshoot=0.5), "overshoot must be"),
         (lambda m, x, y: attacks.eot(m, x, y, LinfBall(0.1), samples=0), "samples must be"),
         (lambda m, x, y: Transformations(rotation=-1.0), "rotation must be"),

@@ -1,6 +1,7 @@
 """ADef: a small deformation that changes the answer, step by step (Alaifari et al., 2019)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +9,72 @@ from torchvision.transforms.functional import gaussian_blur
 
 from wotlab import checks
 from wotlab.attacks.ascent import attack, not_on_mass
+from wotlab.attacks.objective import Objective, objective_of
 from wotlab.attacks.result import AttackResult
 from wotlab.warps import compose, warp
+
+
+def smoothed(field: Tensor, sigma: float) -> Tensor:
+    """S field: a convolution with a Gaussian of deviation sigma, in pixels."""
+    if sigma == 0:
+        return field
+    reach = min(math.ceil(3 * sigma), min(field.shape[-2:]) - 1)
+    return gaussian_blur(field, [2 * reach + 1] * 2, [sigma] * 2)
+
+
+def least_field(z: Tensor, gradient: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """The direction S S alpha of the least field, (B, 2, H, W), and what it gains, |S alpha|^2.
+
+    A margin F of z with this gradient is F(z(s + tau(s))) = F(z) + sum_s <alpha(s), tau(s)> + ...,
+    and of all fields tau = S tau' this direction has the least |tau'| for a gain.
+    """
+    slopes = torch.gradient(z, dim=(2, 3))
+    alpha = torch.stack([(gradient * slope).sum(1) for slope in slopes], 1)
+    field = smoothed(smoothed(alpha, sigma), sigma)  # <alpha, field> is |S alpha|^2 but for
+    gain = (alpha * field).sum((1, 2, 3))  # the border, where the blur reflects
+    return field, gain.clamp_min(torch.finfo(z.dtype).tiny)
+
+
+class Nearest(Objective):
+    """The margin of the class that the least field should reach, among those of largest logits."""
+
+    def __init__(self, inner: Objective, candidates: int, sigma: float):
+        super().__init__(inner.model, inner.y, inner.targeted, inner.loss, inner.clean)
+        self.how = candidates, sigma
+
+    def select(self, keep: Tensor) -> "Nearest":
+        return Nearest(super().select(keep), *self.how)
+
+    def gradient(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.targeted:  # one class to reach
+            return super().gradient(z)
+        candidates, sigma = self.how
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            logits = self.model(z).to(z.dtype)
+            own = self.y[:, None]
+            margins = logits - logits.gather(1, own)
+            rivals = margins.scatter(1, own, -torch.inf).topk(
+                min(candidates, logits.shape[1] - 1), dim=1
+            )
+            best = z.new_full((len(z),), torch.inf)
+            gradient, loss = torch.zeros_like(z), torch.zeros_like(best)
+            for margin in rivals.values.unbind(1):
+                (slope,) = torch.autograd.grad(margin.sum(), z, retain_graph=True)
+                _, gain = least_field(z.detach(), slope, sigma)
+                length = margin.detach().abs() / gain.sqrt()  # |tau'|
+                nearer = length < best
+                best = torch.where(nearer, length, best)
+                loss = torch.where(nearer, margin.detach(), loss)
+                gradient = torch.where(nearer[:, None, None, None], slope, gradient)
+        return gradient, loss, self.broken(logits.detach())
 
 
 class Deform:
     """DeepFool in the space of deformations: the least field that should close the margin."""
 
-    def __init__(self, ball, sigma: float, overshoot: float):
-        self.ball, self.sigma, self.overshoot = ball, sigma, overshoot
+    def __init__(self, sigma: float, overshoot: float):
+        self.sigma, self.overshoot = sigma, overshoot
 
     def start(self, x: Tensor) -> None:
         self.x, self.flow = x, x.new_zeros(len(x), 2, *x.shape[-2:])
@@ -24,13 +82,7 @@ class Deform:
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        # the margin F(z(s + tau(s))) = F(z) + sum_s <alpha(s), tau(s)> + ...
-        slopes = torch.gradient(z, dim=(2, 3))
-        alpha = torch.stack([(gradient * slope).sum(1) for slope in slopes], 1)
-        # of all fields S tau' that of the least |tau'|; <alpha, S S alpha> is |S alpha|^2 but for
-        # the border, where the blur reflects
-        field = self.smoothed(self.smoothed(alpha))
-        gain = (alpha * field).sum((1, 2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
+        field, gain = least_field(z, gradient, self.sigma)
         wanted = self.overshoot * (-loss).clamp_min(1e-3) / gain
         tau = field * wanted[:, None, None, None]
         # a linear model of an image holds for a pixel or so
@@ -38,13 +90,7 @@ class Deform:
         tau = tau * (1 / far.clamp_min(1))[:, None, None, None]
         self.flow = compose(self.flow, tau)
         z = warp(self.x, self.flow).clamp(0, 1)  # bilinear weights round
-        return z, self.ball.distance(self.x, z)
-
-    def smoothed(self, field: Tensor) -> Tensor:
-        if self.sigma == 0:
-            return field
-        reach = min(math.ceil(3 * self.sigma), min(field.shape[-2:]) - 1)
-        return gaussian_blur(field, [2 * reach + 1] * 2, [self.sigma] * 2)
+        return z, torch.zeros_like(loss)  # its distance: once, at the end
 
     def select(self, keep: Tensor) -> None:
         self.x, self.flow = self.x[keep], self.flow[keep]
@@ -58,6 +104,7 @@ def adef(
     *,
     targeted: bool = False,
     steps: int = 100,
+    candidates: int = 9,
     sigma: float = 0.5,
     overshoot: float = 1.2,
     early_stop: bool = True,
@@ -66,10 +113,10 @@ def adef(
 ) -> AttackResult:
     r"""Deform x until the answer changes: z = x(s + flow(s)), ADef.
 
-    Each step takes the margin F between the best other class and the label as linear in a small
-    further field tau, F + <alpha, tau> with alpha(s) = sum_c dF/dz_c(s) grad z_c(s), and the
-    field tau = -F S S alpha / \|S alpha\|^2 that closes it, S being a convolution with a
-    Gaussian. Fields are composed, so that x itself is sampled, once.
+    Each step takes the margin F between a rival class and the label as linear in a small further
+    field tau, F + <alpha, tau> with alpha(s) = sum_c dF/dz_c(s) grad z_c(s). The field
+    tau = -F S S alpha / \|S alpha\|^2 closes it, S being a convolution with a Gaussian; the rival
+    is the one whose field is shortest. Fields are composed, so that x itself is sampled, once.
 
     Parameters
     ----------
@@ -78,6 +125,9 @@ def adef(
     ball : any ball but a WassersteinBall
         As for `stadv`: ADef has no budget, it looks for a small deformation.
     steps : int
+    candidates : int
+        Rival classes that each step compares, those of the largest logits; a gradient each. 9 are
+        all others of ten classes. Targeted there is only the target.
     sigma : float >= 0
         Deviation of the Gaussian in pixels, 0.5 as in the paper's experiments on MNIST; 0 for none.
     overshoot : float >= 1
@@ -91,14 +141,19 @@ def adef(
     Raises
     ------
     ValueError
-        As for `mirror_ascent`; for a WassersteinBall, sigma < 0, overshoot < 1.
+        As for `mirror_ascent`; for a WassersteinBall, candidates < 1, sigma < 0, overshoot < 1.
     """
+    checks.count("candidates", candidates)
     checks.positive("sigma", sigma, zero=True)
     checks.positive("overshoot", overshoot)
     if overshoot < 1:
         raise ValueError(f"overshoot must be at least 1; got {overshoot!r}")
+
+    def made(*given) -> Nearest:
+        return Nearest(objective_of(*given), candidates, sigma)
+
     return attack(
-        lambda: Deform(not_on_mass(ball), sigma, overshoot),
-        model, x, y, ball, targeted=targeted, loss="margin", steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress,
+        partial(Deform, sigma, overshoot),
+        model, x, y, not_on_mass(ball), targeted=targeted, loss="margin", steps=steps,
+        batch_size=batch_size, early_stop=early_stop, progress=progress, objective=made, exact=True,
     )  # fmt: skip

@@ -133,8 +133,8 @@ def attack(
 ) -> AttackResult:
     """Check what the user gave, climb part by part, judge. `again` goes on where that failed.
 
-    `objective(model, x, y, targeted, loss)` makes what is climbed. `exact` asks for the exact
-    distance, where the rule's own price proves nothing.
+    `objective(model, x, y, targeted, loss)` makes what is climbed. `exact` asks for the ball's
+    distance, once and at the end, where the rule has no price of its own.
     """
     start = time.perf_counter()
     checks.count("steps", steps)
@@ -147,9 +147,16 @@ def attack(
             found = climb(rule(), aim, a, steps, early_stop=early_stop, progress=progress)
             if again is not None:
                 again(aim, a, found)
-            cost = certify(a, found.x_adv, ball).cost if exact else found.cost
+            cost = distance(ball, a, found.x_adv) if exact else found.cost
             parts.append(judge(a, found.x_adv, found.broken, cost, ball, found.steps, start))
     return join(parts, start)
+
+
+def distance(ball, x: Tensor, z: Tensor) -> Tensor:
+    """The ball's distance; on a WassersteinBall also between images of unequal mass."""
+    if isinstance(ball, WassersteinBall):
+        return certify(x, z, ball).cost
+    return ball.distance(x, z)
 
 
 def on_plans(ball) -> WassersteinBall:

@@ -80,7 +80,8 @@ def iwda(
     AttackResult
         With samples * B entries: those of the first image, then those of the second, and so on.
         `cost` is the exact distance. An image that the model misreads from the start is returned
-        as it is, with 0 steps, and counts as broken: leave those out, or count them apart.
+        as it is, with 0 steps, and counts as broken: leave those out, or count them apart with
+        `wotlab.evaluate.success_rate`.
 
     Raises
     ------

@@ -53,9 +53,7 @@ class Projected:
         w = z + self.direction(ball, gradient) * self.size(eps)
         if not isinstance(ball, WassersteinBall):
             z = ball.project(self.x, w)
-            if isinstance(ball, InternalWassersteinBall):
-                return z, z.new_zeros(len(z))  # an assignment an image: once, at the end
-            return z, ball.distance(self.x, z)
+            return z, z.new_zeros(len(z))  # its distance: once, at the end
         done = self.projection(self.x, w, eps, ball.cost, warm=self.warm)
         self.warm = done.duals or None
         if not self.repaired:
@@ -174,9 +172,7 @@ def pgd(
         for _ in range(restarts):
             retry(make(), objective, x, steps, found, progress=progress)
 
-    exact = isinstance(ball, InternalWassersteinBall) or (
-        isinstance(ball, WassersteinBall) and not repaired
-    )
+    exact = not (isinstance(ball, WassersteinBall) and repaired)
     return attack(
         make,
         model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,

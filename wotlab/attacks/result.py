@@ -20,7 +20,7 @@ class AttackResult:
         A breaking image where one was found, else the image of the largest loss.
     success : Tensor, booleans (B,)
         Broken by an image inside the ball. An image that left the ball never counts; one that is
-        wrong from the start does.
+        wrong from the start does: `wotlab.evaluate.success_rate` counts those apart.
     cost : Tensor (B,)
         Distance from x. For a Wasserstein ball the price of the plan that made the image: an
         upper bound of the exact distance, which `wotlab.certify` gives.
