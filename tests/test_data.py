@@ -217,7 +217,7 @@ def test_imagenet_that_is_not_there_says_where_and_what(ten):
     assert len(data.load("imagenet10", "test", ten)) == 10
 
 
-FETCHED = [n for n in data.NAMES if n not in ("digits", "photographs", "imagenet10")]
+FETCHED = [n for n in data.NAMES if n not in ("digits", "photographs", "scenes", "imagenet10")]
 
 
 @pytest.mark.parametrize("name", FETCHED)
@@ -346,7 +346,7 @@ def test_folders_without_images_are_named(tmp_path):
         data.load(f"folder:{tmp_path}")
 
 
-def test_what_ships_with_scikit_learn():
+def test_what_ships_with_libraries():
     train, test = (data.load("digits", split) for split in ("train", "test"))
     assert (len(train), len(test)) == (1500, 297)
     x, y = test.tensors(slice(0, 5))
@@ -354,6 +354,10 @@ def test_what_ships_with_scikit_learn():
     assert x.max() == 1 and test.classes == list("0123456789")
     photographs = data.load("photographs")
     assert photographs[1][0].shape == (3, 427, 640) and photographs.classes == ["china", "flower"]
+    scenes, small = data.load("scenes"), data.load("scenes", size=32)
+    assert scenes.tensors()[0].shape == (4, 3, 256, 256) and scenes.classes[1] == "cat"
+    wide, narrow = (each.tensors()[0].mean((2, 3)) for each in (scenes, small))
+    assert small.tensors()[0].shape == (4, 3, 32, 32) and (wide - narrow).abs().max() < 0.01
 
 
 def test_unknown_names_and_splits_are_refused():
@@ -361,8 +365,9 @@ def test_unknown_names_and_splits_are_refused():
         data.load("imagenet")
     with pytest.raises(ValueError, match="split must"):
         data.load("digits", "val")
-    with pytest.raises(ValueError, match='"test" only'):
-        data.load("photographs", "train")
+    for name in ("photographs", "scenes"):
+        with pytest.raises(ValueError, match='"test" only'):
+            data.load(name, "train")
 
 
 def test_the_real_mnist():

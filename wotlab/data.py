@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from scipy.io import loadmat
+from skimage import data as scenes
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 from torchvision.datasets.utils import download_url
+
+from wotlab.folders import IMAGENET10, ImageFolder, Listed, Ten
 
 PATIENCE = 30  # seconds without an answer before a download is given up
 DIGITS_TRAIN = 1500  # of scikit-learn's 1,797 digits, in their order (by writer), the first ones
@@ -58,20 +60,8 @@ TINY = {
     "md5": "90528d7ca1a48142e341f4ef8d21d0de",
     "folder": "tiny-imagenet-200",
 }
-# Folder and name of the classes that Tan et al. keep; models.IMAGENET10 has their outputs.
-IMAGENET10 = {
-    "n02793495": "barn",
-    "n03743016": "megalith",
-    "n09193705": "alp",
-    "n09246464": "cliff",
-    "n09256479": "coral reef",
-    "n09332890": "lakeside",
-    "n09428293": "seashore",
-    "n09468604": "valley",
-    "n09472597": "volcano",
-    "n12985857": "coral fungus",
-}
-NAMES = ("digits", "photographs", *IDX, *CIFAR, "svhn", "tiny-imagenet", "imagenet10")
+SCENES = ("astronaut", "cat", "coffee", "rocket")  # of scikit-image, those that ship with it
+NAMES = ("digits", "photographs", "scenes", *IDX, *CIFAR, "svhn", "tiny-imagenet", "imagenet10")
 
 
 class Images(Dataset):
@@ -94,64 +84,6 @@ class Images(Dataset):
         return _unit(self._pixels[which]), self._labels[which]
 
 
-class ImageFolder(Dataset):
-    """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB."""
-
-    def __init__(self, path: Path, size: int | None, kind: type | None = None):
-        resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
-        try:
-            look = transforms.Compose([*resize, transforms.ToTensor()])
-            self._files = (kind or datasets.ImageFolder)(path, look)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} holds no images: one sub-folder a class is needed ({error})"
-            ) from error
-        self.name, self.classes = path.name, self._files.classes
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return self._files[index]
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{self._files.samples[index][0]} is no image that can be read; remove it"
-            ) from error
-
-    def tensors(self, which: slice | Sequence[int] = slice(None)) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, size, size) and labels (B,) of a slice or of a list of indices."""
-        indices = range(len(self))[which] if isinstance(which, slice) else which
-        images, labels = zip(*(self[k] for k in indices), strict=True)
-        if len({image.shape for image in images}) > 1:
-            raise ValueError("the images have several sizes; give load(..., size=pixels)")
-        return torch.stack(images), torch.tensor(labels)
-
-
-class _Listed(datasets.ImageFolder):
-    """Tiny ImageNet's validation images: all in one folder, their classes in a list."""
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = sorted((Path(directory).parent / "wnids.txt").read_text().split())
-        return names, {name: k for k, name in enumerate(names)}
-
-    @staticmethod
-    def make_dataset(directory: str, class_to_idx: dict[str, int], *rest, **more) -> list:
-        rows = (Path(directory) / "val_annotations.txt").read_text().splitlines()
-        cells = (row.split("\t") for row in rows if row)
-        return [
-            (str(Path(directory) / "images" / file), class_to_idx[name])
-            for file, name, *box in cells
-        ]
-
-
-class _Ten(datasets.ImageFolder):
-    """The ten class folders of IMAGENET10, whatever lies beside them."""
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        return list(IMAGENET10), dict(zip(IMAGENET10, range(10), strict=True))
-
-
 def load(
     name: str,
     split: str = "test",
@@ -166,7 +98,9 @@ def load(
     ----------
     name : str
         "digits" (scikit-learn's 1,797 digits of 8x8; the first 1,500 train) and "photographs"
-        (scikit-learn's two of 427x640, split "test" only) ship with scikit-learn. "mnist",
+        (scikit-learn's two of 427x640, split "test" only) ship with scikit-learn, "scenes" (four
+        photographs, split "test" only, the central square of each at `size` pixels, 256 by
+        default) with scikit-image. "mnist",
         "fashion-mnist", "cifar10", "cifar100", "svhn" lie under `root` in torchvision's layout
         (CIFAR: the binary archive, or its folder). "tiny-imagenet" (200 classes, 64x64) is the
         folder tiny-imagenet-200 below `root`; its published validation images are the split
@@ -182,7 +116,7 @@ def load(
     download : bool
         Fetch what is missing from its publisher, and check it.
     size : int, optional
-        For image folders: resize the shorter side to it and cut out the centre.
+        For image folders and "scenes": resize the shorter side to it and cut out the centre.
 
     Returns
     -------
@@ -202,14 +136,17 @@ def load(
         return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
     if name not in NAMES:
         raise ValueError(f'name must be one of {", ".join(NAMES)} or "folder:PATH"; got {name!r}')
-    if split not in (("test",) if name == "photographs" else ("train", "test")):
-        only = ' (photographs have "test" only)' if name == "photographs" else ""
+    alone = name in ("photographs", "scenes")
+    if split not in (("test",) if alone else ("train", "test")):
+        only = f' ({name} have "test" only)' if alone else ""
         raise ValueError(f'split must be "train" or "test"{only}; got {split!r}')
     root = Path(root or os.environ.get("WOTLAB_DATA") or "~/.cache/wotlab").expanduser()
     if name == "digits":
         return _digits(split)
     if name == "photographs":
         return _photographs()
+    if name == "scenes":
+        return _scenes(size or 256)
     if name in IDX:
         return _idx(name, split, root, download)
     if name in CIFAR:
@@ -236,6 +173,16 @@ def _photographs() -> Images:
     bunch = load_sample_images()
     pixels = torch.from_numpy(np.stack(bunch.images)).permute(0, 3, 1, 2)
     return Images("photographs", pixels, torch.arange(2), ["china", "flower"])
+
+
+def _scenes(size: int) -> Images:
+    pixels = [
+        torch.from_numpy(np.ascontiguousarray(getattr(scenes, name)())).permute(2, 0, 1)
+        for name in SCENES
+    ]
+    resize = transforms.Resize(size)
+    cut = [transforms.functional.center_crop(resize(image), [size, size]) for image in pixels]
+    return Images("scenes", torch.stack(cut), torch.arange(len(cut)), SCENES)
 
 
 def _folder(path: Path, split: str, size: int | None) -> ImageFolder:
@@ -325,7 +272,7 @@ def _tiny(split: str, root: Path, download: bool, size: int | None) -> ImageFold
     if split == "train":
         images = ImageFolder(folder / "train", size)
     else:
-        images = ImageFolder(folder / "val", size, _Listed)
+        images = ImageFolder(folder / "val", size, Listed)
     rows = (folder / "words.txt").read_text().splitlines()
     words = dict(row.split("\t") for row in rows if row)
     images.name, images.classes = "tiny-imagenet", [words[c] for c in images.classes]
@@ -339,7 +286,7 @@ def _imagenet10(split: str, root: Path, size: int | None) -> ImageFolder:
             f"{folder} lacks the ImageNet folders {', '.join(missing)}; put them there with their "
             f"images (from image-net.org, with an account), or name another root= or WOTLAB_DATA"
         )
-    images = ImageFolder(folder, size, _Ten)
+    images = ImageFolder(folder, size, Ten)
     images.name, images.classes = "imagenet10", list(IMAGENET10.values())
     return images
 
