@@ -159,3 +159,22 @@ def test_an_attack_without_gradients_that_is_stronger_is_a_doubt():
     assert "black box" not in checks(Tilted(), attacks.pgd, others={"fgsm": attacks.fgsm})
     with pytest.raises(ValueError, match="claim"):
         checks(Tilted(), attacks.pgd, claim=87)
+
+
+def test_success_rate_counts_misread_images_apart():
+    """Four images: two that the attack can break, one that it cannot, one that is misread."""
+    x = torch.full((4, 1, 3, 3), 0.9)
+    x[:2] = 0.6
+    y = torch.tensor([1, 1, 1, 0])
+    done = attacks.fgsm(Pixel().eval(), x, y, LinfBall(0.2))
+    assert done.success.tolist() == [True, True, False, True]
+    rate = evaluate.success_rate(Pixel(), x, y, done)
+    assert (rate.count, rate.total) == (2, 3)
+    aimed = attacks.fgsm(Pixel().eval(), x, 1 - y, LinfBall(0.2), targeted=True)
+    rate = evaluate.success_rate(Pixel(), x, 1 - y, aimed, targeted=True)
+    assert (rate.count, rate.total) == (2, 3)
+    with pytest.raises(ValueError, match="done must be a result for 2 images"):
+        evaluate.success_rate(Pixel(), x[:2], y[:2], done)
+    with pytest.raises(ValueError, match="all 1 are misread from the start"):
+        done = attacks.fgsm(Pixel().eval(), x[3:], y[3:], LinfBall(0.2))
+        evaluate.success_rate(Pixel(), x[3:], y[3:], done)

@@ -1,6 +1,6 @@
 """Measures of a classifier, each with its uncertainty, and checks of what is claimed of it."""
 
-from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve
+from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve, success_rate
 from wotlab.evaluate.sanity import Doubt, sanity
 from wotlab.evaluate.shares import Share, share, wilson
 
@@ -12,5 +12,6 @@ __all__ = [
     "accuracy_curve",
     "sanity",
     "share",
+    "success_rate",
     "wilson",
 ]

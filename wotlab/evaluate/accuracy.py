@@ -140,3 +140,38 @@ def accuracy_curve(
             standing[at[done.success]] = False
         left.append(standing)
     return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
+
+
+def success_rate(
+    model: nn.Module, x: Tensor, y: Tensor, done: AttackResult, *, targeted: bool = False
+) -> Share:
+    """Share of images that an attack broke, of those that were not broken before it.
+
+    Parameters
+    ----------
+    model, x, y
+        As given to the attack; targeted, y are the classes to reach.
+    done : AttackResult
+        What it returned. Its own `success` also holds the images that the model misread from the
+        start; here they count neither as successes nor as images.
+    targeted : bool
+
+    Returns
+    -------
+    Share
+        Its `total` says how many images there were to break.
+
+    Raises
+    ------
+    ValueError
+        For a result of another number of images; where nothing was left to break.
+    """
+    if len(done.success) != len(x):
+        raise ValueError(f"done must be a result for {len(x)} images; got {len(done.success)}")
+    standing = are_right(model, x, y) != targeted
+    if not bool(standing.any()):
+        raise ValueError(
+            f"x holds no image to break: all {len(x)} are "
+            f"{'the target' if targeted else 'misread'} from the start"
+        )
+    return share(int(done.success[standing].sum()), int(standing.sum()))
