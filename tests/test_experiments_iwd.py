@@ -1,73 +1,140 @@
-"""Experiments on internal distance, on a small folder of images that the test makes."""
+"""Experiments on internal distance, on small folders of images that the test makes."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from wotlab import InternalWassersteinBall, attacks, results
-from wotlab.experiments import frame, iwd
+from wotlab import InternalWassersteinBall, attacks, data, results
+from wotlab.experiments import frame, iwd, iwd_networks, iwd_tables
+from wotlab.experiments.iwd_networks import Setting, settings
 from wotlab.training import Standard
+
+FEW = ("fgsm", "adef", "iwda")
+
+
+def write_images(folder, classes, splits, size):
+    """Images that are mostly red, green or blue."""
+    draw = torch.Generator().manual_seed(0)
+    for split, count in splits.items():
+        for k, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for n in range(count):
+                image = 0.5 * torch.rand(3, size, size, generator=draw)
+                image[k % 3] += 0.5
+                to_pil_image(image).save(folder / split / name / f"{n}.png")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Three classes of 32x32: images that are mostly red, green or blue."""
-    draw = torch.Generator().manual_seed(0)
-    for split, count in (("train", 12), ("test", 4)):
-        for k in range(3):
-            folder = tmp_path / "cifar10-jpeg" / split / f"class-{k}"
-            folder.mkdir(parents=True)
-            for n in range(count):
-                image = 0.5 * torch.rand(3, 32, 32, generator=draw)
-                image[k] += 0.5
-                to_pil_image(image).save(folder / f"{n}.png")
-    for name, value in (("START", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1), ("FEW", 6)):
-        monkeypatch.setattr(iwd, name, value)
+    """Three classes of 32x32, and attacks that are short."""
+    write_images(tmp_path / "cifar10-jpeg", "abc", {"train": 12, "test": 4}, 32)
+    for name, value in (("FIRST", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1)):
+        monkeypatch.setattr(iwd_networks, name, value)
+    monkeypatch.setattr(iwd, "FEW", 6)
+    monkeypatch.setattr(iwd_tables, "MANY", 6)
     monkeypatch.setattr(iwd, "DISTANCES", (0.4, 27.0))
-    free = {"adef": partial(attacks.adef, steps=3), "iwda": partial(iwd.iwda, steps=2)}
-    monkeypatch.setattr(iwd, "FREE", free)
-    monkeypatch.setattr(iwd, "BOUNDED", {k: iwd.BOUNDED[k] for k in ("fgsm", "pgd-10")})
+    short = iwd.ATTACKS | {
+        "adef": (partial(attacks.adef, steps=3), iwd.any_image),
+        "iwda": (partial(iwd.ATTACKS["iwda"][0], steps=2), iwd.any_image),
+    }
+    monkeypatch.setattr(iwd, "ATTACKS", {name: short[name] for name in FEW})
     (tmp_path / "out").mkdir()
     return frame.Run(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
 
 
+def found(what, run):
+    return {r.case.removeprefix("cifar-small-"): r for r in results.read(what, run.out)}
+
+
+def goes_on_where_it_was(experiment, run):
+    before = {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
+    experiment(run)
+    return before == {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
+
+
 def test_a_part_of_a_folder_holds_every_class(run):
-    here = frame.replace(run, dataset="cifar10-jpeg")
-    assert here.some(here.load("train"), 12)[1].bincount().tolist() == [4, 4, 4]
-    assert here.some(here.load("train"), None)[1].bincount().tolist() == [12, 12, 12]
+    here = replace(run, dataset="cifar10-jpeg")
+    assert here.training_images(12)[1].bincount().tolist() == [4, 4, 4]
+    assert here.training_images(None)[1].bincount().tolist() == [12, 12, 12]
     assert here.test_images()[1].bincount().tolist() == [2, 2, 2]
 
 
 def test_attacks_count_what_is_near_and_go_on(run):
     iwd.attack_all(run)
-    found = {r.case: r for r in results.read("iwd-attacks", run.out)}
-    assert len(found) == 2 * (len(iwd.BOUNDED) + len(iwd.FREE))
-    for name in iwd.FREE:
-        near, far = (found[f"cifar-small-{name}-within-{d:g}"] for d in (0.4, 27))
+    rows = found("iwd-attacks", run)
+    assert len(rows) == 2 * len(FEW)
+    for name in FEW[1:]:
+        near, far = (rows[f"{name}-within-{d:g}"] for d in (0.4, 27))
         assert near.value <= far.value
         assert near.details["total"] + near.details["misread_from_the_start"] == 6
-    before = {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
-    iwd.attack_all(run)
-    assert before == {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
+    assert goes_on_where_it_was(iwd.attack_all, run)
 
 
 def test_within_refuses_what_is_too_far(run):
-    here = frame.replace(run, dataset="cifar10-jpeg")
-    x, y = here.test_images()
-    _, model, _ = next(iwd.networks(run))
+    setting = next(settings(run))
+    model, (x, y) = setting.model("natural"), setting.run.test_images()
     for d in (0.2, 1.0):
-        done = iwd.within("pgd-10", d)(model, x, y, None)
+        done = iwd.within("fgsm", d)(model, x, y, None)
         assert InternalWassersteinBall(d).contains(x[done.success], done.x_adv[done.success]).all()
 
 
+def test_table_1_counts_at_any_distance_and_at_equal_ones(run, monkeypatch):
+    monkeypatch.setitem(iwd_tables.COLUMNS, 1, FEW)
+    monkeypatch.setitem(iwd_tables.ROWS, 1, ("natural", "fast"))
+    table = partial(iwd_tables.success, 1)
+    table(run)
+    rows = found("iwd-table-1", run)
+    kinds = ("natural-{}-untargeted", "natural-{}-targeted", "fast-{}-untargeted")
+    cases = [kind.format(name) for kind in kinds for name in FEW]
+    assert set(rows) == {f"{case}{suffix}" for case in cases for suffix in ("", "-within")}
+    for case in cases:
+        assert rows[f"{case}-within"].value <= rows[case].value
+        assert rows[case].printed is None  # the paper's networks are others
+    assert goes_on_where_it_was(table, run)
+
+
+def test_targets_are_other_classes_that_stay_the_same():
+    y = torch.arange(4).repeat(20)
+    target = iwd_tables.another(y, 4)
+    assert (target != y).all() and torch.equal(target, iwd_tables.another(y, 4))
+    assert sorted(target[y == 0].unique().tolist()) == [1, 2, 3]
+
+
 def test_defenses_go_on_from_one_network(run, monkeypatch):
-    monkeypatch.setattr(iwd, "BOUNDED", {"fgsm": iwd.BOUNDED["fgsm"]})
-    monkeypatch.setattr(iwd, "FREE", {})
-    iwd.defend(run)
-    cases = {r.case: r for r in results.read("iwd-defenses", run.out)}
-    rows = ("standard", "free", "fast", "pgd", "trades", "mart", "iwdd")
-    assert set(cases) == {f"{row}-{judge}" for row in rows for judge in ("clean", "fgsm")}
-    assert cases["iwdd-clean"].details["start"] == "standard"
-    assert isinstance(iwd.standard(run).defense, Standard)
+    monkeypatch.setattr(iwd_tables, "JUDGES", {"pgd-10": iwd_tables.JUDGES["pgd-10"]})
+    iwd_tables.defend(run)
+    rows = found("iwd-table-3", run)
+    names = ("natural", "free", "fast", "pgd", "trades", "mart", "iwdd")
+    assert set(rows) == {f"{name}-{judge}" for name in names for judge in ("clean", "pgd-10")}
+    assert rows["iwdd-clean"].details["start"] == "cifar-small-natural"
+    assert isinstance(next(settings(run)).trial("natural").defense, Standard)
+    iwd_tables.beta(run, (1.0,))
+    assert set(found("iwd-beta", run)) == {"beta-1-clean", "beta-1-pgd-10"}
+
+
+def test_networks_of_the_paper_where_they_are_at_hand(run, monkeypatch):
+    """Ten folders of ImageNet's name, and in place of a published network one made here."""
+    write_images(run.data / "imagenet", data.IMAGENET10, {"train": 1, "val": 1}, 80)
+    cuda = replace(run, device=torch.device("cuda"))
+    assert [s.network for s in settings(cuda)] == ["resnet101", "inception-v3", "cifar-small"]
+    monkeypatch.setitem(iwd_networks.SIDES, "resnet101", 72)
+    setting = Setting(replace(run, dataset="imagenet10", size=72, images=10), "resnet101")
+
+    def build(name, weights):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 1000))
+
+    monkeypatch.setattr(iwd_networks.models, "build", build)
+    model, x, _, counted = iwd.right_ones(setting, setting.undefended)
+    assert model(x).shape[1] == 10 and x.shape[1:] == (3, 72, 72)
+    assert len(x) + counted["misread_from_the_start"] == 10
+    monkeypatch.setitem(iwd_tables.COLUMNS, 1, ("fgsm",))
+    iwd_tables.attack_row(1, setting, "natural")
+    rows = {r.case: r for r in results.read("iwd-table-1", run.out)}
+    assert rows["resnet101-natural-fgsm-untargeted"].printed == 89.43
+    assert rows["resnet101-natural-fgsm-targeted"].printed == 1.90
+    assert rows["resnet101-natural-fgsm-untargeted-within"].printed is None

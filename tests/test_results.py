@@ -84,6 +84,14 @@ def test_a_file_that_is_no_record_is_named(tmp_path, text):
         results.read(folder=tmp_path)
 
 
+def test_what_papers_print():
+    row = {"table": "1", "network": "resnet101", "attack": "adef", "setting": "targeted"}
+    assert [r["value"] for r in results.printed("iwd", **row)] == ["87.26"]
+    assert len(results.printed("iwd")) == 87
+    with pytest.raises(ValueError, match="no printed numbers of 'other'"):
+        results.printed("other")
+
+
 def test_records_ship_with_the_package():
     shipped = results.read()
     assert {r.what for r in shipped} >= {"sinkhorn-speed", "exact-speed", "sinkhorn-memory"}

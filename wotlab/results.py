@@ -1,5 +1,6 @@
 """The ledger: one JSON file a measured number, with all that is needed to measure it again."""
 
+import csv
 import datetime
 import json
 import math
@@ -129,6 +130,21 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
     files = sorted((f for f in place.iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
     records = [_parse(f.name, f.read_text()) for f in files]
     return [r for r in records if what in (None, r.what)]
+
+
+def printed(paper: str, **where: str) -> list[dict[str, str]]:
+    """Numbers as a paper prints them: the rows of printed-PAPER.csv that have these entries.
+
+    Raises
+    ------
+    ValueError
+        For a paper whose numbers are not kept.
+    """
+    place = resources.files("wotlab.records").joinpath(f"printed-{paper}.csv")
+    if not place.is_file():
+        raise ValueError(f"there are no printed numbers of {paper!r}; see results/printed-*.csv")
+    rows = csv.DictReader(place.read_text().splitlines())
+    return [row for row in rows if where.items() <= row.items()]
 
 
 def provenance() -> dict:

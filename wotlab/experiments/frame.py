@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -61,6 +62,10 @@ class Run:
         step = max(1, len(images) // (count or len(images))) if self.sorted else 1
         return images.tensors(slice(0, count and step * count, step))
 
+    def training_images(self, count: int | None) -> tuple[Tensor, Tensor, int]:
+        """The same of the training images, on the CPU, and the number of classes."""
+        return _training_images(self, count)
+
     @property
     def sorted(self) -> bool:
         """Whether the images of one class stand together."""
@@ -109,6 +114,12 @@ class Run:
         )  # fmt: skip
         results.write(record, self.out)
         print(f"{what} {case}: {value:.4g} {unit}", flush=True)
+
+
+@lru_cache(maxsize=1)  # the rows of a table train on the same images
+def _training_images(run: Run, count: int | None) -> tuple[Tensor, Tensor, int]:
+    images = run.load("train")
+    return *run.some(images, count), len(images.classes)
 
 
 def command() -> str:

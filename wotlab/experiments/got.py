@@ -4,17 +4,15 @@ Every row goes on from one network that PGD-AT has trained: the paper's learning
 fine-tuning, and from first weights its term can end in a network that is constant.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import resources
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from wotlab import attacks, evaluate
+from wotlab import attacks, evaluate, results
 from wotlab.experiments import linf
 from wotlab.experiments.dro import growing
 from wotlab.experiments.frame import Run
@@ -107,11 +105,7 @@ def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
 
 def printed(number: int, data: str, training: str, attack: str | None = None) -> dict[str, float]:
     """The paper's numbers by attack, or with an attack by eps."""
-    text = resources.files("wotlab.records").joinpath("printed-got.csv").read_text()
-    rows = (
-        row for row in csv.DictReader(text.splitlines())
-        if (row["table"], row["data"], row["training"]) == (str(number), data, training)
-    )  # fmt: skip
+    rows = results.printed("got", table=str(number), data=data, training=training)
     if attack is None:
         return {row["attack"]: float(row["value"]) for row in rows}
     return {row["eps"]: float(row["value"]) for row in rows if row["attack"] == attack}

@@ -94,14 +94,11 @@ def stands(run: Run, model: torch.nn.Module, attack=None, ball=None) -> evaluate
 def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     """The network, and what its training took; what was trained before is only read."""
     path = run.checkpoints / f"{row.what}-{row.case}.safetensors"
-    images = run.load("train")
-    some = run.some(images, row.images)
-    if row.start is None:
-        model = models.build(row.network, seed=row.seed, num_classes=len(images.classes))
-    else:
-        model = train(run, row.start)[0].train()
+    start = row.start and train(run, row.start)[0].train()
+    x, y, classes = run.training_images(row.images)
+    model = start or models.build(row.network, seed=row.seed, num_classes=classes)
     fit = training.fit(
-        model.to(run.device), Shifted(*some) if row.augment else some, row.defense,
+        model.to(run.device), Shifted(x, y) if row.augment else (x, y), row.defense,
         epochs=row.epochs, batch_size=row.batch, lr=row.lr, optimizer=row.optimizer,
         schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs), seed=row.seed,
         checkpoint=path.with_suffix(".checkpoint"), workers=4 if row.augment else 0,
@@ -114,7 +111,7 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     if "autoattack" in row.judges:
         parts = row.judges["autoattack"].keywords.get("attacks", "standard")
         details["autoattack_parts"] = parts
-    return model.eval(), details | spent(fit, some[1])
+    return model.eval(), details | spent(fit, y)
 
 
 class Shifted(Dataset):

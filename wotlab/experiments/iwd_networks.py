@@ -1,0 +1,89 @@
+"""The networks that Tan et al. attack and defend: trained here, or published.
+
+The ten classes of ImageNet with torchvision's networks where data and a GPU are at hand, and a
+JPEG copy of CIFAR-10 with a small network.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from wotlab import attacks, models
+from wotlab.balls import InternalWassersteinBall, LinfBall
+from wotlab.experiments import linf
+from wotlab.experiments.frame import Run
+from wotlab.experiments.linf import Trial
+from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, Standard
+from wotlab.training.defenses import madry
+
+LINF = LinfBall(8 / 255)
+INTERNAL = InternalWassersteinBall(0.1, tile=8)  # of IWDD; tiles keep a minibatch's matchings cheap
+SIDES = {"resnet101": 224, "inception-v3": 299}
+# Epochs, images and steps of attacks on a CPU: a network without a defense, then rows from it.
+FIRST, IMAGES, EPOCHS, STEPS = 4, 10_000, 2, 5
+REPEATS = 4  # of free training
+GRADIENTS = {"free": REPEATS, "fast": 2}  # an image and epoch, where it is not STEPS + 1
+
+
+def iwdd(steps: int, beta: float = 0.1) -> IWDD:
+    return IWDD(INTERNAL, attack=partial(attacks.pgd, steps=steps, early_stop=False), beta=beta)
+
+
+DEFENSES: dict[str, Callable[[int], object]] = {  # by the paper's names, with a number of steps
+    "natural": lambda steps: Standard(),
+    "free": lambda steps: FreeAT(LINF, REPEATS),
+    "fast": lambda steps: FastAT(LINF),
+    "pgd": lambda steps: PGDAT(LINF, attack=madry(steps)),
+    "trades": lambda steps: TRADES(LINF, attack=madry(steps, "kl")),
+    "mart": lambda steps: MART(LINF, attack=madry(steps)),
+    "iwdd": iwdd,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A kind of network, and the data that it is trained and tried on."""
+
+    run: Run
+    network: str
+
+    @property
+    def whole(self) -> bool:
+        """As long as in the paper, from first weights; on a CPU short, and from one start."""
+        return self.run.device.type == "cuda"
+
+    @property
+    def undefended(self) -> str:
+        return "published" if self.network in SIDES else "natural"
+
+    def trial(self, name: str, defense=None) -> Trial:
+        """The training of a row, by its defense's name, or with a defense of its own."""
+        defense = defense or DEFENSES[name](10 if self.whole else STEPS)
+        start = Trial(
+            "iwd-table-3", f"{self.network}-natural", self.network, LINF, Standard(),
+            200 if self.whole else FIRST, {}, batch=128, lr=0.1, augment=self.whole,
+        )  # fmt: skip
+        if name == "natural":
+            return start
+        row = replace(start, case=f"{self.network}-{name}", defense=defense)
+        if self.whole:
+            return replace(row, epochs=start.epochs // (REPEATS if name == "free" else 1))
+        epochs = EPOCHS * (STEPS + 1) // GRADIENTS.get(name, STEPS + 1)  # for the same work
+        return replace(row, start=start, images=IMAGES, epochs=max(1, epochs), lr=0.02)
+
+    def model(self, name: str) -> nn.Module:
+        """A network by the name of its defense; "published": torchvision's, among ten classes."""
+        if name != "published":
+            return linf.train(self.run, self.trial(name))[0]
+        model = models.Among(models.build(self.network, weights="default"), models.IMAGENET10)
+        return model.eval().to(self.run.device)
+
+
+def settings(run: Run) -> Iterator[Setting]:
+    """What is at hand."""
+    if run.device.type == "cuda" and (run.data / "imagenet").is_dir():
+        for network, size in SIDES.items():
+            yield Setting(replace(run, dataset="imagenet10", size=size), network)
+    yield Setting(replace(run, dataset="cifar10-jpeg"), "cifar-small")
