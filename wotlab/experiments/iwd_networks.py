@@ -22,7 +22,7 @@ LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=8)  # of IWDD; tiles keep a minibatch's matchings cheap
 SIDES = {"resnet101": 224, "inception-v3": 299}
 # Epochs, images and steps of attacks on a CPU: a network without a defense, then rows from it.
-FIRST, IMAGES, EPOCHS, STEPS = 4, 10_000, 2, 5
+FIRST, IMAGES, EPOCHS, STEPS = 4, 5_000, 2, 5
 REPEATS = 4  # of free training
 GRADIENTS = {"free": REPEATS, "fast": 2}  # an image and epoch, where it is not STEPS + 1
 
@@ -71,7 +71,9 @@ class Setting:
         if self.whole:
             return replace(row, epochs=start.epochs // (REPEATS if name == "free" else 1))
         epochs = EPOCHS * (STEPS + 1) // GRADIENTS.get(name, STEPS + 1)  # for the same work
-        return replace(row, start=start, images=IMAGES, epochs=max(1, epochs), lr=0.02)
+        return replace(
+            row, start=start, images=IMAGES, epochs=max(1, epochs), batch=50, lr=0.02
+        )  # fmt: skip
 
     def model(self, name: str) -> nn.Module:
         """A network by the name of its defense; "published": torchvision's, among ten classes."""
