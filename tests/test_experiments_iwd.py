@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from wotlab import InternalWassersteinBall, attacks, data, results
+from wotlab import InternalWassersteinBall, attacks, data, internal, results
 from wotlab.experiments import frame, iwd, iwd_networks, iwd_tables
 from wotlab.experiments.iwd_networks import Setting, settings
 from wotlab.training import Standard
@@ -74,11 +74,12 @@ def test_attacks_count_what_is_near_and_go_on(run):
     assert goes_on_where_it_was(iwd.attack_all, run)
 
 
-def test_within_refuses_what_is_too_far(run):
+def test_what_is_too_far_does_not_count(run):
     setting = next(settings(run))
     model, (x, y) = setting.model("natural"), setting.run.test_images()
     for d in (0.2, 1.0):
-        done = iwd.within("fgsm", d)(model, x, y, None)
+        done = iwd.near(iwd.perform("fgsm", model, x, y, 4 * d), d)
+        assert torch.allclose(done.cost, internal.exact(x, done.x_adv))
         assert InternalWassersteinBall(d).contains(x[done.success], done.x_adv[done.success]).all()
 
 

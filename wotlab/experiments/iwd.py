@@ -60,25 +60,20 @@ ATTACKS: dict[str, tuple[Callable, Callable]] = {  # and the ball of a distance
 
 
 def perform(name: str, model: nn.Module, x: Tensor, y: Tensor, d: float, **options) -> AttackResult:
-    """The attack by its name, with the budget that belongs to the distance d if it has one."""
+    """The attack by its name, with the budget that belongs to the distance d if it has one.
+
+    The result's cost is IWD (of large images its upper bound), whatever the attack's own ball.
+    """
     attack, budget = ATTACKS[name]
-    return attack(model, x, y, budget(d, x), **options)
+    done = attack(model, x, y, budget(d, x), **options)
+    if budget in (ball, any_image):
+        return done
+    return replace(done, cost=ball(0.0, x).distance(x, done.x_adv.clamp(0, 1)))
 
 
-def distances(x: Tensor, z: Tensor) -> Tensor:
-    """IWD, of large images its upper bound."""
-    return ball(0.0, x).distance(x, z.clamp(0, 1))
-
-
-def near(x: Tensor, done: AttackResult, d: float) -> AttackResult:
-    """The same, where only images count whose distance is at most d."""
-    inside = distances(x, done.x_adv) <= d * (1 + TOLERANCE)
-    return replace(done, success=done.success & inside)
-
-
-def within(name: str, d: float) -> Callable:
-    """An attack that breaks by images at most d away."""
-    return lambda model, x, y, _: near(x, perform(name, model, x, y, d), d)
+def near(done: AttackResult, d: float) -> AttackResult:
+    """The same, where only images count whose IWD is at most d."""
+    return replace(done, success=done.success & (done.cost <= d * (1 + TOLERANCE)))
 
 
 def right_ones(setting: Setting, name: str) -> tuple[nn.Module, Tensor, Tensor, dict]:
@@ -98,7 +93,7 @@ def sizes(x: Tensor, done: AttackResult) -> dict:
     change, hit = done.x_adv - x, done.success
     found = {
         "l2": change.flatten(1).norm(dim=1), "linf": change.abs().amax((1, 2, 3)),
-        "iwd": distances(x, done.x_adv),
+        "iwd": done.cost,
     }  # fmt: skip
     middle = {k: float(v[hit].median()) if bool(hit.any()) else None for k, v in found.items()}
     return middle | {"seconds_an_image": done.seconds / len(x)}
@@ -115,7 +110,7 @@ def attack_all(run: Run) -> None:
                 free = ATTACKS[name][1] is any_image  # the same images for every d
                 if not free or name not in made:
                     made[name] = perform(name, model, x, y, d)
-                done = near(x, made[name], d)
+                done = near(made[name], d)
                 return hits(done), sizes(x, done) | counted
 
             case = f"{setting.network}-{name}-within-{d:g}"

@@ -65,7 +65,7 @@ def attack_row(number: int, setting: Setting, row: str) -> None:
         for suffix, d in (("", float(iwd.NUMBERS)), ("-within", NEAR)):
 
             def broken(done=done, d=d):
-                counts = iwd.near(x, done(), d)
+                counts = iwd.near(done(), d)
                 return iwd.hits(counts), iwd.sizes(x, counts) | counted
 
             theirs = (

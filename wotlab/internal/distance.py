@@ -42,6 +42,8 @@ def matching(
     check(x, z)
     if tile is not None:
         checks.count("tile", tile)
+    if tile == 1:
+        return torch.arange(cost.count(*x.shape[-2:]), device=x.device).expand(len(x), -1)
     parts = cost.tiles(*x.shape[-2:], tile)
     if (most := max(map(len, parts))) > MOST:
         raise ValueError(
