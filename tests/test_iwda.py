@@ -103,6 +103,21 @@ def test_generators_start_at_no_change_and_do_not_meet():
     assert not torch.allclose(net(given)[:, 1], net(other)[:, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("size", [3, 8])
+def test_images_of_one_brightness_and_images_of_one_patch(brightness, size, trained):
+    """Black ones too: no mass has to move."""
+    model, ball = trained[0], InternalWassersteinBall(16.0, PatchCost(size))
+    x = torch.full((1, 1, 8, 8), brightness)
+    y = model(x).argmax(1)
+    assert attacks.pgd(model, x, y, ball).success.all()
+    done = attacks.iwda(model, x, y, ball, steps=10, generator=seeded())
+    assert torch.allclose(done.cost, internal.exact(x, done.x_adv, ball.cost))
+    assert done.x_adv.min() >= 0 and done.x_adv.max() <= 1
+    for bend in (attacks.stadv, attacks.adef):  # bent, such an image is itself
+        assert torch.allclose(bend(model, x, y, ball, steps=5).x_adv, x)
+
+
 def test_scales():
     assert scales(64, 48, 3) == [(16, 12), (32, 24), (64, 48)]
     assert scales(64, 48, 1) == [(64, 48)]

@@ -140,7 +140,7 @@ def attack(
     checks.count("steps", steps)
     checks.count("batch_size", batch_size)
     with attacked(model):
-        check(model, x, y, loss)
+        check(model, x, y, loss, black=not isinstance(ball, WassersteinBall))
         parts = []
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
             aim = objective(model, a, b, targeted, loss)

@@ -99,7 +99,7 @@ def iwda(
     for name, value in (("tau", tau), ("rate", rate), ("penalty", penalty)):
         checks.positive(name, value)
     with attacked(model):
-        check(model, x, y)
+        check(model, x, y, black=True)
         ball.cost.count(*x.shape[-2:])
         plan = [size for size in scales(*x.shape[-2:], most_scales) for _ in range(steps)]
         parts = []

@@ -109,9 +109,14 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
 
 
 @torch.no_grad()
-def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
-    """Images, labels and a model that an attack can work with; ValueError says what is wrong."""
-    checks.images("x", x)
+def check(
+    model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce", *, black: bool = False
+) -> None:
+    """Images, labels and a model that an attack can work with; ValueError says what is wrong.
+
+    `black`: images without mass will do, where none has to move.
+    """
+    checks.images("x", x, black=black)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.long:

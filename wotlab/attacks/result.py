@@ -25,7 +25,8 @@ class AttackResult:
         Distance from x. For a Wasserstein ball the price of the plan that made the image: an
         upper bound of the exact distance, which `wotlab.certify` gives.
     mass_error : Tensor (B,)
-        Largest change of a channel's mass, as a share of the image's mass.
+        Largest change of a channel's mass, as a share of the image's mass; huge for images that
+        were black.
     box_error : Tensor (B,)
         How far pixels leave [0, 1].
     steps : Tensor, integers (B,)
@@ -50,7 +51,8 @@ class AttackResult:
 def judge(x, x_adv, broken, cost, ball, steps, start: float) -> AttackResult:
     """The result, with success only where the image is inside the ball."""
     before, after = x.double().sum((2, 3)), x_adv.double().sum((2, 3))
-    mass_error = ((after - before).abs() / before.sum(1, keepdim=True)).amax(1).to(x.dtype)
+    mass = before.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # 0 of black images
+    mass_error = ((after - before).abs() / mass).amax(1).to(x.dtype)
     box_error = torch.maximum(-x_adv, x_adv - 1).clamp_min(0).amax((1, 2, 3))
     inside = (cost <= ball.eps * (1 + TOLERANCE) + torch.finfo(x.dtype).eps) & (
         box_error <= TOLERANCE
