@@ -109,9 +109,7 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
 
 
 @torch.no_grad()
-def check(
-    model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce", *, black: bool = False
-) -> None:
+def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce", *, black: bool = False) -> None:
     """Images, labels and a model that an attack can work with; ValueError says what is wrong.
 
     `black`: images without mass will do, where none has to move.

@@ -23,16 +23,23 @@ def project(
     image has F <= eps (patches that overlap do not fit together in every order) sigma is the
     identity, which wants x itself. `tile` as for `matching`.
     """
-    nearest = _by_price if cost.norm == 1 else _on_the_way
     u = cost.cut(x)
 
     def under(pairs: Tensor) -> tuple[Tensor, Tensor]:
         matched = u.gather(1, pairs[:, :, None].expand_as(u))
+        wanted, there = cost.join(matched, x.shape)
+        if cost.norm == 1:  # F is a sum over pixels, and over what is wanted of each
 
-        def spent(z: Tensor) -> Tensor:
-            return cost.along(matched, cost.cut(z)).mean(1)
+            def spent(z: Tensor) -> Tensor:
+                return ((z - wanted).abs_().mul_(there)).sum((0, 2, 3, 4)) / u.shape[1]
 
-        z = nearest(w, *cost.join(matched, x.shape), eps, spent)
+            z = _by_price(w, wanted, there, eps, spent)
+        else:
+
+            def spent(z: Tensor) -> Tensor:
+                return cost.along(matched, cost.cut(z)).mean(1)
+
+            z = _on_the_way(w, wanted, there, eps, spent)
         return z, spent(z)
 
     pairs = matching(x, w.clamp(0, 1), cost, tile=tile)
