@@ -19,7 +19,7 @@ from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, Standard
 from wotlab.training.defenses import madry
 
 LINF = LinfBall(8 / 255)
-INTERNAL = InternalWassersteinBall(0.1, tile=8)  # of IWDD; tiles keep a minibatch's matchings cheap
+INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap
 SIDES = {"resnet101": 224, "inception-v3": 299}
 # Epochs, images and steps of attacks on a CPU: a network without a defense, then rows from it.
 FIRST, IMAGES, EPOCHS, STEPS = 4, 5_000, 2, 5
