@@ -72,10 +72,15 @@ class PatchCost:
         return len(self.starts(height)) * len(self.starts(width))
 
     def tiles(self, height: int, width: int, tile: int | None) -> list[Tensor]:
-        """Numbers of the patches of each square of tile x tile patches; of all for None."""
+        """Numbers of the patches of each square of tile x tile patches; of all for None.
+
+        Squares of one size are the rows of one tensor; those at the border may be smaller.
+        """
         number = torch.arange(self.count(height, width)).view(len(self.starts(height)), -1)
         side = tile or max(number.shape)
-        return [part.flatten() for band in number.split(side) for part in band.split(side, 1)]
+        parts = [part.flatten() for band in number.split(side) for part in band.split(side, 1)]
+        sizes = sorted({len(part) for part in parts})
+        return [torch.stack([part for part in parts if len(part) == size]) for size in sizes]
 
     def cut(self, x: Tensor) -> Tensor:
         """Patches of images (B, C, H, W): (B, N, d), row by row; differentiable."""

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from wotlab import checks, draws, ot
 from wotlab.patches import PatchCost
 
-MOST = 20_000  # patches that are matched at a time: their costs fill 3.2 GB
+MOST = 20_000  # patches that are matched with each other: their costs fill 3.2 GB
+BATCH = 10_000_000  # costs of several tiles that are computed at a time
 
 
 def matching(
@@ -42,21 +44,23 @@ def matching(
     check(x, z)
     if tile is not None:
         checks.count("tile", tile)
-    if tile == 1:
-        return torch.arange(cost.count(*x.shape[-2:]), device=x.device).expand(len(x), -1)
-    parts = cost.tiles(*x.shape[-2:], tile)
-    if (most := max(map(len, parts))) > MOST:
+    tiles = cost.tiles(*x.shape[-2:], tile)
+    if (most := tiles[-1].shape[1]) > MOST:
         raise ValueError(
             f"tile must be given for images of {x.shape[-2]}x{x.shape[-1]} pixels: {most} patches "
             f"are too many to match at a time; take tile=32 (an upper bound), or `sliced`"
         )
+
+    # of the smaller ones many at a time
+    parts = [some for part in tiles for some in part.split(max(1, BATCH // part.shape[1] ** 2))]
 
     def assign(k: int) -> Tensor:
         v, u = (cost.cut(image[k : k + 1].detach().double())[0] for image in (z, x))
         pairs = torch.empty(len(u), dtype=torch.long)
         for part in parts:
             costs = cost.between(v[part], u[part]).cpu().numpy()
-            pairs[part] = part[linear_sum_assignment(costs)[1]]
+            best = np.stack([linear_sum_assignment(each)[1] for each in costs])
+            pairs[part] = part.gather(1, torch.from_numpy(best))
         return pairs
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
