@@ -365,6 +365,9 @@ def test_unknown_names_and_splits_are_refused():
         data.load("imagenet")
     with pytest.raises(ValueError, match="split must"):
         data.load("digits", "val")
+    for size in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="size must be a positive integer"):
+            data.load("scenes", size=size)
     for name in ("photographs", "scenes"):
         with pytest.raises(ValueError, match='"test" only'):
             data.load(name, "train")

@@ -150,6 +150,17 @@ def test_adef_goes_to_the_class_of_the_least_field():
     assert done.success.all() and model(done.x_adv).argmax(1).item() == 2
 
 
+def test_adef_stays_where_moving_changes_nothing():
+    """A flat margin, far from 0: the least field would be infinitely long."""
+    x = 0.1 + 0.8 * hill().float()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([50.0, -50.0]))
+    done = attacks.adef(model, x, torch.tensor([0]), ANY, steps=3)
+    assert torch.equal(done.x_adv, x) and not done.success.any()
+
+
 def test_adef_sigma_smooths(trained):
     model, x, y = trained
     rough = []
@@ -246,6 +257,7 @@ def test_rows_that_stay_go_on_as_if_alone():
         (lambda m, x, y: attacks.stadv(m, x, y, ANY, tau=-1.0), "tau must be"),
         (lambda m, x, y: attacks.adef(m, x, y, ANY, sigma=-1.0), "sigma must be"),
         (lambda m, x, y: attacks.adef(m, x, y, ANY, candidates=0), "candidates must be"),
+        (lambda m, x, y: attacks.adef(m, x[..., :1], y, ANY), "x must have 2x2 pixels"),
         (lambda m, x, y: attacks.adef(m, x, y, ANY, overshoot=0.5), "overshoot must be"),
         (lambda m, x, y: attacks.eot(m, x, y, LinfBall(0.1), samples=0), "samples must be"),
         (lambda m, x, y: Transformations(rotation=-1.0), "rotation must be"),

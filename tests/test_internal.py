@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 import wotlab
 from wotlab import InternalWassersteinBall, PatchCost, attacks, internal
@@ -129,17 +130,30 @@ def test_tiles_bound_the_distance_from_above(cost, tile, seed):
     assert InternalWassersteinBall(0.4, cost).contains(x, near).all()
 
 
-def test_tiles_change_places_within_only():
-    x, z = random(1, 1, 12, 10), random(1, 1, 12, 10, seed=1)
-    pairs = internal.matching(x, z, tile=4)[0]
-    here, there = (torch.stack([k // 8 // 4, k % 8 // 4]) for k in (torch.arange(80), pairs))
-    assert torch.equal(here, there) and torch.equal(pairs.sort().values, torch.arange(80))
+@pytest.mark.parametrize("tile", [1, 3, 4, 7])
+def test_the_best_matching_that_changes_places_within_tiles_only(tile):
+    """One assignment in which a place in another tile is too dear."""
+    cost, x, z = PatchCost(), random(1, 2, 12, 10), random(1, 2, 12, 10, seed=1)
+    number = torch.arange(80)
+    tiles = torch.stack([number // 8 // tile, number % 8 // tile], 1)
+    apart = (tiles[:, None] != tiles).any(2)
+    costs = cost.between(cost.cut(z), cost.cut(x))[0] + 1e6 * apart
+    best = linear_sum_assignment(costs.numpy())[1]
+    pairs = internal.matching(x, z, cost, tile=tile)[0]
+    assert torch.equal(pairs, torch.from_numpy(best))
+    bound = internal.tiled(x, z, cost, tile=tile).item()
+    assert bound == pytest.approx(costs[number, pairs].mean().item())
 
 
 def test_a_photograph_too_large_to_be_matched_whole():
     x = random(1, 1, 160, 160)
     with pytest.raises(ValueError, match="tile must be given for images of 160x160"):
         internal.exact(x, x)
+    with pytest.raises(ValueError, match="tile must be smaller for images of 160x160"):
+        internal.tiled(x, x, tile=150)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(160**2, 2)).double()
+    with pytest.raises(ValueError, match="tile must be given"):  # before it takes a step
+        attacks.adef(model, x, torch.tensor([0]), InternalWassersteinBall(1.0))
     assert internal.tiled(x, x.roll(1, 3)).item() > internal.sliced(x, x.roll(1, 3)).item()
 
 
@@ -172,6 +186,27 @@ def test_projection_is_the_nearest_image_of_its_matching(stride):
     problem.solve(solver="CLARABEL")
     ours = internal.project(x, w, eps, cost)
     assert (ours - w).square().sum().item() == pytest.approx(problem.value, rel=1e-5)
+
+
+@costs
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+def test_projection_in_single_precision_and_colour(cost, eps):
+    x, w = random(4, 3, 8, 9).float(), 2 * random(4, 3, 8, 9, seed=1).float() - 0.5
+    z = internal.project(x, w, eps, cost)
+    assert InternalWassersteinBall(eps, cost).contains(x, z).all()
+    spent = internal.exact(x, z, cost)
+    assert (spent >= 0.5 * eps).all() and z.dtype == torch.float32
+    assert (z - x).abs().max() < 1e-6 if eps == 0 else (z != x).any()
+
+
+def test_equal_patches_cost_nothing_in_single_precision():
+    x = (0.9 + 0.1 * random(1, 3, 12, 12)).float()
+    for norm in (1, 2):
+        cost = PatchCost(norm=norm)
+        u = cost.cut(x)
+        assert cost.between(u, u).diagonal(dim1=1, dim2=2).max() == 0
+    with pytest.raises(ValueError, match=r"x must have shape \(B, C, H, W\)"):
+        cost.cut(x[0])
 
 
 def test_the_attack_reaches_what_a_linear_classifier_allows_without_reordering():
@@ -267,6 +302,10 @@ SMALL = random(1, 1, 5, 5)
         (lambda: InternalWassersteinBall(-1.0), "eps must be a finite number"),
         (lambda: InternalWassersteinBall(1.0, tile=0), "tile must be a positive integer"),
         (lambda: internal.tiled(SMALL, SMALL, tile=0), "tile must be a positive integer"),
+        (lambda: InternalWassersteinBall(1.0, wotlab.GroundCost()), "cost must be a PatchCost"),
+        (lambda: wotlab.certify(SMALL, SMALL, wotlab.LinfBall(0.1)), "ball must be a Wasserstein"),
+        (lambda: internal.project(SMALL, SMALL, -1.0, PatchCost()), "eps must be"),
+        (lambda: internal.project(SMALL, random(1, 1, 5, 6), 1.0, PatchCost()), "w must have the"),
         (lambda: internal.exact(SMALL, SMALL, PatchCost(6)), "do not fit"),
         (lambda: internal.exact(SMALL, random(1, 1, 5, 6)), "z must have the shape"),
         (lambda: internal.exact(SMALL, 2 * SMALL), "z must lie in"),

@@ -1,10 +1,20 @@
 """The internal Wasserstein attack, and the defense."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from wotlab import InternalWassersteinBall, L2Ball, PatchCost, attacks, internal, training
+from wotlab import (
+    InternalWassersteinBall,
+    L2Ball,
+    PatchCost,
+    attacks,
+    evaluate,
+    internal,
+    training,
+)
 from wotlab.attacks.pyramid import Generators, resize, scales
 from wotlab.training import IWDD
 
@@ -83,6 +93,47 @@ def test_a_smaller_tau_stays_nearer(trained):
     assert far[0] < 0.8 * far[1]
 
 
+def test_colour_two_scales_and_samples_that_leave_at_different_times():
+    draw = seeded()
+    x = torch.rand(4, 3, 20, 24, generator=draw)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 20 * 24, 2)).eval()
+    with torch.no_grad():  # margins that differ
+        model[1].weight.copy_(0.02 * torch.randn(2, 3 * 20 * 24, generator=draw))
+        model[1].bias.zero_()
+        y = model(x).argmax(1)
+    ball = InternalWassersteinBall(27.0, PatchCost(3, 3))
+    done = attacks.iwda(model, x, y, ball, tau=1.0, samples=2, rate=5e-3, generator=draw)
+    many, labels = x.repeat_interleave(2, 0), y.repeat_interleave(2)
+    assert done.success.any() and len(done.steps.unique()) > 2
+    assert torch.equal(model(done.x_adv).argmax(1) != labels, done.success)
+    assert torch.allclose(done.cost, internal.exact(many, done.x_adv, ball.cost))
+    with pytest.raises(ValueError, match="one result an image"):
+        attack = partial(attacks.iwda, samples=2, steps=1)
+        evaluate.accuracy_curve(model, x, y, attack, ball, [1.0])
+
+
+def test_the_last_step_counts(trained):
+    """The first change is none; that of the one step is looked at, too."""
+    model, x, y = trained
+    done = attacks.iwda(model, x, y, ANY, steps=1, tau=1.0, rate=0.1, generator=seeded())
+    assert (done.x_adv != x).flatten(1).any(1).sum() > 2
+    assert done.steps[~done.success].unique().tolist() == [1]
+
+
+def test_patches_larger_than_the_coarsest_scale(trained):
+    x = torch.rand(1, 1, 16, 16, generator=seeded())
+    model = torch.nn.Sequential(torch.nn.AvgPool2d(2), trained[0]).eval()
+    ball = InternalWassersteinBall(144.0, PatchCost(12, 6))
+    done = attacks.iwda(model, x, model(x).argmax(1), ball, steps=3, generator=seeded())
+    assert torch.isfinite(done.cost).all()
+
+
+def test_misread_images_go_on_without_early_stop(trained):
+    model, x, y = trained
+    done = attacks.iwda(model, x, y, ANY, steps=20, early_stop=False, generator=seeded())
+    assert done.steps[5] == 0 and done.success[5]
+
+
 def test_leaves_the_model_as_it_was(trained):
     model, x, y = trained
     model.train()
@@ -122,6 +173,7 @@ def test_scales():
     assert scales(64, 48, 3) == [(16, 12), (32, 24), (64, 48)]
     assert scales(64, 48, 1) == [(64, 48)]
     assert scales(8, 8, 3) == [(8, 8)]
+    assert scales(64, 48, 3, 20) == [(32, 24), (64, 48)]
     z = torch.rand(2, 3, 1, 8, 6)
     assert resize(z, (4, 3)).shape == (2, 3, 1, 4, 3)
     assert torch.allclose(resize(torch.ones(2, 3, 1, 8, 6), (16, 12)), torch.tensor(1.0))

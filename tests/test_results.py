@@ -85,7 +85,7 @@ def test_a_file_that_is_no_record_is_named(tmp_path, text):
 
 
 def test_what_papers_print():
-    row = {"table": "1", "network": "resnet101", "attack": "adef", "setting": "targeted"}
+    row = {"table": "1", "network": "resnet101", "attack": "adef", "kind": "targeted"}
     assert [r["value"] for r in results.printed("iwd", **row)] == ["87.26"]
     assert len(results.printed("iwd")) == 87
     with pytest.raises(ValueError, match="no printed numbers of 'other'"):

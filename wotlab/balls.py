@@ -195,7 +195,7 @@ class InternalWassersteinBall:
     Raises
     ------
     ValueError
-        For eps < 0 or infinite, or a tile that is no positive integer.
+        For eps < 0 or infinite, another cost, or a tile that is no positive integer.
 
     Notes
     -----
@@ -209,8 +209,14 @@ class InternalWassersteinBall:
 
     def __post_init__(self):
         checks.positive("eps", self.eps, zero=True)
+        if not isinstance(self.cost, PatchCost):
+            raise ValueError(f"cost must be a PatchCost; got {type(self.cost).__name__}")
         if self.tile is not None:
             checks.count("tile", self.tile)
+
+    def check(self, x: Tensor) -> None:
+        """ValueError for images whose patches cannot be matched; attacks ask before they begin."""
+        internal.tiles(x, self.cost, self.tile)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Exact distance from x to z, with a tile the upper bound: (B,)."""

@@ -126,7 +126,8 @@ def load(
     Raises
     ------
     ValueError
-        For an unknown name or split, a file that is damaged or not what its checksum says.
+        For an unknown name or split, a size below 1, a file that is damaged or not what its
+        checksum says.
     FileNotFoundError
         For a file that is not there, if it may not be downloaded.
     ConnectionError
@@ -140,6 +141,8 @@ def load(
     if split not in (("test",) if alone else ("train", "test")):
         only = f' ({name} have "test" only)' if alone else ""
         raise ValueError(f'split must be "train" or "test"{only}; got {split!r}')
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be a positive integer; got {size!r}")
     root = Path(root or os.environ.get("WOTLAB_DATA") or "~/.cache/wotlab").expanduser()
     if name == "digits":
         return _digits(split)

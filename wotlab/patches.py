@@ -84,6 +84,8 @@ class PatchCost:
 
     def cut(self, x: Tensor) -> Tensor:
         """Patches of images (B, C, H, W): (B, N, d), row by row; differentiable."""
+        if x.ndim != 4:
+            raise ValueError(f"x must have shape (B, C, H, W); got {tuple(x.shape)}")
         rows, columns = (
             torch.tensor(self.starts(length), device=x.device) for length in x.shape[-2:]
         )
@@ -115,7 +117,8 @@ class PatchCost:
 
     def between(self, u: Tensor, v: Tensor) -> Tensor:
         """Matrices of ground costs (..., N, M) for patches (..., N, d) and (..., M, d)."""
-        return torch.cdist(u, v, p=self.norm)
+        # by matrix products equal patches would not cost 0
+        return torch.cdist(u, v, p=self.norm, compute_mode="donot_use_mm_for_euclid_dist")
 
     def along(self, u: Tensor, v: Tensor) -> Tensor:
         """Ground costs of pairs: (..., N) for patches (..., N, d) twice."""

@@ -168,6 +168,11 @@ def certify(
     in the distance. Channels are scaled to the clean image's shares; what that hides shows in
     `mass_error`.
     """
+    if not hasattr(ball, "cost"):
+        raise ValueError(
+            f"ball must be a WassersteinBall or an InternalWassersteinBall; got "
+            f"{type(ball).__name__}, whose own `contains` is exact"
+        )
     of_patches = isinstance(ball.cost, PatchCost)
     checks.images("x", x, black=of_patches)
     plan = x_adv if isinstance(x_adv, TransportPlan) else None

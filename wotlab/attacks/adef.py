@@ -13,6 +13,8 @@ from wotlab.attacks.objective import Objective, objective_of
 from wotlab.attacks.result import AttackResult
 from wotlab.warps import compose, warp
 
+FLAT = 1e-28  # what a field gains where image or margin are constant; 0 but for rounding
+
 
 def smoothed(field: Tensor, sigma: float) -> Tensor:
     """S field: a convolution with a Gaussian of deviation sigma, in pixels."""
@@ -84,6 +86,7 @@ class Deform:
     ) -> tuple[Tensor, Tensor]:
         field, gain = least_field(z, gradient, self.sigma)
         wanted = self.overshoot * (-loss).clamp_min(1e-3) / gain
+        wanted = torch.where(gain > FLAT, wanted, 0)  # nothing there that moving could change
         tau = field * wanted[:, None, None, None]
         # a linear model of an image holds for a pixel or so
         far = tau.norm(dim=1).amax((1, 2))
@@ -141,9 +144,12 @@ def adef(
     Raises
     ------
     ValueError
-        As for `mirror_ascent`; for a WassersteinBall, candidates < 1, sigma < 0, overshoot < 1.
+        As for `mirror_ascent`; for a WassersteinBall, images of one row or column, candidates < 1,
+        sigma < 0, overshoot < 1.
     """
     checks.count("candidates", candidates)
+    if min(x.shape[-2:]) < 2:
+        raise ValueError(f"x must have 2x2 pixels or more; got {x.shape[-2]}x{x.shape[-1]}")
     checks.positive("sigma", sigma, zero=True)
     checks.positive("overshoot", overshoot)
     if overshoot < 1:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from wotlab import checks
 from wotlab.attacks.objective import Objective, attacked, check, objective_of
 from wotlab.attacks.result import AttackResult, join, judge
-from wotlab.balls import WassersteinBall
+from wotlab.balls import InternalWassersteinBall, WassersteinBall
 from wotlab.plans import certify
 
 
@@ -141,6 +141,8 @@ def attack(
     checks.count("batch_size", batch_size)
     with attacked(model):
         check(model, x, y, loss, black=not isinstance(ball, WassersteinBall))
+        if isinstance(ball, InternalWassersteinBall):
+            ball.check(x)
         parts = []
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
             aim = objective(model, a, b, targeted, loss)

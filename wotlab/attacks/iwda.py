@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 from wotlab import checks
 from wotlab.attacks.ascent import Found
 from wotlab.attacks.objective import Objective, attacked, check, objective_of
-from wotlab.attacks.pyramid import Generators, changed, resize, scales
+from wotlab.attacks.pyramid import SMALLEST, Generators, changed, resize, scales
 from wotlab.attacks.result import AttackResult, join, judge
 from wotlab.attacks.rows import keep_rows
 from wotlab.balls import InternalWassersteinBall
-from wotlab.internal.critic import BETAS, PENALTY, RATE, PatchCritics, climb, gap
+from wotlab.internal.critic import BETAS, PENALTY, RATE, PatchCritics, critic_step, gap
 
 
 def iwda(
@@ -63,7 +63,7 @@ def iwda(
         as in Gulrajani et al. (2017).
     most_scales : int
         Scales of the pyramid, a factor of 2 apart; fewer where the coarsest would have a side
-        below 8 pixels.
+        below 8 pixels or that of a patch.
     samples : int
         Examples of each image, one a draw of the noise.
     rate : float
@@ -79,9 +79,9 @@ def iwda(
     -------
     AttackResult
         With samples * B entries: those of the first image, then those of the second, and so on.
-        `cost` is the exact distance. An image that the model misreads from the start is returned
-        as it is, with 0 steps, and counts as broken: leave those out, or count them apart with
-        `wotlab.evaluate.success_rate`.
+        `cost` is the ball's distance. An image that the model misreads from the start counts as
+        broken, with 0 steps (and with `early_stop` is returned as it is): leave those out, or count
+        them apart with `wotlab.evaluate.success_rate`, which wants x and y repeated as often.
 
     Raises
     ------
@@ -100,8 +100,9 @@ def iwda(
         checks.positive(name, value)
     with attacked(model):
         check(model, x, y, black=True)
-        ball.cost.count(*x.shape[-2:])
-        plan = [size for size in scales(*x.shape[-2:], most_scales) for _ in range(steps)]
+        ball.check(x)
+        sizes = scales(*x.shape[-2:], most_scales, max(SMALLEST, ball.cost.size))
+        plan = [size for size in sizes for _ in range(steps)]
         parts = []
         for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
             many, labels = (each.repeat_interleave(samples, 0) for each in (a, b))
@@ -114,6 +115,8 @@ def iwda(
                     game.step(critic_steps, t)
                     if early_stop and not game.drop():
                         break
+                else:  # what the last step has made
+                    game.look(game.draw(), len(plan))
             found = game.found
             cost = ball.distance(many, found.x_adv)
             parts.append(judge(many, found.x_adv, found.broken, cost, ball, found.steps, start))
@@ -144,11 +147,11 @@ class _Game:
 
     def step(self, critic_steps: int, t: int) -> None:
         """Draw, let the critics learn, and move the generators down."""
-        change = changed(self.net, self.small, self.coarse, self.generator)
+        change = self.draw()
         z = (self.small + change).clamp(0, 1)
         v = self.cost.cut(z.flatten(0, 1)).unflatten(0, z.shape[:2]).movedim(0, 1).flatten(1, 2)
         for _ in range(critic_steps):
-            climb(
+            critic_step(
                 self.up, self.critics, self.u, v.detach(), self.cost, self.penalty, self.generator
             )
         value = gap(self.critics, self.u, v) - self.tau * self.look(change, t)
@@ -156,6 +159,10 @@ class _Game:
         for weight, slope in zip(weights, torch.autograd.grad(value.sum(), weights), strict=True):
             weight.grad = slope
         self.down.step()
+
+    def draw(self) -> Tensor:
+        """Changes at this scale, with fresh noise."""
+        return changed(self.net, self.small, self.coarse, self.generator)
 
     def look(self, change: Tensor, t: int) -> Tensor:
         """Note what breaks at the image's own size; mean loss of each image's samples, (B,)."""

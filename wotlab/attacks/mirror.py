@@ -95,7 +95,7 @@ def mirror_ascent(
     model : nn.Module
         Images in [0, 1] to logits (B, classes). Run in eval mode, left as it was found.
     x : Tensor (B, C, H, W)
-        Images in [0, 1], none of them black.
+        Images in [0, 1]; on a WassersteinBall none of them black.
     y : Tensor (B,), int64
         Labels; with `targeted` the classes to reach.
     ball : WassersteinBall

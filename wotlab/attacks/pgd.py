@@ -130,7 +130,9 @@ def pgd(
         False: as published; an image counts only if its exact distance is within ball.eps.
     random_start : bool
         Start from a projected image of noise: uniform in [-eps, eps] (l-infinity), Gaussian
-        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal).
+        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal). The
+        first gradient is that of the clean image, which has been looked at anyway; the step along
+        it starts at the noise.
     restarts : int >= 0
         Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional

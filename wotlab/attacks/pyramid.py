@@ -43,10 +43,10 @@ class Generators(nn.Module):
         return z.unflatten(1, (count, -1))
 
 
-def scales(height: int, width: int, most: int) -> list[tuple[int, int]]:
+def scales(height: int, width: int, most: int, smallest: int = SMALLEST) -> list[tuple[int, int]]:
     """Sizes of the pyramid, coarse to fine, each twice the one before; at most `most` of them."""
     sizes = [(height, width)]
-    while len(sizes) < most and min(sizes[0]) // 2 >= SMALLEST:
+    while len(sizes) < most and min(sizes[0]) // 2 >= smallest:
         sizes.insert(0, (sizes[0][0] // 2, sizes[0][1] // 2))
     return sizes
 

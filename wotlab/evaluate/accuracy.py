@@ -112,7 +112,7 @@ def accuracy_curve(
         Images (N, C, H, W) and true labels (N,), on the model's device.
     attack : attack
         Called as `attack(model, x, y, ball)`; bind its options with functools.partial.
-    ball : LinfBall, L2Ball or WassersteinBall
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
         Its eps is replaced.
     eps : sequence of float >= 0
     progress : bool
@@ -124,7 +124,8 @@ def accuracy_curve(
     Raises
     ------
     ValueError
-        For no eps, or one that is negative; as the attack does.
+        For no eps, or one that is negative; for an attack that returns several results an image;
+        as the attack does.
     """
     if not len(eps):
         raise ValueError("eps must hold at least one budget")
@@ -137,6 +138,11 @@ def accuracy_curve(
         at = standing.nonzero()[:, 0]
         if len(at):
             done = attack(model, x[at], y[at], replace(ball, eps=value))
+            if len(done.success) != len(at):
+                raise ValueError(
+                    f"attack must return one result an image; got {len(done.success)} for "
+                    f"{len(at)} (of iwda take samples=1)"
+                )
             standing[at[done.success]] = False
         left.append(standing)
     return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))

@@ -59,8 +59,10 @@ class Run:
 
     def some(self, images, count: int | None) -> tuple[Tensor, Tensor]:
         """The first `count` images (all: None); of a folder, which is sorted by class, a spread."""
-        step = max(1, len(images) // (count or len(images))) if self.sorted else 1
-        return images.tensors(slice(0, count and step * count, step))
+        if count is None or not self.sorted:
+            return images.tensors(slice(0, count))
+        count = min(count, len(images))
+        return images.tensors([k * len(images) // count for k in range(count)])
 
     def training_images(self, count: int | None) -> tuple[Tensor, Tensor, int]:
         """The same of the training images, on the CPU, and the number of classes."""

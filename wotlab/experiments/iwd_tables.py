@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from wotlab import attacks
-from wotlab.balls import WassersteinBall
+from wotlab.balls import InternalWassersteinBall, WassersteinBall
 from wotlab.experiments import iwd
 from wotlab.experiments.frame import Run
 from wotlab.experiments.iwd_networks import (
     DEFENSES,
     INTERNAL,
     LINF,
-    SIDES,
     STEPS,
     Setting,
     iwdd,
@@ -31,10 +30,14 @@ ROWS = {1: ("natural", "free", "fast"), 2: ("pgd", "trades")}
 COLUMNS = {1: tuple(iwd.ATTACKS), 2: ("fgsm", "adef", "fwadv", "iwda", "direct")}
 BETAS = (0.01, 1.0)  # 0.1, the paper's, is table 3's
 MANY = 500  # test images of table 3, as its entries suggest
-MASS = WassersteinBall(0.005)
+BUDGETS = {
+    "pgd-10": LINF,
+    "fwadv": WassersteinBall(0.005),
+    "direct": InternalWassersteinBall(INTERNAL.eps, tile=None),
+}
 JUDGES = {
     "pgd-10": partial(attacks.pgd, steps=10),
-    "fwadv": lambda model, x, y, _: attacks.frank_wolfe(model, x, y, MASS, steps=100),
+    "fwadv": lambda model, x, y, _: attacks.frank_wolfe(model, x, y, BUDGETS["fwadv"], steps=100),
     "direct": lambda model, x, y, _: attacks.pgd(model, x, y, iwd.ball(INTERNAL.eps, x)),
 }
 CELLS = ("clean", *JUDGES)  # of a row of table 3
@@ -68,11 +71,7 @@ def attack_row(number: int, setting: Setting, row: str) -> None:
                 counts = iwd.near(done(), d)
                 return iwd.hits(counts), iwd.sizes(x, counts) | counted
 
-            theirs = (
-                None
-                if suffix
-                else of_paper(number, setting.network, row, attack=name, setting=kind)
-            )
+            theirs = None if suffix else of_paper(number, setting, row, attack=name, kind=kind)
             setting.run.number(
                 f"iwd-table-{number}", f"{setting.network}-{row}-{name}-{kind}{suffix}", "%",
                 broken, seed=0, printed=theirs, source=theirs and f"{SOURCE}{number}",
@@ -85,11 +84,10 @@ def another(y: Tensor, classes: int) -> Tensor:
     return (y + step.to(y.device)) % classes
 
 
-def of_paper(number: int, network: str, row: str, **where: str) -> float | None:
+def of_paper(number: int, setting: Setting, row: str, **where: str) -> float | None:
     """The paper's number, for its own networks and data alone."""
-    if network not in SIDES:
-        return None
-    rows = printed("iwd", table=str(number), network=network, training=row, **where)
+    where |= {"network": setting.network, "data": setting.run.dataset, "training": row}
+    rows = printed("iwd", table=str(number), **where)
     return float(rows[0]["value"]) if rows else None
 
 
@@ -97,7 +95,7 @@ def defend(run: Run) -> None:
     """Table 3: accuracies of each defense, on clean images and under three attacks."""
     for setting in settings(run.first(MANY)):
         for name in DEFENSES:
-            cells = {each: of_paper(3, setting.network, name, attack=each) for each in CELLS}
+            cells = {each: of_paper(3, setting, name, attack=each) for each in CELLS}
             theirs = {each: value for each, value in cells.items() if value is not None}
             judged(setting, replace(setting.trial(name), printed=theirs, source=f"{SOURCE}3"))
 
@@ -110,4 +108,4 @@ def beta(run: Run, betas: Sequence[float] = BETAS) -> None:
 
 
 def judged(setting: Setting, row: Trial) -> None:
-    trial(setting.run, replace(row, judges=JUDGES))
+    trial(setting.run, replace(row, judges=JUDGES, budgets=BUDGETS))

@@ -23,7 +23,8 @@ class Trial:
     `judges` are the attacks by name. `images`: the first so many training images; all by default.
     The optimizer is SGD with momentum 0.9 and weight decay 5e-4 unless another is given, and the
     rate falls to zero. `start`: the trial whose weights it goes on from. `printed` holds the
-    paper's numbers by attack. `few`: the slow attacks get no more test images than that.
+    paper's numbers by attack, `budgets` the balls of attacks that have another one than `ball`.
+    `few`: the slow attacks get no more test images than that.
     """
 
     what: str
@@ -40,6 +41,7 @@ class Trial:
     augment: bool = False
     seed: int = 0
     start: "Trial | None" = None
+    budgets: dict[str, object] = field(default_factory=dict)
     printed: dict[str, float] = field(default_factory=dict)
     source: str = ""
     few: int | None = None
@@ -76,9 +78,10 @@ def trial(run: Run, row: Trial) -> None:
     model, details = train(run, row)
     for name in names:
         here, attack = row.judged_on(run, name), row.judges.get(name)
+        budget = {"budget": str(row.budgets[name])} if name in row.budgets else {}
         here.number(
             row.what, f"{row.case}-{name}", "%", partial(stands, here, model, attack, row.ball),
-            seed=row.seed, details=details, printed=row.printed.get(name),
+            seed=row.seed, details=details | budget, printed=row.printed.get(name),
             source=row.source if name in row.printed else None,
         )  # fmt: skip
 
@@ -106,7 +109,8 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     models.save_weights(model, path)
     details = {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
-        "start": row.start and row.start.case,
+        "start": row.start and row.start.case, "defense": type(row.defense).__name__,
+        "defense_ball": str(getattr(row.defense, "ball", None)),
     }  # fmt: skip
     if "autoattack" in row.judges:
         parts = row.judges["autoattack"].keywords.get("attacks", "standard")

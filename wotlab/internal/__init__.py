@@ -6,7 +6,17 @@ pair of images.
 """
 
 from wotlab.internal.critic import critic
-from wotlab.internal.distance import along, entropic, exact, matching, sliced, tiled
+from wotlab.internal.distance import entropic, exact, matching, matching_cost, sliced, tiled, tiles
 from wotlab.internal.projection import project
 
-__all__ = ["along", "critic", "entropic", "exact", "matching", "project", "sliced", "tiled"]
+__all__ = [
+    "critic",
+    "entropic",
+    "exact",
+    "matching",
+    "matching_cost",
+    "project",
+    "sliced",
+    "tiled",
+    "tiles",
+]

@@ -97,7 +97,7 @@ def critic(
     Raises
     ------
     ValueError
-        As `exact`; for steps, rate, penalty or hidden that are not positive.
+        For images or patches as `exact`; for steps, rate, penalty or hidden that are not positive.
     """
     cost = cost or PatchCost()
     check(x, z)
@@ -110,12 +110,12 @@ def critic(
     adam = Adam(critics.parameters(), rate, BETAS, maximize=True)
     with torch.enable_grad():
         for _ in tqdm(range(steps), disable=not progress, leave=False):
-            climb(adam, critics, u, v, cost, penalty, generator)
+            critic_step(adam, critics, u, v, cost, penalty, generator)
     with torch.no_grad():
         return gap(critics, u, v)
 
 
-def climb(adam: Adam, critics, u: Tensor, v: Tensor, cost, penalty: float, generator) -> None:
+def critic_step(adam: Adam, critics, u: Tensor, v: Tensor, cost, penalty: float, generator) -> None:
     """One step of the critics, up."""
     value = gap(critics, u, v) - penalty * slope_penalty(critics, u, v, cost, generator)
     adam.zero_grad()

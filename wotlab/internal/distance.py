@@ -11,13 +11,27 @@ from wotlab import checks, draws, ot
 from wotlab.patches import PatchCost
 
 MOST = 20_000  # patches that are matched with each other: their costs fill 3.2 GB
-BATCH = 10_000_000  # costs of several tiles that are computed at a time
+BATCH = 10_000_000  # costs of small tiles that are computed at a time
+
+
+def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
+    """`PatchCost.tiles` of these images, if they are small enough to be matched."""
+    if tile is not None:
+        checks.count("tile", tile)
+    found = cost.tiles(*x.shape[-2:], tile)
+    if (most := found[-1].shape[1]) > MOST:
+        raise ValueError(
+            f"tile must be {'given' if tile is None else 'smaller'} for images of "
+            f"{x.shape[-2]}x{x.shape[-1]} pixels: {most} patches are too many to match with each "
+            f"other; take tile=32 (an upper bound of the distance), or `sliced`"
+        )
+    return found
 
 
 def matching(
     x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | None = None
 ) -> Tensor:
-    r"""The best permutation: argmin_sigma sum_j c(u_sigma(j), v_j) over the patches u of x, v of z.
+    r"""The best permutation: argmin_m sum_j c(u_m(j), v_j) over the patches u of x, v of z.
 
     Images of one shape have equally many patches of equal weight, so that an optimal plan is a
     permutation, and transport an assignment problem.
@@ -33,26 +47,24 @@ def matching(
     Returns
     -------
     Tensor, integers (B, N)
-        sigma: for each patch of z the patch of x that it is matched with.
+        m: for each patch of z the patch of x that it is matched with.
+
+    Raises
+    ------
+    ValueError
+        As `tiled`.
 
     Notes
     -----
     SciPy's shortest augmenting paths on the CPU, one image a thread (as many at a time as torch
-    has threads). A matrix of N x N costs an image is made on the device of x.
+    has threads, and as 3.2 GB of costs allow). Costs are computed on the device of x.
     """
     cost = cost or PatchCost()
     check(x, z)
-    if tile is not None:
-        checks.count("tile", tile)
-    tiles = cost.tiles(*x.shape[-2:], tile)
-    if (most := tiles[-1].shape[1]) > MOST:
-        raise ValueError(
-            f"tile must be given for images of {x.shape[-2]}x{x.shape[-1]} pixels: {most} patches "
-            f"are too many to match at a time; take tile=32 (an upper bound), or `sliced`"
-        )
-
+    found = tiles(x, cost, tile)
+    most = found[-1].shape[1]
     # of the smaller ones many at a time
-    parts = [some for part in tiles for some in part.split(max(1, BATCH // part.shape[1] ** 2))]
+    parts = [some for part in found for some in part.split(max(1, BATCH // part.shape[1] ** 2))]
 
     def assign(k: int) -> Tensor:
         v, u = (cost.cut(image[k : k + 1].detach().double())[0] for image in (z, x))
@@ -63,12 +75,12 @@ def matching(
             pairs[part] = part.gather(1, torch.from_numpy(best))
         return pairs
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(min(torch.get_num_threads(), MOST**2 // most**2)) as pool:
         return torch.stack(list(pool.map(assign, range(len(x))))).to(x.device)
 
 
 def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
-    r"""IWD(x, z) = W_1 of the patches = min_sigma (1/N) sum_j c(u_sigma(j), v_j), exactly: (B,).
+    r"""IWD(x, z) = W_1 of the patches = min_m (1/N) sum_j c(u_m(j), v_j), exactly: (B,).
 
     Parameters
     ----------
@@ -119,17 +131,17 @@ def tiled(x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | No
     Raises
     ------
     ValueError
-        As `exact`, and for a tile that is no positive integer.
+        As `exact`; for a tile that is no positive integer, or holds more than 20,000 patches.
     """
     cost = cost or PatchCost()
     pairs = matching(x, z, cost, tile=tile)
-    return along(cost.cut(x), cost.cut(z), pairs, cost)
+    return matching_cost(cost.cut(x), cost.cut(z), pairs, cost)
 
 
-def along(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tensor:
-    """Mean cost of patches v (B, N, d) under a matching (B, N) with patches u: (B,).
+def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tensor:
+    r"""F_m = (1/N) sum_j c(u_m(j), v_j) of patches u, v (B, N, d) and a matching m (B, N): (B,).
 
-    Never less than the distance, whatever the matching.
+    Never less than the distance, whatever the matching. Differentiable in both.
     """
     matched = u.gather(1, pairs[:, :, None].expand_as(u))
     return cost.along(matched, v).mean(1)
@@ -156,7 +168,7 @@ def entropic(
     Raises
     ------
     ValueError
-        As `exact`, and for reg <= 0.
+        For images or patches as `exact`; for reg <= 0 or max_iter < 1.
     """
     cost = cost or PatchCost()
     check(x, z)
@@ -194,7 +206,7 @@ def sliced(
     Raises
     ------
     ValueError
-        As `exact`.
+        For images or patches as `exact`; for directions < 1.
     """
     cost = cost or PatchCost()
     checks.count("directions", directions)

@@ -43,7 +43,7 @@ class PGDAT(Bounded):
 
     Parameters
     ----------
-    ball : LinfBall, L2Ball or WassersteinBall
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
         Its eps is the budget where `eps` is not given.
     eps : function of the epoch, optional
         eps at each minibatch, 2.5 being the middle of the third epoch; constant by default. A
