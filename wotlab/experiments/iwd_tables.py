@@ -33,7 +33,7 @@ MANY = 500  # test images of table 3, as its entries suggest
 BUDGETS = {
     "pgd-10": LINF,
     "fwadv": WassersteinBall(0.005),
-    "direct": InternalWassersteinBall(INTERNAL.eps, tile=None),
+    "direct": InternalWassersteinBall(INTERNAL.eps),
 }
 JUDGES = {
     "pgd-10": partial(attacks.pgd, steps=10),
