@@ -62,6 +62,8 @@ def matching(
     cost = cost or PatchCost()
     check(x, z)
     found, threads = tiles(x, cost, tile), torch.get_num_threads()
+    if found[-1].shape[1] == 1:  # each patch a tile of its own
+        return torch.arange(cost.count(*x.shape[-2:]), device=x.device).repeat(len(x), 1)
     size = found[-1].shape[1] ** 2  # costs of the largest problem
     # many small problems at a time, of large ones as many as there are threads, and memory for
     at_once = min(max(threads, BATCH // size), MOST**2 // size)
