@@ -1,0 +1,203 @@
+"""On a GPU everything gives what it gives on the CPU, and stays where its images are."""
+
+import copy
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import wotlab
+from wotlab import (
+    GroundCost,
+    InternalWassersteinBall,
+    L2Ball,
+    LinfBall,
+    PatchCost,
+    WassersteinBall,
+    attacks,
+    evaluate,
+    gibbs,
+    internal,
+    models,
+    natural,
+    ot,
+    projections,
+    training,
+    warps,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+LINF, MASS, PATCHES = LinfBall(0.1), WassersteinBall(0.3), InternalWassersteinBall(0.2)
+ANY = InternalWassersteinBall(9.0)
+
+
+def seeded() -> torch.Generator:
+    """On the CPU, so that both devices get the same numbers."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A network that reads digits, and some of them: in double precision, where no sign flips."""
+    x, y = wotlab.data.load("digits", "train").tensors(slice(0, 40))
+    model = models.build("digits-small", seed=0)
+    training.fit(model, (x, y), epochs=15, batch_size=10, lr=0.05, progress=False)
+    return model.double().eval(), x[:8].double(), y[:8]
+
+
+def tensors(made) -> list[Tensor]:
+    """All numbers of a result."""
+    if isinstance(made, Tensor):
+        return [made]
+    if isinstance(made, (tuple, list)):
+        return [each for part in made for each in tensors(part)]
+    if is_dataclass(made):
+        return [t for f in fields(made) if f.repr for t in tensors(getattr(made, f.name))]
+    return []
+
+
+def same_on_both(work, case, tolerance: float = 1e-6) -> None:
+    model, x, y = case
+    here = tensors(work(model, x, y))
+    there = tensors(work(copy.deepcopy(model).cuda(), x.cuda(), y.cuda()))
+    assert here and len(here) == len(there)
+    for a, b in zip(here, there, strict=True):
+        assert b.is_cuda
+        assert torch.allclose(a.double(), b.cpu().double(), atol=tolerance, equal_nan=True)
+
+
+ATTACKS = {
+    "fgsm": lambda m, x, y: attacks.fgsm(m, x, y, LINF),
+    "pgd, linf": lambda m, x, y: attacks.pgd(
+        m, x, y, LINF, random_start=True, restarts=2, generator=seeded()
+    ),
+    "pgd, l2": lambda m, x, y: attacks.pgd(m, x, y, L2Ball(0.5), loss="margin"),
+    "pgd, mass": lambda m, x, y: attacks.pgd(m, x, y, MASS, steps=5),
+    "pgd, patches": lambda m, x, y: attacks.pgd(m, x, y, PATCHES, steps=10),
+    "transport": lambda m, x, y: attacks.transport(m, x, y, MASS),
+    "mirror ascent": lambda m, x, y: attacks.mirror_ascent(m, x, y, MASS, steps=20),
+    "frank-wolfe": lambda m, x, y: attacks.frank_wolfe(m, x, y, MASS, steps=20),
+    "langevin": lambda m, x, y: attacks.langevin(m, x, y, LINF, generator=seeded()),
+    "iwda": lambda m, x, y: attacks.iwda(
+        m, x, y, ANY, steps=10, samples=2, early_stop=False, generator=seeded()
+    ),
+    "stadv": lambda m, x, y: attacks.stadv(m, x, y, ANY, steps=20),
+    "adef": lambda m, x, y: attacks.adef(m, x, y, ANY, steps=20),
+    "eot": lambda m, x, y: attacks.eot(m, x, y, LINF, steps=5, generator=seeded()),
+    "radius": lambda m, x, y: attacks.radius(m, x, y),
+}
+
+
+@pytest.mark.parametrize("work", ATTACKS.values(), ids=ATTACKS.keys())
+def test_attacks(work, case):
+    same_on_both(work, case)
+
+
+def test_attacks_of_other_libraries(case):
+    """They draw on the device, so that only what they promise is compared."""
+    model, x, y = (part.cuda() for part in case)
+    done = attacks.library(model, x, y, LinfBall(0.2))
+    assert done.x_adv.is_cuda and bool(LinfBall(0.2).contains(x, done.x_adv).all())
+    assert torch.equal(model(done.x_adv).argmax(1) != y, done.success) and bool(done.success.any())
+
+
+MOVED = {  # of x and z, two batches of images
+    "exact": lambda x, z: ot.exact(x, z, GroundCost()),
+    "W infinity": lambda x, z: ot.wasserstein_infinity(x, z),
+    "sinkhorn": lambda x, z: ot.sinkhorn(x, z, GroundCost(), reg=0.1),
+    "divergence": lambda x, z: ot.sinkhorn_divergence(x, z, GroundCost(), reg=0.1),
+    "unbalanced": lambda x, z: ot.unbalanced_sinkhorn(x, z, GroundCost(), reg=0.1, tau=1.0),
+    "constrained": lambda x, z: projections.constrained_sinkhorn(x, z, 0.1, GroundCost()),
+    "projected": lambda x, z: projections.projected_sinkhorn(x, z, 0.1, GroundCost()),
+    "dual": lambda x, z: projections.dual_projection(x, z, 0.1, GroundCost()),
+    "unbalanced projection": lambda x, z: projections.unbalanced_sinkhorn(x, z, GroundCost()),
+    "certificate": lambda x, z: wotlab.certify(x, z, WassersteinBall(1.0)),
+    "iwd": internal.exact,
+    "iwd, l2": lambda x, z: internal.exact(x, z, PatchCost(norm=2, stride=2)),
+    "iwd, tiles": lambda x, z: internal.tiled(x, z, tile=3),
+    "iwd, entropic": lambda x, z: internal.entropic(x, z, reg=0.1),
+    "iwd, sliced": lambda x, z: internal.sliced(x, z, generator=seeded()),
+    "iwd, critic": lambda x, z: internal.critic(x, z, steps=20, generator=seeded()),
+    "iwd, ball": PATCHES.project,
+    "iwd, ball of l2": InternalWassersteinBall(0.1, PatchCost(norm=2)).project,
+    "warp": lambda x, z: warps.warp(x, z.repeat(1, 2, 1, 1)),
+    "transformations": lambda x, z: warps.Transformations()(x, generator=seeded()),
+    "translate": lambda x, z: natural.translate(x, 0.2, generator=seeded()),
+    "rotate": lambda x, z: natural.rotate(x, 20, generator=seeded()),
+    "blur": lambda x, z: natural.blur(x, 1.0),
+    "langevin": lambda x, z: gibbs.sample(
+        lambda w: ((w - z) ** 2).sum((1, 2, 3)),
+        x,
+        *LINF.walls(x),
+        gibbs.Chain(),
+        10,
+        generator=seeded(),
+    ),
+}
+
+
+@pytest.mark.parametrize("work", MOVED.values(), ids=MOVED.keys())
+def test_transport_projections_and_patches(work, case):
+    same_on_both(lambda model, x, y: work(x, x.flip(3)), case)
+
+
+def test_gradients_of_the_distances(case):
+    def slopes(model, x, y):
+        z = x.roll(1, 3).requires_grad_()
+        many = internal.exact(x, z).sum() + internal.entropic(x, z).sum()
+        return torch.autograd.grad(many + wotlab.wasserstein_distance(x, z).sum(), z)[0]
+
+    same_on_both(slopes, case)
+
+
+DEFENSES = {
+    "standard": training.Standard,
+    "pgd": lambda: training.PGDAT(LINF),
+    "trades": lambda: training.TRADES(LINF),
+    "mart": lambda: training.MART(LINF),
+    "fast": lambda: training.FastAT(LINF),
+    "free": lambda: training.FreeAT(LINF, 2),
+    "wasserstein": lambda: training.WassersteinAT(WassersteinBall(0.1)),
+    "iwdd": lambda: training.IWDD(InternalWassersteinBall(0.05)),
+    "chain": lambda: training.AdversarialTransport(LINF),
+    "got": lambda: training.GOT.paper("GOT-PGD-S", "mnist"),
+}
+
+
+@pytest.mark.parametrize("make", DEFENSES.values(), ids=DEFENSES.keys())
+def test_defenses_train_and_go_on_where_they_were_stopped(make, digits, tmp_path):
+    """Two epochs at once, and one that is stored and followed by one more, end alike."""
+
+    def trained(*epochs: int, **more) -> nn.Module:
+        for until in epochs:
+            model = models.build("digits-small", seed=0).cuda().double()  # no sign flips
+            training.fit(
+                model, digits, make(), epochs=until, batch_size=10, lr=0.05, progress=False, **more
+            )
+        return model
+
+    whole, parts = trained(2), trained(1, 2, checkpoint=tmp_path / "half.checkpoint")
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert a.is_cuda and torch.allclose(a, b, atol=1e-6)
+
+
+def test_evaluation(case):
+    model, x, y = (part.cuda() for part in case)
+    curve = evaluate.accuracy_curve(model, x, y, attacks.pgd, LINF, [0.0, 0.1, 0.3])
+    assert curve.shares[0].value == evaluate.accuracy(model, (x, y)).value
+    assert curve.shares[2].value < 1
+    weak = evaluate.sanity(model, x, y, attacks.pgd, LINF, far=1.0)
+    assert all(isinstance(doubt, evaluate.Doubt) for doubt in weak)
+
+
+def test_weights_from_a_gpu_are_read_anywhere(tmp_path):
+    model = models.build("digits-small", seed=0).cuda()
+    models.save_weights(model, tmp_path / "weights.safetensors")
+    other = models.build("digits-small", seed=1)
+    models.load_weights(other, tmp_path / "weights.safetensors")
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert not b.is_cuda and torch.equal(a.cpu(), b)
