@@ -121,6 +121,25 @@ def test_defenses_go_on_from_one_network(run, monkeypatch):
     assert set(found("iwd-beta", run)) == {"beta-1-clean", "beta-1-pgd-10"}
 
 
+def test_epochs_are_of_all_images_and_have_records_of_their_own(run, monkeypatch):
+    monkeypatch.setattr(iwd_tables, "JUDGES", {})
+    monkeypatch.setattr(iwd_tables, "DEFENSES", ("natural", "fast", "iwdd"))
+    longer = replace(run, epochs=2)
+    for each in (run, longer):
+        iwd_tables.defend(each)
+    rows = found("iwd-table-3", run)
+    assert set(rows) == {f"{k}-clean" for k in ("natural", "fast", "iwdd")} | {
+        "fast-2-epochs-clean", "iwdd-2-epochs-clean"
+    }  # fmt: skip
+    took = {k.removesuffix("-clean"): r.details for k, r in rows.items()}
+    assert took["iwdd"]["training_images"] == 12 and took["iwdd-2-epochs"]["training_images"] == 36
+    # the same work: two gradients an image with one step, and of fast training
+    assert took["fast-2-epochs"]["epochs"] == took["iwdd-2-epochs"]["epochs"] == 2
+    assert goes_on_where_it_was(iwd_tables.defend, longer)
+    cuda = Setting(replace(longer, device=torch.device("cuda")), "cifar-small")
+    assert not cuda.whole and replace(cuda, run=replace(cuda.run, epochs=None)).whole
+
+
 def test_networks_of_the_paper_where_they_are_at_hand(run, monkeypatch):
     """Ten folders of ImageNet's name, and in place of a published network one made here."""
     write_images(run.data / "imagenet", data.IMAGENET10, {"train": 1, "val": 1}, 80)

@@ -85,7 +85,7 @@ ATTACKS = {
     "iwda": lambda m, x, y: attacks.iwda(
         m, x, y, ANY, steps=10, samples=2, early_stop=False, generator=seeded()
     ),
-    "stadv": lambda m, x, y: attacks.stadv(m, x, y, ANY, steps=20),
+    "stadv": lambda m, x, y: attacks.stadv(m, x, y, ANY, steps=3),  # roundings grow
     "adef": lambda m, x, y: attacks.adef(m, x, y, ANY, steps=20),
     "eot": lambda m, x, y: attacks.eot(m, x, y, LINF, steps=5, generator=seeded()),
     "radius": lambda m, x, y: attacks.radius(m, x, y),
@@ -106,7 +106,7 @@ def test_attacks_of_other_libraries(case):
 
 
 MOVED = {  # of x and z, two batches of images
-    "exact": lambda x, z: ot.exact(x, z, GroundCost()),
+    "exact": lambda x, z: ot.exact(x, z, GroundCost()).primal,  # many potentials are optimal
     "W infinity": lambda x, z: ot.wasserstein_infinity(x, z),
     "sinkhorn": lambda x, z: ot.sinkhorn(x, z, GroundCost(), reg=0.1),
     "divergence": lambda x, z: ot.sinkhorn_divergence(x, z, GroundCost(), reg=0.1),

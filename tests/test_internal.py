@@ -1,5 +1,8 @@
 """Internal Wasserstein distance: against POT, closed forms, and a quadratic program."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+
 import cvxpy
 import numpy as np
 import ot as pot
@@ -12,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 import wotlab
 from wotlab import InternalWassersteinBall, PatchCost, attacks, internal
 from wotlab.internal.critic import PatchCritics, slope_penalty
+from wotlab.internal.distance import assignment
 
 COSTS = [PatchCost(3, stride, norm) for stride in (1, 2, 3) for norm in (1, 2)]
 costs = pytest.mark.parametrize("cost", COSTS, ids=str)
@@ -266,6 +270,20 @@ def test_penalty_is_per_patch():
     u = random(1, 4, 9)
     penalty = slope_penalty(lambda w: w[:, :1, 0], u, u, PatchCost())
     assert penalty.item() == pytest.approx(3 / 4)
+
+
+def test_assignments_are_the_best_whether_they_are_easy_or_not():
+    """Some where each row has a nearest column of its own, and some where rows compete."""
+    costs = random(6, 5, 5)
+    costs[:3] += 1 - torch.eye(5)[torch.randperm(5, generator=torch.Generator().manual_seed(0))]
+    with ThreadPoolExecutor(2) as pool:
+        best = assignment(costs, pool, 2)
+        none = assignment(costs[:0], pool, 2)
+    orders = torch.tensor(list(permutations(range(5))))
+    least = costs[:, torch.arange(5), orders].sum(2).amin(1)
+    assert torch.allclose(costs.gather(2, best[:, :, None]).sum((1, 2)), least)
+    assert (costs.argmin(2).sort(1).values == torch.arange(5)).all(1).tolist()[:3] == [True] * 3
+    assert none.shape == (0, 5)
 
 
 def test_critics_of_a_batch_do_not_meet():

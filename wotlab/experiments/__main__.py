@@ -67,6 +67,9 @@ def main() -> None:
                              "names, and where ours are kept")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records")
     parser.add_argument("--images", type=int, default=1000, help="the first so many test images")
+    parser.add_argument("--epochs", type=int,
+                        help="of trainings on all images (iwd): by default a short one of some "
+                             "images on a CPU, as long as in the paper on a GPU")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--anew", action="store_true", help="measure what is recorded again")
     given = vars(parser.parse_args())

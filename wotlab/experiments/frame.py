@@ -41,6 +41,7 @@ class Run:
     anew: bool
     dataset: str = "mnist"
     size: int | None = None  # pixels, for folders of images of any size
+    epochs: int | None = None  # of trainings on all images, in place of an experiment's own
 
     def first(self, count: int | None) -> "Run":
         """The same on no more test images than that."""

@@ -21,7 +21,7 @@ from wotlab.training.defenses import madry
 LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap
 SIDES = {"resnet101": 224, "inception-v3": 299}
-# Epochs, images and steps of attacks on a CPU: a network without a defense, then rows from it.
+# Short trainings: epochs of a network without a defense, then of rows from it, images and steps.
 FIRST, IMAGES, EPOCHS, STEPS = 4, 5_000, 2, 5
 REPEATS = 4  # of free training
 GRADIENTS = {"free": REPEATS, "fast": 2}  # an image and epoch, where it is not STEPS + 1
@@ -51,8 +51,8 @@ class Setting:
 
     @property
     def whole(self) -> bool:
-        """As long as in the paper, from first weights; on a CPU short, and from one start."""
-        return self.run.device.type == "cuda"
+        """As long as in the paper, from first weights; else short, and from one start."""
+        return self.run.device.type == "cuda" and self.run.epochs is None
 
     @property
     def undefended(self) -> str:
@@ -67,13 +67,19 @@ class Setting:
         )  # fmt: skip
         if name == "natural":
             return start
-        row = replace(start, case=f"{self.network}-{name}", defense=defense)
+        row = replace(start, case=self.case(name), defense=defense)
         if self.whole:
             return replace(row, epochs=start.epochs // (REPEATS if name == "free" else 1))
-        epochs = EPOCHS * (STEPS + 1) // GRADIENTS.get(name, STEPS + 1)  # for the same work
-        return replace(
-            row, start=start, images=IMAGES, epochs=max(1, epochs), batch=50, lr=0.02
+        epochs = (self.run.epochs or EPOCHS) * (STEPS + 1)
+        row = replace(
+            row, start=start, lr=0.02, epochs=max(1, epochs // GRADIENTS.get(name, STEPS + 1))
         )  # fmt: skip
+        return row if self.run.epochs else replace(row, images=IMAGES, batch=50)
+
+    def case(self, name: str) -> str:
+        """The network's name in records."""
+        longer = self.run.epochs and name not in ("natural", "published")
+        return f"{self.network}-{name}" + (f"-{self.run.epochs}-epochs" if longer else "")
 
     def model(self, name: str) -> nn.Module:
         """A network by the name of its defense; "published": torchvision's, among ten classes."""

@@ -73,7 +73,7 @@ def attack_row(number: int, setting: Setting, row: str) -> None:
 
             theirs = None if suffix else of_paper(number, setting, row, attack=name, kind=kind)
             setting.run.number(
-                f"iwd-table-{number}", f"{setting.network}-{row}-{name}-{kind}{suffix}", "%",
+                f"iwd-table-{number}", f"{setting.case(row)}-{name}-{kind}{suffix}", "%",
                 broken, seed=0, printed=theirs, source=theirs and f"{SOURCE}{number}",
             )  # fmt: skip
 
@@ -104,7 +104,7 @@ def beta(run: Run, betas: Sequence[float] = BETAS) -> None:
     """IWDD's weight of the clean images."""
     for setting, weight in product(settings(run.first(MANY)), betas):
         row = setting.trial("iwdd", iwdd(10 if setting.whole else STEPS, weight))
-        judged(setting, replace(row, what="iwd-beta", case=f"{setting.network}-beta-{weight:g}"))
+        judged(setting, replace(row, what="iwd-beta", case=setting.case(f"beta-{weight:g}")))
 
 
 def judged(setting: Setting, row: Trial) -> None:

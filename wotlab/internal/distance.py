@@ -67,21 +67,38 @@ def matching(
     size = found[-1].shape[1] ** 2  # costs of the largest problem
     # many small problems at a time, of large ones as many as there are threads, and memory for
     at_once = min(max(threads, BATCH // size), MOST**2 // size)
-    pairs = torch.empty(len(x), cost.count(*x.shape[-2:]), dtype=torch.long)
+    pairs = torch.empty(len(x), cost.count(*x.shape[-2:]), dtype=torch.long, device=x.device)
+    u, v = (cost.cut(images.detach().double()) for images in (x, z))
     with ThreadPoolExecutor(threads) as pool:
-        for part in (some for each in found for some in each.split(at_once)):
+        for part in (group.to(x.device) for each in found for group in each.split(at_once)):
             images = max(1, at_once // len(part))
             for k in range(0, len(x), images):
-                v, u = (cost.cut(all_[k : k + images].detach().double()) for all_ in (z, x))
-                costs = cost.between(v[:, part], u[:, part]).flatten(0, 1)
-                # the same matching is best, and found up to six times sooner
-                costs -= costs.amin(2, keepdim=True)
-                costs -= costs.amin(1, keepdim=True)
-                solved = pool.map(linear_sum_assignment, costs.cpu().numpy())
-                best = np.stack([columns for _, columns in solved])
-                best = torch.from_numpy(best).unflatten(0, (-1, len(part)))
+                some = slice(k, k + images)
+                costs = cost.between(v[some, part], u[some, part]).flatten(0, 1)
+                best = assignment(costs, pool, threads).unflatten(0, (-1, len(part)))
                 pairs[k : k + images, part] = part.expand_as(best).gather(2, best)
-    return pairs.to(x.device)
+    return pairs
+
+
+def assignment(costs: Tensor, pool: ThreadPoolExecutor, parts: int) -> Tensor:
+    """The columns m of least sum_j costs[j, m(j)], for each matrix of (B, N, N): (B, N)."""
+    best = costs.argmin(2)
+    # where no two rows have the same nearest column, nothing can be cheaper
+    taken = torch.zeros_like(best).scatter_(1, best, 1)
+    hard = (taken == 0).any(1).nonzero()[:, 0]
+    costs = costs[hard]
+    # the same matching is best, and found up to six times sooner
+    costs -= costs.amin(2, keepdim=True)
+    costs -= costs.amin(1, keepdim=True)
+    blocks = np.array_split(costs.cpu().numpy(), parts)  # a thread each: small ones cost nothing
+    solved = [columns for block in pool.map(solve, blocks) for columns in block]
+    if solved:
+        best[hard] = torch.from_numpy(np.stack(solved)).to(best)
+    return best
+
+
+def solve(block: np.ndarray) -> list[np.ndarray]:
+    return [linear_sum_assignment(costs)[1] for costs in block]
 
 
 def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:

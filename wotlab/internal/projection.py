@@ -9,7 +9,7 @@ from wotlab import checks
 from wotlab.internal.distance import matching
 from wotlab.patches import PatchCost
 
-HALVINGS = 25
+HALVINGS = 22
 ROUNDING = 1e-5  # relative, of what a matching spends
 
 
@@ -90,7 +90,8 @@ def _by_price(w, asked, there, eps: float, spent: Callable[[Tensor], Tensor]) ->
         return torch.maximum(a, w + lam[:, None, None, None] * slope).amin(0).clamp(0, 1)
 
     free = torch.zeros_like(w[:, 0, 0, 0])
-    dear = (w.abs().amax((1, 2, 3)) + 1) * (spent(at(free)) > eps)  # above every |w - a_l|
+    dear = (w - asked).abs_().mul_(there).amax((0, 2, 3, 4))  # there every pixel is at its median
+    dear *= spent(at(free)) > eps
     return at(_edge(dear, free, lambda lam: spent(at(lam)) > eps))
 
 
