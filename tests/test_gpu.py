@@ -85,7 +85,6 @@ ATTACKS = {
     "iwda": lambda m, x, y: attacks.iwda(
         m, x, y, ANY, steps=10, samples=2, early_stop=False, generator=seeded()
     ),
-    "stadv": lambda m, x, y: attacks.stadv(m, x, y, ANY, steps=3),  # roundings grow
     "adef": lambda m, x, y: attacks.adef(m, x, y, ANY, steps=20),
     "eot": lambda m, x, y: attacks.eot(m, x, y, LINF, steps=5, generator=seeded()),
     "radius": lambda m, x, y: attacks.radius(m, x, y),
@@ -97,12 +96,18 @@ def test_attacks(work, case):
     same_on_both(work, case)
 
 
-def test_attacks_of_other_libraries(case):
-    """They draw on the device, so that only what they promise is compared."""
+@pytest.mark.parametrize("name", ["autoattack", "stadv"])
+def test_attacks_that_roundings_decide(name, case):
+    """One draws on the device, the other begins at a kink: what they promise is compared."""
     model, x, y = (part.cuda() for part in case)
-    done = attacks.library(model, x, y, LinfBall(0.2))
-    assert done.x_adv.is_cuda and bool(LinfBall(0.2).contains(x, done.x_adv).all())
-    assert torch.equal(model(done.x_adv).argmax(1) != y, done.success) and bool(done.success.any())
+    attack, ball = {
+        "autoattack": (attacks.library, LinfBall(0.2)),
+        "stadv": (attacks.stadv, InternalWassersteinBall(1.0)),
+    }[name]
+    done = attack(model, x, y, ball)
+    assert done.x_adv.is_cuda and bool(ball.contains(x, done.x_adv)[done.success].all())
+    wrong = model(done.x_adv).argmax(1) != y
+    assert bool(done.success.any()) and bool(wrong[done.success].all())
 
 
 MOVED = {  # of x and z, two batches of images
