@@ -260,15 +260,15 @@ def test_theorem_1_is_false_in_l2():
 @pytest.mark.parametrize(("norm", "dual"), [(1, torch.inf), (2, 2)])
 def test_penalty_of_a_linear_critic_is_in_the_dual_norm(norm, dual):
     a, u, v = random(9) * 3 - 1, random(2, 4, 9), random(2, 4, 9, seed=1)
-    penalty = slope_penalty(lambda w: w @ a, u, v, PatchCost(norm=norm))
+    penalty = slope_penalty(lambda w: a.expand_as(w), u, v, PatchCost(norm=norm))
     expected = (a.norm(p=dual) - 1).square().item()
     assert penalty.tolist() == pytest.approx([expected] * 2)
 
 
 def test_penalty_is_per_patch():
     """One patch of the gradient wanted, the others flat: each flat patch pays 1."""
-    u = random(1, 4, 9)
-    penalty = slope_penalty(lambda w: w[:, :1, 0], u, u, PatchCost())
+    u, first = random(1, 4, 9), torch.tensor([1.0, 0, 0, 0], dtype=torch.double)
+    penalty = slope_penalty(lambda w: first[:, None].expand_as(w), u, u, PatchCost())
     assert penalty.item() == pytest.approx(3 / 4)
 
 
@@ -284,6 +284,17 @@ def test_assignments_are_the_best_whether_they_are_easy_or_not():
     assert torch.allclose(costs.gather(2, best[:, :, None]).sum((1, 2)), least)
     assert (costs.argmin(2).sort(1).values == torch.arange(5)).all(1).tolist()[:3] == [True] * 3
     assert none.shape == (0, 5)
+
+
+def test_slope_is_the_gradient_at_each_patch_and_so_is_its_own():
+    critics = PatchCritics(2, 9, like=random(1), generator=torch.Generator().manual_seed(0))
+    u = random(2, 5, 9).requires_grad_()
+    (slope,) = torch.autograd.grad(critics(u).sum(), u, create_graph=True)
+    assert torch.allclose(critics.slope(u), slope)
+    weights = [critics.weight0, critics.weight1, critics.weight2]
+    twice = torch.autograd.grad(slope.square().sum(), weights)
+    once = torch.autograd.grad(critics.slope(u.detach()).square().sum(), weights)
+    assert all(torch.allclose(a, b) for a, b in zip(once, twice, strict=True))
 
 
 def test_critics_of_a_batch_do_not_meet():
