@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 import wotlab
 from wotlab import InternalWassersteinBall, PatchCost, attacks, internal
 from wotlab.internal.critic import PatchCritics, slope_penalty
-from wotlab.internal.distance import assignment
+from wotlab.internal.distance import assignment, reduce, take_minima
 
 COSTS = [PatchCost(3, stride, norm) for stride in (1, 2, 3) for norm in (1, 2)]
 costs = pytest.mark.parametrize("cost", COSTS, ids=str)
@@ -272,18 +272,44 @@ def test_penalty_is_per_patch():
     assert penalty.item() == pytest.approx(3 / 4)
 
 
-def test_assignments_are_the_best_whether_they_are_easy_or_not():
-    """Some where each row has a nearest column of its own, and some where rows compete."""
-    costs = random(6, 5, 5)
-    costs[:3] += 1 - torch.eye(5)[torch.randperm(5, generator=torch.Generator().manual_seed(0))]
+@pytest.mark.parametrize("norm", [1, 2])
+def test_assignments_are_the_best_whatever_the_patches_do(norm):
+    """Patches that are far apart, crowded, all changed alike, each in its own way; none at all."""
+    u, noise = random(8, 5, 4), random(8, 5, 4, seed=1) - 0.5
+    u[:2] *= 50  # the nearest patch of each is its own
+    v = u + torch.tensor([0, 1, 0.1, 0.5, 0, 0, 3, 3])[:, None, None] * noise
+    v[4:] += 2 * random(4, 1, 4, seed=2) - 1
+    u[5] = u[5, :1]  # all patches alike
+    cost = PatchCost(2, norm=norm)
     with ThreadPoolExecutor(2) as pool:
-        best = assignment(costs, pool, 2)
-        none = assignment(costs[:0], pool, 2)
-    orders = torch.tensor(list(permutations(range(5))))
+        best = assignment(v, u, cost, pool)
+        assert assignment(v[:0], u[:0], cost, pool).shape == (0, 5)
+    costs, orders = cost.between(v, u), torch.tensor(list(permutations(range(5))))
     least = costs[:, torch.arange(5), orders].sum(2).amin(1)
     assert torch.allclose(costs.gather(2, best[:, :, None]).sum((1, 2)), least)
-    assert (costs.argmin(2).sort(1).values == torch.arange(5)).all(1).tolist()[:3] == [True] * 3
-    assert none.shape == (0, 5)
+    assert torch.equal(best.sort(1).values, torch.arange(5).expand(8, 5))
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 2]), st.floats(0, 2))
+@settings(deadline=None, max_examples=30)
+def test_reduced_costs_are_costs_less_two_potentials(seed, norm, shift):
+    """Not negative, no larger sum than the best matching's cost, the same differences."""
+    u, cost = random(2, 6, 4, seed=seed), PatchCost(2, norm=norm)
+    v = u + shift * random(2, 1, 4, seed=seed + 1) + 0.1 * random(2, 6, 4, seed=seed + 2)
+    costs = cost.between(v, u)
+    left = costs.clone()
+    reduce(left, v, u, cost)
+    assert left.min() > -1e-12
+    taken = costs - left  # f_j + g_i: every 2x2 minor is balanced
+    minor = taken[:, 1:, 1:] - taken[:, :1, 1:] - taken[:, 1:, :1] + taken[:, :1, :1]
+    assert minor.abs().max() < 1e-12
+    plain = costs.clone()
+    take_minima(plain)
+    for k in range(2):
+        i, j = linear_sum_assignment(costs[k].numpy())
+        assert (left[k] - plain[k])[i, j].sum() <= 1e-12  # at least as much is taken
+        a, b = linear_sum_assignment(left[k].numpy())
+        assert costs[k][a, b].sum().item() == pytest.approx(costs[k][i, j].sum().item())
 
 
 def test_slope_is_the_gradient_at_each_patch_and_so_is_its_own():
