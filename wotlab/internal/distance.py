@@ -88,7 +88,7 @@ def assignment(v: Tensor, u: Tensor, cost: PatchCost, pool: ThreadPoolExecutor) 
     # where no two patches have the same nearest one, nothing can be cheaper
     taken = torch.zeros_like(best).scatter_(1, best, 1)
     hard = (taken == 0).any(1).nonzero()[:, 0]
-    costs = costs[hard]
+    costs = costs[hard] if len(hard) < len(costs) else costs  # no copy of one large problem
     reduce(costs, v[hard], u[hard], cost)
     parts = torch.get_num_threads()
     blocks = np.array_split(costs.cpu().numpy(), parts)  # a thread each: small ones cost nothing
