@@ -41,9 +41,9 @@ def seeded() -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def case():
+def case(digits):
     """A network that reads digits, and some of them: in double precision, where no sign flips."""
-    x, y = wotlab.data.load("digits", "train").tensors(slice(0, 40))
+    x, y = digits
     model = models.build("digits-small", seed=0)
     training.fit(model, (x, y), epochs=15, batch_size=10, lr=0.05, progress=False)
     return model.double().eval(), x[:8].double(), y[:8]
@@ -60,14 +60,14 @@ def tensors(made) -> list[Tensor]:
     return []
 
 
-def same_on_both(work, case, tolerance: float = 1e-6) -> None:
+def same_on_both(work, case) -> None:
     model, x, y = case
     here = tensors(work(model, x, y))
     there = tensors(work(copy.deepcopy(model).cuda(), x.cuda(), y.cuda()))
     assert here and len(here) == len(there)
     for a, b in zip(here, there, strict=True):
         assert b.is_cuda
-        assert torch.allclose(a.double(), b.cpu().double(), atol=tolerance, equal_nan=True)
+        assert torch.allclose(a.double(), b.cpu().double(), atol=1e-6, equal_nan=True)
 
 
 ATTACKS = {

@@ -77,7 +77,7 @@ def matching(
                 some = slice(k, k + images)
                 cut = (patches[some][:, part].flatten(0, 1) for patches in (v, u))
                 best = assignment(*cut, cost, pool).unflatten(0, (-1, len(part)))
-                pairs[k : k + images, part] = part.expand_as(best).gather(2, best)
+                pairs[some, part] = part.expand_as(best).gather(2, best)
     return pairs
 
 
@@ -106,8 +106,7 @@ def reduce(costs: Tensor, v: Tensor, u: Tensor, cost: PatchCost) -> None:
     patches change each in its own way; and the linear critic <s, v_j - u_i>, s the vector of dual
     norm 1 along their mean change, and what is nearest then, right where all change alike.
     """
-    mean = (v - u).mean(1, keepdim=True)
-    s = mean.sign() if cost.norm == 1 else F.normalize(mean, dim=2)
+    s = unit((v - u).mean(1, keepdim=True), cost, 2)
     linear = (v * s).sum(2)[:, :, None], -(u * s).sum(2)[:, None]
     f, g = take_minima(costs)
     costs += f - linear[0]
@@ -116,6 +115,11 @@ def reduce(costs: Tensor, v: Tensor, u: Tensor, cost: PatchCost) -> None:
     back = f.sum(1, True) + g.sum(2, True) > f2.sum(1, True) + g2.sum(2, True)
     costs += (f2 - f) * back
     costs += (g2 - g) * back
+
+
+def unit(w: Tensor, cost: PatchCost, dim: int) -> Tensor:
+    """Vectors of dual norm 1, so that <w, .> is 1-Lipschitz for the cost: signs for l1."""
+    return w.sign() if cost.norm == 1 else F.normalize(w, dim=dim)
 
 
 def take_minima(costs: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,7 +269,7 @@ def sliced(
     check(x, z)
     u, v = cost.cut(x), cost.cut(z)
     w = draws.normal(u.new_empty(u.shape[2], directions), generator)
-    w = w.sign() if cost.norm == 1 else w / w.norm(dim=0)
+    w = unit(w, cost, 0)
     return ((u @ w).sort(1).values - (v @ w).sort(1).values).abs().mean((1, 2))
 
 
