@@ -18,19 +18,26 @@ from wotlab.balls import L2Ball, LinfBall
 FEWEST = 4  # classes that AutoAttack's targeted loss compares
 
 
-class _Single(nn.Module):
-    """A model of any dtype, of two classes or more, for a library that wants float32 and four.
-
-    Classes that are missing to four get logits just below all others, which no image reaches and
-    which have no slope: the library's loss compares the four largest logits.
-    """
+class _Cast(nn.Module):
+    """A model of any dtype for images of another."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, z: Tensor) -> Tensor:
-        logits = logits_of(self.model, z).float()
+        return logits_of(self.model, z)
+
+
+class _FourClasses(_Cast):
+    """A model of two classes or more for a library whose loss compares the four largest logits.
+
+    Classes that are missing to four get logits just below all others, which no image reaches and
+    which have no slope.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits = super().forward(z)
         missing = max(0, FEWEST - logits.shape[1])
         below = logits.detach().amin(1, keepdim=True) - 1
         return torch.cat([logits, below.expand(-1, missing)], 1)
@@ -38,7 +45,7 @@ class _Single(nn.Module):
 
 def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
     others = model(x[:1].to(dtype_of(model, x))).shape[1] - 1
-    model, x = _Single(model), x.float()
+    model, x = _FourClasses(model), x.float()
     norm = "Linf" if isinstance(ball, LinfBall) else "L2"
     run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
     for part in (run.apgd_targeted, run.fab):
@@ -54,7 +61,7 @@ def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) ->
 def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
     def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
         made = getattr(_torchattacks_library(), name)
-        attack = made(model, **(defaults(ball) | options))
+        attack = made(_Cast(model), **(defaults(ball) | options))
         attack.set_device(x.device)
         return attack(x, y)
 
@@ -146,7 +153,7 @@ def library(
         torch.manual_seed(seed)
         found.misread = ~are_right(model, x, y, batch_size)  # broken as they are
         for rows in (~found.misread).nonzero()[:, 0].split(batch_size):
-            if ball.eps > 0:
+            if len(rows) and ball.eps > 0:
                 with torch.enable_grad(), frozen(model):
                     found.x_adv[rows] = run(model, ball, x[rows], y[rows], seed, **options).to(x)
         found.broken = ~are_right(model, found.x_adv, y, batch_size)
