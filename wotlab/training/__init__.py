@@ -12,7 +12,8 @@ H, W), y (B,), whose images have the places `index` (B,) in the data set. It may
 """
 
 from wotlab.training.adversarial_transport import AdversarialTransport
-from wotlab.training.defenses import MART, PGDAT, TRADES, FastAT, FreeAT, WassersteinAT
+from wotlab.training.defenses import MART, PGDAT, TRADES, WassersteinAT
+from wotlab.training.fast import FastAT, FreeAT
 from wotlab.training.fit import Fit, fit
 from wotlab.training.got import GOT
 from wotlab.training.iwdd import IWDD
