@@ -9,6 +9,10 @@ H, W), y (B,), whose images have the places `index` (B,) in the data set. It may
 - `state_dict()` and `load_state_dict(state)`: what goes into checkpoints,
 - `gather(fabric)`, called before each checkpoint and after each epoch: share its state with the
   other processes.
+
+All its attributes are settings, and a checkpoint is continued only by a defense with the same ones.
+What changes from minibatch to minibatch is a tensor, a network or an optimizer, goes into
+`state_dict`, or has a name that begins with an underscore.
 """
 
 from wotlab.training.adversarial_transport import AdversarialTransport

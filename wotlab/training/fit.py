@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.training import checkpoints
+from wotlab.training import checkpoints, settings
 from wotlab.training.batches import Places, as_dataset, minibatches
 from wotlab.training.standard import Standard
 
@@ -119,7 +119,7 @@ def fit(
     ------
     ValueError
         For numbers out of range, data without labels or places, a checkpoint that is damaged or
-        belongs to another network, data set or setting.
+        belongs to another network, defense, data set or setting; it says which.
     FloatingPointError
         When the loss is no longer finite. The checkpoint then holds the last good state.
     """
@@ -191,7 +191,8 @@ class _Run:
     def prepare(self, optimiser, schedule, ema, validate) -> None:
         """Everything with a state, in `parts`."""
         self.wrapped, self.optimiser = self.fabric.setup(self.model, optimiser)
-        schedule, count = schedule or (lambda epoch: 1.0), len(self.places(0))
+        given, count = schedule, len(self.places(0))
+        schedule = schedule or (lambda epoch: 1.0)
         self.scheduler = LambdaLR(optimiser, lambda minibatch: schedule(minibatch / count))
         self.parts = {
             "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
@@ -207,14 +208,18 @@ class _Run:
         if hasattr(self.defense, "state_dict"):
             self.parts["defense"] = self.defense
         self.validate, self.best = validate, {}
-        self.fingerprint = checkpoints.fingerprint(
-            self.model, optimiser, self.defense, len(self.data), self.batch_size, self.seed
-        )
+        self.settings = (optimiser, self.defense, given, ema, validate)
 
     def resume(self, checkpoint, save_every: float) -> None:
         self.checkpoint, self.save_every = checkpoint, save_every
+        if checkpoint is not None:
+            if hasattr(self.defense, "at_epoch"):
+                self.defense.at_epoch(0)  # one that has been used before is described as a new one
+            self.words = settings.of_run(
+                self.model, *self.settings, self.data, self.batch_size, self.seed
+            )
         if checkpoint is not None and Path(checkpoint).exists():
-            rest = checkpoints.resume(checkpoint, self.parts, self.fingerprint)
+            rest = checkpoints.resume(checkpoint, self.parts, self.words)
             self.done, self.best = Fit(rest["history"], rest["best_epoch"]), rest["best"]
             self.position, self.tally = rest["position"], rest["tally"]
             if self.fabric.global_rank > 0:  # what is counted there is counted by the first one
@@ -366,7 +371,7 @@ class _Run:
             return
         if self.fabric.global_rank == 0:
             rest = {
-                "fingerprint": self.fingerprint, "history": self.done.history,
+                "run": self.words, "history": self.done.history,
                 "best_epoch": self.done.best, "best": self.best,
                 "position": self.position, "tally": self.tally,
             }  # fmt: skip
