@@ -19,6 +19,7 @@ from wotlab.training.adversarial_transport import AdversarialTransport
 from wotlab.training.defenses import MART, PGDAT, TRADES, WassersteinAT
 from wotlab.training.fast import FastAT, FreeAT
 from wotlab.training.fit import Fit, fit
+from wotlab.training.generative import GenerativeIWDD
 from wotlab.training.got import GOT
 from wotlab.training.iwdd import IWDD
 from wotlab.training.joint import JointCost, JointTransport
@@ -34,6 +35,7 @@ __all__ = [
     "FastAT",
     "Fit",
     "FreeAT",
+    "GenerativeIWDD",
     "JointCost",
     "JointTransport",
     "Standard",
