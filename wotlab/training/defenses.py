@@ -10,7 +10,7 @@ from lightning_fabric.wrappers import is_wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab import checks
+from wotlab import checks, draws
 from wotlab.attacks import AttackResult, mirror_ascent, pgd
 from wotlab.attacks.objective import divergence
 from wotlab.balls import WassersteinBall
@@ -216,7 +216,7 @@ class WassersteinAT(PGDAT):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the attacked minibatch, or the mixture with the features."""
         if self.noise:
-            x = (x + self.noise * torch.randn_like(x)).clamp(0, 1)
+            x = (x + self.noise * draws.normal(x)).clamp(0, 1)
         z = self.attacked(model, x, y)
         if self.features is None:
             return F.cross_entropy(model(z), y)
