@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from wotlab import draws
 from wotlab.attacks.objective import Objective, are_probabilities, attacked
 from wotlab.attacks.result import AttackResult
-from wotlab.balls import LinfBall
+from wotlab.balls import LinfBall, WassersteinBall
 from wotlab.evaluate.accuracy import are_right, as_weights
 from wotlab.evaluate.shares import Share, share
+from wotlab.projections import constrained_sinkhorn
 
 TRIALS = 20  # random images of the ball in the black-box check
 FLAT = 0.1  # share of images whose gradient may be zero
@@ -228,5 +229,14 @@ def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
     with attacked(model):
         for _ in range(TRIALS):
             noise = (draws.uniform(x, generator) - 0.5).sign()
-            broken |= model(as_weights(model, ball.project(x, x + noise))).argmax(1) != y
+            z = _in_the_ball(ball, x, x + noise)
+            broken |= model(as_weights(model, z)).argmax(1) != y
     return broken
+
+
+def _in_the_ball(ball, x: Tensor, w: Tensor) -> Tensor:
+    """An image of the ball on the way to w; any will do, so that few iterations are enough."""
+    if not isinstance(ball, WassersteinBall):
+        return ball.project(x, w)
+    plan = constrained_sinkhorn(x, w, ball.eps, ball.cost, max_iter=10).plan
+    return ball.repair(x, plan).image().clamp(0, 1)
