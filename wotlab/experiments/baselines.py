@@ -6,16 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from wotlab import GroundCost, attacks, models, training
+from wotlab import attacks, models, training
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.experiments.frame import NETWORKS, Run
 from wotlab.experiments.linf import spent, stands
-from wotlab.experiments.subramanyam import EPS, STEP
-from wotlab.projections import unbalanced_sinkhorn
+from wotlab.experiments.subramanyam import EPS, RULE, STEP, WINDOW, project
 
 SOURCE = "Subramanyam (2021), table "
 LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
 STEPS, NOISE = 20, 0.01
+ATTACK = {"attack_rule": RULE, "attack_step": STEP, "attack_steps": STEPS, "attack_window": WINDOW}
 # His learning rate and epochs are for a GPU; on a CPU the first images, and fewer epochs.
 WHOLE = {"mnist": (0.01, 40), "fashion-mnist": (3e-4, 60)}
 SHORT_IMAGES, SHORT_EPOCHS, SHORT_LR, BATCH = 10_000, 2, 0.01, 20
@@ -52,11 +52,6 @@ TABLE_4 = {  # in the order of SETTINGS
 }
 
 
-def corrected(x, w, eps, cost, warm=None):
-    """His projection. At its weights no mass moves, so that a window of one pixel is the same."""
-    return unbalanced_sinkhorn(x, w, GroundCost(window=1), iterations=10)
-
-
 def defended(run: Run) -> tuple[str, Path]:
     """The case of his network in records, and where its weights lie."""
     suffix = "-whole" if run.device.type == "cuda" else ""  # another network than on a CPU
@@ -74,8 +69,8 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
         return models.load_weights(model, path).eval()
     lr, epochs = WHOLE[dataset] if whole else (SHORT_LR, SHORT_EPOCHS)
     attack = partial(
-        attacks.pgd, steps=STEPS, step_size=STEP, projection=corrected, repaired=False,
-        early_stop=False,
+        attacks.pgd, steps=STEPS, step_size=STEP, rule=RULE,
+        projection=partial(project, "corrected"), repaired=False, early_stop=False,
     )  # fmt: skip
     defense = training.WassersteinAT(
         WassersteinBall(EPS), attack=attack, noise=NOISE, features=model[-2]
@@ -88,7 +83,7 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     model.eval()
     run.number(
         "subramanyam-defense", case, "%", partial(stands, run, model),
-        seed=0, details={"epochs": epochs, "attack_steps": STEPS} | spent(fit, images),
+        seed=0, details=ATTACK | {"epochs": epochs} | spent(fit, images),
     )  # fmt: skip
     models.save_weights(model, path)  # last: killed before, it goes on from its checkpoint
     return model
