@@ -59,7 +59,9 @@ def images(name: str, value: Tensor, *, black: bool = False) -> None:
 def labels(name: str, value: Tensor, count: int) -> None:
     """Class numbers: an int64 tensor (count,)."""
     if not isinstance(value, Tensor) or value.shape != (count,) or value.dtype != torch.long:
-        found = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        found = (
+            (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        )
         raise ValueError(
             f"{name} must be {count} class numbers, a tensor of dtype int64 ({name}.long()); "
             f"got {found}"
