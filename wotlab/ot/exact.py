@@ -208,12 +208,13 @@ def _simplex(a, b, costs: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> _
         best = min(best, ((mass * costs).sum(), mass), key=itemgetter(0))
         proof = max(proof, (a @ f + b @ g, g), key=itemgetter(0))
         i, j = best[1].nonzero()
-        paid = float(np.abs(costs[i, j]).max())
+        paid = np.abs(costs[i, j])
         gap = best[0] - max(proof[0], costs.min())  # every plan moves a mass of 1
-        still_open = gap > GAP * (abs(best[0]) + 1e-3 * paid)
-        if not still_open or not 0 < 1e3 * paid < cap:
+        rounding = 1e-12 * paid[best[1][i, j] > 1e-12].max()  # the solver's, in masses
+        still_open = gap > GAP * abs(best[0]) + rounding
+        if not still_open or not 0 < 1e3 * paid.max() < cap:
             break
-        cap = 1e3 * paid
+        cap = 1e3 * float(paid.max())
     return _Solved(best[0], proof[0], still_open, proof[1], ends, starts[i], ends[j], best[1][i, j])
 
 

@@ -6,7 +6,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from wotlab import checks
 from wotlab.ground import GroundCost, wide
@@ -79,25 +78,42 @@ class Optimum(torch.autograd.Function):
     """The rows' optimal values (P,), with the gradient that the envelope theorem gives.
 
     `slopes()` gives the derivatives in a and b, `plans()` that in a row's cost matrix. They are
-    built when a gradient is asked for. What they are is only right to first order: a second
-    derivative would need the potentials' own, and is refused.
+    built when a gradient is asked for.
     """
 
     @staticmethod
     def forward(ctx, value, a, b, cost, slopes, plans):
-        ctx.slopes, ctx.plans, ctx.batched = slopes, plans, cost.ndim == 3
+        ctx.slopes, ctx.plans = slopes, plans
+        ctx.save_for_backward(a, b, cost)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
+        a, b, cost = inputs = ctx.saved_tensors
         of_a = of_b = of_cost = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            of_a, of_b = (gradient[:, None, None] * slope for slope in ctx.slopes())
+            of_a, of_b = (
+                gradient[:, None, None] * FirstOrder.apply(slope, *inputs) for slope in ctx.slopes()
+            )
         if ctx.needs_input_grad[3]:
-            of_cost = gradient[:, None, None] * ctx.plans()
-            of_cost = of_cost if ctx.batched else of_cost.sum(0)
+            of_cost = gradient[:, None, None] * FirstOrder.apply(ctx.plans(), *inputs)
+            of_cost = of_cost if cost.ndim == 3 else of_cost.sum(0)
         return None, of_a, of_b, of_cost, None, None
+
+
+class FirstOrder(torch.autograd.Function):
+    """A slope at the optimum of (a, b, cost): its own derivative is refused, not taken for 0."""
+
+    @staticmethod
+    def forward(ctx, slope, a, b, cost):
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError(
+            "a transport value has no second derivative here: potentials and plan are those of "
+            "the optimum, and how they change with it is not known"
+        )
 
 
 class Problem:
