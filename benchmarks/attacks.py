@@ -20,6 +20,7 @@ window, and the same tolerance of 1e-4 on budget, mass and range.
     python benchmarks/attacks.py [--images 100]
 """
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -209,7 +210,10 @@ def table(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--images", type=int, default=100, help="the first so many test images")
-    parser.add_argument("--checkpoints", default="checkpoints", help="folder of released networks")
+    parser.add_argument(
+        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
+        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
+    )  # fmt: skip
     given = parse(parser)
     found, x, y, samples = networks(given)
     for name, model in found.items():
