@@ -23,7 +23,7 @@ NETWORKS = {  # released by Wong et al. and Hu et al., and our own
 TITLES = {
     "mnist": "MNIST",
     "fashion-mnist": "Fashion-MNIST",
-    "cifar10-jpeg": "JPEG copy of CIFAR-10",
+    "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",

@@ -1,7 +1,7 @@
 """The networks that Tan et al. attack and defend: trained here, or published.
 
-The ten classes of ImageNet with torchvision's networks where data and a GPU are at hand, and a
-JPEG copy of CIFAR-10 with a small network.
+The ten classes of ImageNet with torchvision's networks where data and a GPU are at hand, and
+CIFAR-10 with a small network.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,4 +94,4 @@ def settings(run: Run) -> Iterator[Setting]:
     if run.device.type == "cuda" and (run.data / "imagenet").is_dir():
         for network, size in SIDES.items():
             yield Setting(replace(run, dataset="imagenet10", size=size), network)
-    yield Setting(replace(run, dataset="cifar10-jpeg"), "cifar-small")
+    yield Setting(replace(run, dataset="cifar10"), "cifar-small")
