@@ -15,7 +15,16 @@ from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.experiments import linf
 from wotlab.experiments.frame import Run
 from wotlab.experiments.linf import Trial
-from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, Standard
+from wotlab.training import (
+    IWDD,
+    MART,
+    PGDAT,
+    TRADES,
+    FastAT,
+    FreeAT,
+    GenerativeIWDD,
+    Standard,
+)
 from wotlab.training.defenses import madry
 
 LINF = LinfBall(8 / 255)
@@ -38,7 +47,8 @@ DEFENSES: dict[str, Callable[[int], object]] = {  # by the paper's names, with a
     "pgd": lambda steps: PGDAT(LINF, attack=madry(steps)),
     "trades": lambda steps: TRADES(LINF, attack=madry(steps, "kl")),
     "mart": lambda steps: MART(LINF, attack=madry(steps)),
-    "iwdd": iwdd,
+    "iwdd": iwdd,  # against the direct attack
+    "iwdd-generator": lambda steps: GenerativeIWDD(),  # as printed, Algorithm 2
 }
 
 
