@@ -50,7 +50,7 @@ class _Broken(Exception):
 
 
 def value(objective: Objective, x: Tensor, flow: Tensor, tau: float) -> tuple[Tensor, ...]:
-    """The bent images, what the paper minimises, max(-loss, 0) + tau roughness, and broken: (B,)."""
+    """The bent images, max(-loss, 0) + tau roughness, which the paper minimises, and broken."""
     z = warp(x, flow).clamp(0, 1)
     loss, broken = objective.value(z)
     return z, (-loss).clamp_min(0) + tau * roughness(flow), broken
