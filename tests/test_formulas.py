@@ -43,8 +43,8 @@ def ce(p, y):
 
 
 def far(value, *wrong) -> bool:
-    """Whether a mistake would show: by 0.2 %, where formulas agree to a millionth."""
-    return all(abs(float(value) - float(each)) > 2e-3 * abs(float(value)) for each in wrong)
+    """Whether a mistake would show: by 1e-4 of it, where formulas agree to 1e-6."""
+    return all(abs(float(value) - float(each)) > 1e-4 * abs(float(value)) for each in wrong)
 
 
 def loss_of(defense, sample):
