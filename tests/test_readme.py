@@ -1,6 +1,7 @@
 """The README's numbers are those of the records."""
 
 import re
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from wotlab import results
 from wotlab.experiments import dro
 from wotlab.experiments.strength import BUDGETS, NEAR, WHAT
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+read = partial(results.read, folder=ROOT / "results")  # those of this checkout
 
 
 def table(*heads: str) -> list[list[str]]:
@@ -31,7 +34,7 @@ def strengths() -> dict[tuple[str, str], list[str]]:
     An attack that is measured at some budgets with a narrow window as well is named with it.
     """
     found: dict[tuple[str, str], list[str]] = {}
-    for record in results.read(WHAT):
+    for record in read(WHAT):
         network, attack = record.details["network"], record.details["attack"]
         budget = round(record.details["eps"] * 784)
         narrow = record.case.removeprefix(f"{network}-{attack}-eps-{budget}")
@@ -64,7 +67,7 @@ def test_table_of_strength_is_the_records():
     assert len(set.union(*named.values())) == len(named)  # and no name has two labels
     networks = {network for network, _ in known}
     assert shown >= {(network, "transport") for network in networks}
-    assert {r.samples for r in results.read(WHAT)} == {"MNIST test images 0 to 999"}
+    assert {r.samples for r in read(WHAT)} == {"MNIST test images 0 to 999"}
     assert "first 1,000 MNIST test images" in README
 
 
@@ -72,7 +75,7 @@ def test_transport_leaves_at_most_what_the_others_leave():
     def ball(record):
         return record.details["network"], record.details["eps"]
 
-    for where, group in groupby(sorted(results.read(WHAT), key=ball), key=ball):
+    for where, group in groupby(sorted(read(WHAT), key=ball), key=ball):
         group = list(group)
         (best,) = [r.value for r in group if re.search("-transport-eps-[0-9]+$", r.case)]
         others = [r.value for r in group if r.details["attack"] != "transport"]
@@ -80,41 +83,41 @@ def test_transport_leaves_at_most_what_the_others_leave():
 
 
 def test_every_success_is_certified():
-    for record in results.read(WHAT):
+    for record in read(WHAT):
         assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.case
         assert record.details.get("refused_by_exact_lp", 0) == 0, record.case
 
 
 def test_speed_of_attacks_is_the_records():
     for what in ("radius-speed", "attack-speed"):
-        records = results.read(what)
+        records = read(what)
         assert records
         for record in records:
             if what == "radius-speed" or record.case.endswith("quick"):
                 theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
                 cell = f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s"
                 assert cell in README, cell
-    (memory,) = results.read("attack-memory")
+    (memory,) = read("attack-memory")
     assert f"{memory.value / 1024:.1f} GiB" in README
     assert memory.value < 2 * 1024
 
 
 def test_the_trained_network_is_the_record():
-    (trained,) = results.read("wasserstein-at")
+    (trained,) = read("wasserstein-at")
     assert f"{trained.value:.2f} %" in README
     assert trained.details["sha256"][:12] in README
 
 
 def test_table_of_speeds_holds_each_record():
-    for record in results.read("sinkhorn-speed"):
+    for record in read("sinkhorn-speed"):
         seconds = record.details["theirs_seconds"], record.details["ours_seconds"]
         cell = f"{record.value:,.0f} times ({seconds[0]:,.0f} s to {seconds[1]:.2g} s"
         assert cell in README, record.case
 
 
 def test_exact_speed_and_memory_are_the_records():
-    (exact,) = results.read("exact-speed")
-    (memory,) = results.read("sinkhorn-memory")
+    (exact,) = read("exact-speed")
+    (memory,) = read("sinkhorn-memory")
     assert f"{exact.details['ours_seconds']:.2g} s" in README
     assert f"{memory.value:,.0f} MiB" in README
     assert memory.value < 1024
@@ -122,7 +125,7 @@ def test_exact_speed_and_memory_are_the_records():
 
 def test_table_of_training_is_the_records():
     """Each row is one defense of its class, and those that the text compares are there."""
-    found = {r.case: r for r in results.read("linf-training")}
+    found = {r.case: r for r in read("linf-training")}
     shown = set()
     for label, *cells in table("defense", "clean", "PGD-100", "AutoAttack"):
         same = {name for name in dro.DEFENSES if trained(found, name) == cells}

@@ -20,7 +20,7 @@ from wotlab.experiments import frame, hu, iwd, linf, strength
 from wotlab.experiments.__main__ import EXPERIMENTS, OF_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = results.read()
+RECORDS = results.read(folder=ROOT / "results")
 OURS = [r for r in RECORDS if r.command.startswith("python -m wotlab.experiments ")]
 BENCHMARKS = [r for r in RECORDS if r.command.startswith("python benchmarks/")]
 
