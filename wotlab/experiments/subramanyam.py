@@ -6,7 +6,6 @@ each pixel to itself gives the same image to 1e-6 (a test compares them), in a t
 time.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -44,13 +43,7 @@ def table_1(run: Run) -> None:
 
 def project(variant: str, x: Tensor, w: Tensor, cost: GroundCost) -> Projection:
     """His projection with the full cost matrix, by a plan with the window of `cost`."""
-    done = unbalanced_sinkhorn(x, w, cost, variant=variant, iterations=ITERATIONS)
-    if variant == "printed":
-        # A pixel that was black gets mass from its neighbours or from nowhere. The nearest one is
-        # so expensive that beta is near 1, and z = w + (tau / gamma) exp(-beta / tau) is w. Without
-        # neighbours beta has no value, and the projection takes 0 for it.
-        done = replace(done, image=torch.where(x > 0, done.image, w))
-    return done
+    return unbalanced_sinkhorn(x, w, cost, variant=variant, iterations=ITERATIONS)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> tuple[evaluate.Share, dict]:
