@@ -219,6 +219,8 @@ class Coverage:
         else:
             places = [(mistake.file, line) for line in mistake.lines]
         found = set().union(*(self.by_line.get(place, ()) for place in places))
+        if not found and mistake.lines is None:  # a file without functions: any test may notice
+            found = set(self.seconds)
         chosen, spent = [], 0.0
         for test in sorted(found, key=lambda t: (self.seconds[t], t)):
             spent += self.seconds[test]
