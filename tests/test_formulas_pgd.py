@@ -109,7 +109,7 @@ def test_a_random_start_in_a_box_is_uniform_on_both_sides():
 def test_a_random_start_in_an_l2_ball_has_about_its_radius():
     many = torch.stack([started(L2Ball(0.3), grey(1, 1, 20, 20), k) for k in range(8)])
     lengths = many.flatten(1).norm(dim=1)
-    assert 0.27 < float(lengths.min()) and float(lengths.max()) <= 0.3 * (1 + 1e-6)
+    assert float(lengths.min()) > 0.27 and float(lengths.max()) <= 0.3 * (1 + 1e-6)
     assert float(many.mean()) == pytest.approx(0, abs=3 * 0.015 / math.sqrt(3200))
     colour = started(L2Ball(0.3), grey(1, 3, 20, 20))  # a radius over all channels together
     assert 0.27 < float(colour.norm()) <= 0.3 * (1 + 1e-6)
