@@ -92,15 +92,15 @@ def test_it_goes_where_the_chain_of_the_gibbs_law_goes(rule, targeted, monkeypat
 
 
 def test_a_random_start_is_uniform_between_the_walls():
-    x = torch.full((1, 1, 40, 40), 0.15, dtype=torch.double)
+    x = torch.full((1, 1, 40, 40), 0.85, dtype=torch.double)
     model, ball = Seen(pixels=1600), LinfBall(0.2)
     attacks.langevin(
         model, x, model(x).argmax(1), ball, steps=2, early_stop=False,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     start = next(z for z in model.images if not torch.equal(z, x))
-    assert 0 <= float(start.min()) < 0.01 and 0.34 < float(start.max()) <= 0.35
-    assert float(start.mean()) == pytest.approx(0.175, abs=0.01)
+    assert 0.65 <= float(start.min()) < 0.66 and 0.99 < float(start.max()) <= 1
+    assert float(start.mean()) == pytest.approx(0.825, abs=0.01)
     assert float(start.std()) == pytest.approx(0.35 / 12**0.5, rel=0.05)
 
 
