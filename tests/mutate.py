@@ -64,6 +64,8 @@ def run(todo: list[Mistake], out: Path, processes: int) -> None:
         for one in [r for r in running if r[2].done()]:
             running.remove(one)
             mistake, tests, fork = one
+            if fork.result and fork.result["status"] not in (0, 1, 2, 4):
+                raise RuntimeError(f"pytest itself failed on {mistake.key}: {fork.result}")
             kept = record(mistake, tests, fork.result, fork.seconds)
             with out.open("a") as file:
                 file.write(json.dumps(kept) + "\n")

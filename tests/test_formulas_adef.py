@@ -71,8 +71,10 @@ def test_no_step_moves_a_pixel_by_more_than_one():
     step.step(x, weight, loss, torch.tensor([False, False]), 0)
     longest = step.flow.norm(dim=1).amax((1, 2))
     assert longest[0].item() == pytest.approx(1.0) and 0 < longest[1].item() < 0.9
-    # as many pixels as each other, in the direction of the least field
+    # in the direction of the least field; the other image's own step is not shortened
     alpha = weight * torch.gradient(x, dim=2)[0]
+    own = 1.2 * 1e-2 * alpha[1, 0] / alpha[1].square().sum()
+    assert torch.allclose(step.flow[1, 0], own)
     assert torch.allclose(step.flow[0, 0], alpha[0, 0] / alpha[0].abs().max())
 
 
