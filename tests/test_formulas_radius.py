@@ -143,5 +143,8 @@ def test_images_that_are_wrong_already_have_radius_zero_and_the_others_go_on(ima
     y = torch.where(torch.tensor([False, True, False, True]), 1 - model(x).argmax(1), y)
     found = attacks.radius(model, x, y)
     assert found.eps[[1, 3]].tolist() == [0, 0] and torch.equal(found.x_adv[1::2], x[1::2])
+    counted = Counted(model)
+    attacks.radius(counted, x[1::2], y[1::2])
+    assert counted.gradients == 2  # one look, and one gradient that says so
     alone = attacks.radius(model, x[::2], y[::2])
     assert torch.allclose(found.eps[::2], alone.eps) and float(alone.eps.min()) >= 0.05 * 0.99
