@@ -1,6 +1,7 @@
 """Command line of the experiments."""
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from wotlab.experiments import (
     baselines,
+    digits,
     dro,
     frame,
     got,
@@ -18,9 +20,12 @@ from wotlab.experiments import (
     strength,
     subramanyam,
     wasserstein_at,
+    zoo,
 )
 
 EXPERIMENTS = {
+    "digits-chain-steps": digits.chain_steps,
+    "digits-got-settings": digits.got_settings,
     "equal-gradients": dro.equal_gradients,
     "got-over-seeds": got.over_seeds,
     **{f"got-table-{k}": partial(got.table, k) for k in got.TABLES},
@@ -54,8 +59,10 @@ EXPERIMENTS = {
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
+        return zoo.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m wotlab.experiments", description=__doc__)
-    parser.add_argument("name", choices=sorted(EXPERIMENTS), help="which experiment")
+    parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
     parser.add_argument(
         "--data",
         type=Path,
