@@ -20,6 +20,7 @@ NETWORKS = {  # released by Wong et al. and Hu et al., and our own
     "ours": "wasserstein_at_mnist.safetensors",
 }
 TITLES = {
+    "digits": "8x8 digits,",
     "mnist": "MNIST",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10-jpeg": "JPEG copy of CIFAR-10",
