@@ -234,7 +234,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     if not isinstance(state, dict) or not all(isinstance(w, Tensor) for w in state.values()):
         raise ValueError(
             f"{path} must hold tensors by their names, as model.state_dict() gives them; "
-            f"it holds a {type(state).__name__}"
+            f"got {type(state).__name__}"
         )
     state = {str(k).removeprefix("module."): w for k, w in state.items()}  # DataParallel's
     return _put(model, state, path)
