@@ -1,11 +1,15 @@
-# Two commands for everybody: `make book` and `make test`.
+# Two commands for everybody: `make book` and `make test`. `make portable` is for whoever changes
+# a notebook: its stored outputs must be those of every machine.
 # Another interpreter: `make PYTHON=python3.13 book`.
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard book/*.ipynb)
 CHECK_PYTHON := import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this one is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.13")
 
-.PHONY: book test execute lint bench clean
+# A kernel of tests/alone.py; the longest notebooks first, in several processes of one thread each.
+CHECK = JUPYTER_PATH=$(CURDIR)/_build/alone OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-kernel-name=$(1) --nbval-sanitize-with=tests/nbval.cfg --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 _build/alone/*/*.ipynb
+
+.PHONY: book alone test elsewhere portable execute lint bench clean
 .DELETE_ON_ERROR:
 
 # The site, from the outputs that the notebooks store: `make execute` makes them, `make test` checks
@@ -14,11 +18,21 @@ book: .venv/installed
 	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-# Every notebook, alone in an empty folder with the wheel, against its stored outputs; the package's
-# tests. The longest first, in several processes of one thread each.
-test: book
+# Every notebook by itself in an empty folder, and an environment with the wheel to run it in.
+alone: .venv/installed
 	$(BIN)/python tests/alone.py _build/alone $(NOTEBOOKS)
-	OMP_NUM_THREADS=1 JUPYTER_PATH=$(CURDIR)/_build/alone $(BIN)/python -m pytest _build/alone/*/*.ipynb tests --nbval --nbval-kernel-name=alone --nbval-sanitize-with=tests/nbval.cfg --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10
+
+# Every notebook against its stored outputs, and the package's tests.
+test: book alone
+	$(call CHECK,alone) tests
+
+# The notebooks against the same outputs, under the instructions of another processor; `portable`
+# also under this one's own with two threads.
+elsewhere: alone
+	$(call CHECK,elsewhere)
+
+portable: elsewhere
+	$(call CHECK,threads)
 
 # Run the notebooks in place and store what they gave.
 execute: .venv/installed

@@ -1,6 +1,6 @@
 """An environment as a reader has it: torch and the wheel of this project, no checkout in sight.
 
-`python tests/alone.py FOLDER NOTEBOOK...` makes it in FOLDER, as a Jupyter kernel named `alone`,
+`python tests/alone.py FOLDER NOTEBOOK...` makes it in FOLDER, as the Jupyter kernels of `KERNELS`,
 and lays each notebook into an empty folder of its own beside it.
 """
 
@@ -13,6 +13,18 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+KERNELS = {
+    "alone": {"OMP_NUM_THREADS": "1"},
+    # a processor without wide instructions, where sums run in another order
+    "elsewhere": {
+        "OMP_NUM_THREADS": "1",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "OPENBLAS_CORETYPE": "Nehalem",
+    },
+    "threads": {"OMP_NUM_THREADS": "2"},
+}
 
 
 def build_wheel(folder: Path) -> Path:
@@ -44,19 +56,21 @@ def make_environment(folder: Path, wheel: Path) -> Path:
     return python
 
 
-def make_kernel(folder: Path, python: Path) -> None:
-    """A kernel named `alone` for JUPYTER_PATH=folder."""
-    kernel = folder / "kernels" / "alone"
-    kernel.mkdir(parents=True)
+def make_kernels(folder: Path, python: Path) -> None:
+    """The kernels of `KERNELS`, for JUPYTER_PATH=folder."""
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "alone", "language": "python", "env": {"PYTHONPATH": ""}}
-    (kernel / "kernel.json").write_text(json.dumps(spec))
+    for name, settings in KERNELS.items():
+        kernel = folder / "kernels" / name
+        kernel.mkdir(parents=True)
+        env = {"PYTHONPATH": ""} | settings
+        spec = {"argv": argv, "display_name": name, "language": "python", "env": env}
+        (kernel / "kernel.json").write_text(json.dumps(spec))
 
 
 def main(folder: Path, notebooks: list[Path]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    make_kernel(folder, make_environment(folder / "python", build_wheel(folder)))
+    make_kernels(folder, make_environment(folder / "python", build_wheel(folder)))
     for notebook in notebooks:
         (folder / notebook.stem).mkdir()
         shutil.copy(notebook, folder / notebook.stem)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import ResNet101_Weights
 
 import wotlab
 from wotlab import models
+from wotlab.networks import WideBlock
 
 PARAMETERS = {
     "digits-small": 320 + 9248 + 32_832 + 650,
@@ -46,6 +48,142 @@ def test_logits_and_gradients(name):
     assert logits.shape == (2, 7)
     (slope,) = torch.autograd.grad(logits.square().sum(), x)
     assert slope.isfinite().all() and slope.abs().sum() > 0
+
+
+def described(layer: nn.Module) -> str:
+    """What a layer does, in short."""
+    if isinstance(layer, nn.Conv2d):
+        assert layer.kernel_size[0] == layer.kernel_size[1] and layer.dilation == (1, 1)
+        assert layer.groups == 1 and layer.padding_mode == "zeros"
+        shape = f"{layer.in_channels}-{layer.out_channels} {layer.kernel_size[0]}x"
+        bias = "" if layer.bias is not None else " no bias"
+        return f"conv {shape} stride {layer.stride[0]} pad {layer.padding[0]}{bias}"
+    if isinstance(layer, nn.Linear):
+        return f"linear {layer.in_features}-{layer.out_features}"
+    if isinstance(layer, nn.BatchNorm2d):
+        return f"norm {layer.num_features}"
+    if isinstance(layer, nn.Dropout):
+        return f"dropout {layer.p}"
+    if isinstance(layer, nn.MaxPool2d):
+        return f"max {layer.kernel_size}"
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return f"mean to {layer.output_size}"
+    if isinstance(layer, WideBlock):
+        inputs, outputs = layer.conv1.in_channels, layer.conv1.out_channels
+        return f"block {inputs}-{outputs} stride {layer.conv1.stride[0]}"
+    return type(layer).__name__.lower()
+
+
+def blocks(*groups: tuple[int, int, int]) -> list[str]:
+    """Five blocks of each group: the first changes width and size, the others keep both."""
+    return [
+        f"block {a if k == 0 else b}-{b} stride {stride if k == 0 else 1}"
+        for a, b, stride in groups
+        for k in range(5)
+    ]
+
+
+LAYERS = {
+    "digits-small": [
+        "conv 1-32 3x stride 1 pad 1", "relu", "conv 32-32 3x stride 2 pad 1", "relu",
+        "flatten", "linear 512-64", "relu", "linear 64-10",
+    ],
+    # Wong et al. (2019), released code: two convolutions of 4x4 that halve
+    "wong-mnist": [
+        "conv 1-16 4x stride 2 pad 1", "relu", "conv 16-32 4x stride 2 pad 1", "relu",
+        "flatten", "linear 1568-100", "relu", "linear 100-10",
+    ],
+    # Carlini and Wagner (2017), Table 1 and released code
+    "cw-mnist": [
+        "conv 1-32 3x stride 1 pad 0", "relu", "conv 32-32 3x stride 1 pad 0", "relu", "max 2",
+        "conv 32-64 3x stride 1 pad 0", "relu", "conv 64-64 3x stride 1 pad 0", "relu", "max 2",
+        "flatten", "linear 1024-200", "relu", "dropout 0.5", "linear 200-200", "relu",
+        "linear 200-10",
+    ],
+    # Tramer et al. (2018), Table 7, A
+    "arch-a": [
+        "conv 1-64 5x stride 1 pad 0", "relu", "conv 64-64 5x stride 1 pad 0", "relu",
+        "dropout 0.25", "flatten", "linear 25600-128", "relu", "dropout 0.5", "linear 128-10",
+    ],
+    # Adversarial Transport's B, with the strides that make it compose
+    "arch-b": [
+        "conv 1-32 3x stride 1 pad 1", "relu", "conv 32-32 3x stride 2 pad 1", "relu",
+        "conv 32-64 3x stride 1 pad 1", "relu", "conv 64-64 3x stride 2 pad 1", "relu",
+        "flatten", "linear 3136-100", "relu", "linear 100-10",
+    ],
+    "cifar-small": [
+        *(
+            part
+            for a, b in ((3, 32), (32, 64), (64, 128))
+            for part in (
+                f"conv {a}-{b} 3x stride 1 pad 1 no bias", f"norm {b}", "relu",
+                f"conv {b}-{b} 3x stride 1 pad 1 no bias", f"norm {b}", "relu", "max 2",
+            )
+        ),
+        "mean to 1", "flatten", "linear 128-10",
+    ],
+    # Zagoruyko and Komodakis (2016), Table 1: depth 34 = 6 * 5 + 4, width 10
+    "wrn-34-10": [
+        "conv 3-16 3x stride 1 pad 1 no bias",
+        *blocks((16, 160, 1), (160, 320, 2), (320, 640, 2)),
+        "norm 640", "relu", "mean to 1", "flatten", "linear 640-10",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_those_of_the_paper(name):
+    with torch.device("meta"):
+        network = models.build(name)
+    assert [described(layer) for layer in network] == LAYERS[name]
+
+
+def test_resnet_for_small_images_halves_three_times_only():
+    with torch.device("meta"):
+        network = models.build("resnet18")
+    assert described(network.conv1) == "conv 3-64 3x stride 1 pad 1 no bias"
+    assert isinstance(network.maxpool, nn.Identity)
+    groups = (network.layer1, network.layer2, network.layer3, network.layer4)
+    assert [len(group) for group in groups] == [2, 2, 2, 2]
+    assert [described(group[0].conv1) for group in groups] == [
+        f"conv {a}-{b} 3x stride {s} pad 1 no bias"
+        for a, b, s in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
+    ]
+
+
+def scattered(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(3, 3, 1), (3, 5, 1), (3, 3, 2)])
+def test_wide_block_by_hand(inputs, outputs, stride):
+    """x + conv(relu(norm(conv(relu(norm(x)))))), where x is projected if the shape changes.
+
+    A projection sees relu(norm(x)), which both paths share; an identity sees x itself.
+    """
+    block = WideBlock(inputs, outputs, stride).double().eval()
+    with torch.no_grad():
+        for k, norm in enumerate((block.bn1, block.bn2)):
+            n = norm.num_features
+            norm.running_mean.copy_(scattered(n, seed=k))
+            norm.running_var.copy_(scattered(n, seed=k + 2).exp())
+            norm.weight.copy_(scattered(n, seed=k + 4))
+            norm.bias.copy_(scattered(n, seed=k + 6))
+
+    def activated(norm, x):
+        mean, var, weight, bias = (
+            v.view(-1, 1, 1) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        return ((x - mean) / (var + norm.eps).sqrt() * weight + bias).clamp_min(0)
+
+    x = scattered(2, inputs, 6, 6, seed=9)
+    shared = activated(block.bn1, x)
+    inner = F.conv2d(shared, block.conv1.weight, stride=stride, padding=1)
+    residual = F.conv2d(activated(block.bn2, inner), block.conv2.weight, padding=1)
+    same = inputs == outputs and stride == 1
+    assert (block.shortcut is None) == same
+    skip = x if same else F.conv2d(shared, block.shortcut.weight, stride=stride)
+    assert torch.allclose(block(x), skip + residual, atol=1e-10)
 
 
 def test_inception_sees_what_its_weights_were_trained_on_and_gives_logits_in_train_mode():
@@ -188,6 +326,24 @@ def test_weights_that_are_none_are_refused(tmp_path):
     save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"missing \['0.bias'.*another shape \['0.weight'\]"):
         models.load_weights(network, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (torch.zeros(3), "Tensor"),
+        ([torch.zeros(3), torch.zeros(2)], "list"),
+        ([], "list"),
+        ({"net": torch.zeros(3)}, "Tensor"),
+        ({"state_dict": [3]}, "int"),
+        ({"weight": 3}, "dict"),
+    ],
+    ids=str,
+)
+def test_a_file_of_something_else_than_named_tensors_is_refused(tmp_path, content, found):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=rf"weights\.pt must hold tensors.* got {found}"):
+        models.load_weights(models.build("digits-small", seed=0), tmp_path / "weights.pt")
 
 
 PUBLISHED = {

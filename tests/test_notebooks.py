@@ -76,6 +76,16 @@ def test_code_cells_fit_a_screen(path):
 
 
 @EVERY_NOTEBOOK
+def test_every_output_is_compared_but_that_of_the_versions(path):
+    code = cells(path, "code")
+    ignored = [
+        k for k, cell in enumerate(code) if "nbval-ignore-output" in cell.metadata.get("tags", [])
+    ]
+    assert ignored in ([], [len(code) - 1])
+    assert all("__version__" in code[k].source for k in ignored)
+
+
+@EVERY_NOTEBOOK
 def test_first_cell_installs_what_is_missing_and_nothing_else(path):
     code = [cell.source for cell in cells(path, "code")]
     if any("wotlab" in source for source in code):

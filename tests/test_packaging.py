@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from email.parser import Parser
 from importlib.util import find_spec
@@ -10,6 +11,8 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
+from alone import make_kernels
+from jupyter_client.manager import start_new_kernel
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +55,22 @@ def test_environment_sees_the_wheel_and_torch_but_not_the_checkout(alone, tmp_pa
     package, torch = map(Path, run(alone, find, tmp_path).split())
     assert package.is_relative_to(alone.parents[1]) and not package.is_relative_to(ROOT)
     assert torch == Path(find_spec("torch").origin)
+
+
+def test_kernel_of_another_processor_computes_as_that_one(tmp_path, monkeypatch):
+    make_kernels(tmp_path, Path(sys.executable))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager, client = start_new_kernel(kernel_name="elsewhere")
+    said = []
+    try:
+        ask = (
+            "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())"
+        )
+        client.execute_interactive(ask, timeout=60, output_hook=said.append)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert [m["content"]["text"] for m in said if m["msg_type"] == "stream"] == ["DEFAULT 1\n"]
 
 
 def test_readme_examples_run_as_written(alone, tmp_path):

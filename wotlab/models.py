@@ -1,17 +1,21 @@
 """The papers' networks by name. Each takes images in [0, 1] and returns logits."""
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torchvision import models as vision
-from torchvision.models.resnet import BasicBlock, ResNet
+
+from wotlab.networks import OWN
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SHIPPED = Path(__file__).parent / "weights"  # of `load`, a card beside each
 # The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
 IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 
@@ -67,104 +71,6 @@ class Among(nn.Module):
         return logits[:, self.classes]
 
 
-class WideBlock(nn.Module):
-    """Pre-activation residual block of Zagoruyko and Komodakis (2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        same = inputs == outputs and stride == 1
-        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.bn1(x).relu()
-        skip = self.shortcut(h) if self.shortcut else x
-        return skip + self.conv2(self.bn2(self.conv1(h)).relu())
-
-
-def _wong_mnist(channels: int, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, classes),
-    )  # fmt: skip
-
-
-def _cw_mnist(channels: int, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64 * 4 * 4, 200), nn.ReLU(), nn.Dropout(0.5),
-        nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, classes),
-    )  # fmt: skip
-
-
-def _arch_a(channels: int, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5), nn.ReLU(), nn.Dropout(0.25),
-        nn.Flatten(), nn.Linear(64 * 20 * 20, 128), nn.ReLU(), nn.Dropout(0.5),
-        nn.Linear(128, classes),
-    )  # fmt: skip
-
-
-def _arch_b(channels: int, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(64 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, classes),
-    )  # fmt: skip
-
-
-def _digits_small(channels: int, classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, classes),
-    )  # fmt: skip
-
-
-def _cifar_small(channels: int, classes: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for width in (32, 64, 128):
-        for inputs in (channels, width):
-            conv = nn.Conv2d(inputs, width, 3, 1, 1, bias=False)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
-        layers.append(nn.MaxPool2d(2))
-        channels = width
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)]
-    return nn.Sequential(*layers, *head)
-
-
-def _resnet18(channels: int, classes: int) -> nn.Module:
-    network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)  # 32x32: no early halving
-    network.maxpool = nn.Identity()
-    return network
-
-
-def _wrn_34_10(channels: int, classes: int) -> nn.Module:
-    widths, blocks = (16, 160, 320, 640), (34 - 4) // 6
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)]
-    for group in (1, 2, 3):
-        for block in range(blocks):
-            inputs = widths[group - 1] if block == 0 else widths[group]
-            layers.append(WideBlock(inputs, widths[group], 2 if block == 0 and group > 1 else 1))
-    head = [nn.BatchNorm2d(640), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *head, nn.Linear(640, classes))
-
-
-# name: builder, and the channels of the images that it is made for
-OWN: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
-    "digits-small": (_digits_small, 1),
-    "wong-mnist": (_wong_mnist, 1),
-    "cw-mnist": (_cw_mnist, 1),
-    "arch-a": (_arch_a, 1),
-    "arch-b": (_arch_b, 1),
-    "cifar-small": (_cifar_small, 3),
-    "resnet18": (_resnet18, 3),
-    "wrn-34-10": (_wrn_34_10, 3),
-}
 TORCHVISION = {
     "resnet101": (vision.resnet101, vision.ResNet101_Weights.DEFAULT),
     "inception-v3": (vision.inception_v3, vision.Inception_V3_Weights.DEFAULT),
@@ -284,7 +190,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     part = path.with_name(path.name + ".part")
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     try:
-        save_file(state, part)
+        part.write_bytes(safetensors.save(state))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -313,7 +219,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise FileNotFoundError(f"there are no weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = safetensors.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -325,7 +231,16 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             state = state[key]
     if isinstance(state, (list, tuple)) and len(state) == 1:
         state = state[0]
-    state = {key.removeprefix("module."): w for key, w in dict(state).items()}  # DataParallel's
+    if not isinstance(state, dict) or not all(isinstance(w, Tensor) for w in state.values()):
+        raise ValueError(
+            f"{path} must hold tensors by their names, as model.state_dict() gives them; "
+            f"got {type(state).__name__}"
+        )
+    state = {str(k).removeprefix("module."): w for k, w in state.items()}  # DataParallel's
+    return _put(model, state, path)
+
+
+def _put(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> nn.Module:
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shaped = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
@@ -336,3 +251,61 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         )
     model.load_state_dict(state)
     return model
+
+
+def shipped() -> list[str]:
+    """Names that `load` knows: networks trained here whose weights are part of the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def card(name: str) -> dict:
+    """What is known of a network that ships.
+
+    Returns
+    -------
+    dict
+        `network`, `num_classes`, `in_channels`: as for `build`. `training`, `data`, `seed` and
+        `command`: how it was made, and how to make it again. `history`: a dict an epoch, as in
+        `training.Fit`. `clean` and `robust`: shares of the test images with their intervals,
+        measured in double precision. `sha256`: of the file of weights. `commit`, `versions`,
+        `device`, `date`.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in `shipped()`.
+    """
+    if name not in shipped():
+        raise ValueError(f"name must be one of {', '.join(shipped())}; got {name!r}")
+    return json.loads((SHIPPED / f"{name}.json").read_text())
+
+
+def load(name: str) -> nn.Module:
+    """A network that ships with the package, trained: the same on every machine.
+
+    Parameters
+    ----------
+    name : str
+        One of `shipped()`; `card(name)` says what it is.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode, with weights in float32 (on disk in half precision, to which they were
+        rounded before anything was measured). What a computation gives is the same to more digits
+        on every processor if it runs in double precision: `load(name).double()`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a file of weights that is not the one of the card.
+    """
+    told = card(name)
+    path = SHIPPED / f"{name}.safetensors"
+    held = path.read_bytes()
+    if hashlib.sha256(held).hexdigest() != told["sha256"]:
+        raise ValueError(f"{path} is not the file that its card describes; install wotlab again")
+    model = build(
+        told["network"], num_classes=told["num_classes"], in_channels=told["in_channels"], seed=0
+    )
+    return _put(model, safetensors.load(held), path).eval()

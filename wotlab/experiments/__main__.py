@@ -1,14 +1,15 @@
 """Command line of the experiments."""
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from wotlab.experiments import (
     baselines,
+    digits,
     dro,
     frame,
     got,
@@ -19,9 +20,12 @@ from wotlab.experiments import (
     strength,
     subramanyam,
     wasserstein_at,
+    zoo,
 )
 
 EXPERIMENTS = {
+    "digits-chain-steps": digits.chain_steps,
+    "digits-got-settings": digits.got_settings,
     "equal-gradients": dro.equal_gradients,
     "got-over-seeds": got.over_seeds,
     **{f"got-table-{k}": partial(got.table, k) for k in got.TABLES},
@@ -58,13 +62,6 @@ EXPERIMENTS = {
 OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Whatever is wrong is said in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}\n")
-
-
 def count(text: str) -> int:
     """A positive integer."""
     if not text.isdecimal() or int(text) == 0:
@@ -89,8 +86,10 @@ def folder(text: str) -> Path:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m wotlab.experiments", description=__doc__)
-    parser.add_argument("name", choices=sorted(EXPERIMENTS), help="which experiment")
+    if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
+        return zoo.main(sys.argv[2:])
+    parser = frame.Parser(prog="python -m wotlab.experiments", description=__doc__)
+    parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
     parser.add_argument(
         "--data",
         type=folder,

@@ -1,0 +1,319 @@
+"""The networks that ship: trained on two cores in minutes, rounded, measured, with a card each.
+
+`python -m wotlab.experiments zoo [--only NAME]` makes them again, on data that lie inside a
+dependency. A training is chaotic, so another processor gives other weights of the same kind: what
+ships is one outcome, and its card says what was measured on it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wotlab import attacks, data, evaluate, models, results, training
+from wotlab.balls import InternalWassersteinBall, LinfBall
+from wotlab.experiments.frame import Parser
+from wotlab.gibbs import Chain
+from wotlab.training.defenses import madry
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is made.
+
+    Attributes
+    ----------
+    told : str
+        The training in words.
+    defense : function
+        Makes the defense.
+    fit : dict
+        Options of `training.fit`.
+    network, num_classes, in_channels
+        As for `models.build`.
+    start : str, optional
+        The network of this table whose weights the training goes on from; untrained by default.
+    drawn : dtype
+        Precision in which the first weights are drawn; the training is in double either way.
+    source : (str, function)
+        The data in words, and a function of "train" or "test" that gives images and labels.
+    seed : int
+        Of the first weights.
+    judges : dict
+        Attack by its name on the card, called as `attack(model, x, y)`.
+    watch : (str, attack), optional
+        What the card's history also holds: the share of test images that this attack leaves
+        after each epoch, by this name.
+    """
+
+    told: str
+    defense: Callable[[], object]
+    fit: dict
+    network: str = "digits-small"
+    num_classes: int = 10
+    in_channels: int = 1
+    start: str | None = None
+    drawn: torch.dtype = torch.double
+    seed: int = 0
+    source: tuple[str, Callable[[str], Pair]] = field(
+        default_factory=lambda: ("digits", lambda split: data.load("digits", split).tensors())
+    )
+    judges: dict[str, Callable] = field(default_factory=lambda: dict(JUDGES))
+    watch: tuple[str, Callable] | None = None
+
+
+def falling(epochs: int) -> dict:
+    """Options of `fit`: minibatches of 50, a rate that falls from 0.05 to zero."""
+    schedule = lambda epoch: 1 - epoch / epochs  # noqa: E731
+    return {"epochs": epochs, "batch_size": 50, "lr": 0.05, "schedule": schedule}
+
+
+def growing(eps: float, epochs: float) -> Callable[[float], float]:
+    """The budget: grows to eps over so many epochs, then stays."""
+    return lambda epoch: eps * min(1.0, epoch / epochs)
+
+
+def pieces(split: str) -> Pair:
+    """Squares of 28 pixels cut from six scenes, and which scene each is from."""
+    photographs, scenes = (
+        data.load(name).tensors()[0].double() for name in ("photographs", "scenes")
+    )
+    shrink = partial(torch.nn.functional.interpolate, mode="area")
+    small = [*shrink(photographs, scale_factor=0.25), *shrink(scenes, size=(106, 106))]
+    count, seed = {"train": (1200, 0), "test": (300, 1)}[split]
+    which, cut = torch.arange(count) % len(small), []
+    draw = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float)
+    for k, at in zip(which.tolist(), draw, strict=True):
+        top, left = ((torch.tensor(small[k].shape[1:]) - 28) * at).long().tolist()
+        cut.append(small[k][:, top : top + 28, left : left + 28])
+    return torch.stack(cut), which
+
+
+STRONG = partial(attacks.pgd, steps=40, early_stop=False)
+JUDGES = {
+    "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(
+        STRONG, ball=LinfBall(0.15), step_size=0.015
+    ),
+}
+GROWS = "eps grows over the first half"
+RECIPES = {
+    # chapters 2 and 3
+    "digits-standard": Recipe(
+        "cross-entropy, 10 epochs", training.Standard,
+        {"epochs": 10, "lr": 0.05}, drawn=torch.float,
+    ),
+    # chapters 4 and 6
+    "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
+    "digits-pgd-at-6": Recipe(
+        f"PGD-AT, 5 steps, l-infinity 0.15, 6 epochs; {GROWS}",
+        lambda: training.PGDAT(
+            LinfBall(0.15), growing(0.15, 3), training.defenses.madry(5)
+        ),
+        falling(6),
+    ),
+    # chapter 4
+    "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
+    "digits-pgd-at-4": Recipe(
+        f"PGD-AT, 5 steps, l-infinity 0.1, 4 epochs; {GROWS}",
+        lambda: training.PGDAT(
+            LinfBall(0.1), growing(0.1, 2), partial(attacks.pgd, steps=5, early_stop=False)
+        ),
+        falling(4),
+    ),
+    "digits-iwdd-4": Recipe(
+        f"IWDD, 3 steps of pgd, IWD 0.25, 4 epochs; {GROWS}",
+        lambda: training.IWDD(
+            InternalWassersteinBall(0.25), growing(0.25, 2),
+            partial(attacks.pgd, steps=3, early_stop=False),
+        ),
+        falling(4),
+    ),
+    "scenes-standard": Recipe(
+        "cross-entropy, 10 epochs", training.Standard, falling(10),
+        network="wong-mnist", num_classes=6, in_channels=3, source=("squares of scenes", pieces),
+        judges={"pgd, 40 steps, l-infinity 1/255": partial(STRONG, ball=LinfBall(1 / 255))},
+    ),
+}  # fmt: skip
+
+BALL = LinfBall(0.15)
+
+
+def equal_work(told: str, each: int, defense: Callable) -> Recipe:
+    """A row of chapter 5: 33 back-propagations per image, or as near as whole epochs come."""
+    epochs = 33 // each
+    return Recipe(
+        f"{told}, l-infinity 0.15, {epochs} epochs", lambda: defense(growing(0.15, epochs / 2)),
+        falling(epochs), watch=("fgsm", partial(attacks.fgsm, ball=BALL)),
+    )  # fmt: skip
+
+
+def carried(rule: Chain, **options) -> Callable:
+    """Adversarial Transport by the budget."""
+    return lambda eps: training.AdversarialTransport(BALL, rule, eps=eps, **options)
+
+
+def tuned(told: str, defense: Callable[[], object]) -> Recipe:
+    """A row of chapter 6: trains on from PGD-AT, with the paper's optimizer and rate."""
+    adam = {"optimizer": lambda model: torch.optim.Adam(model.parameters(), 1e-3)}
+    return Recipe(
+        f"{told}, l-infinity 0.15, 3 epochs, Adam from 0.001", defense, falling(3) | adam,
+        start="digits-pgd-at-6",
+    )  # fmt: skip
+
+
+def got(loss: str, term: dict | None = None, **options) -> Callable[[], training.GOT]:
+    """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
+    inner = {
+        "pgd": lambda: training.PGDAT(BALL, attack=madry(5)),
+        "trades": lambda: training.TRADES(BALL, attack=madry(5, "kl")),
+    }[loss]
+    return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
+
+
+HALF = Chain("sign", sigma=BALL.eps / 2, eta=BALL.eps / 2)
+REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
+MATCHED = {"match_labels": True}
+RECIPES |= {
+    # chapter 5
+    "digits-pgd-10": equal_work(
+        f"PGD-AT, 10 steps; {GROWS}", 11, lambda eps: training.PGDAT(BALL, eps, madry(10))
+    ),
+    "digits-pgd-10-all-at-once": equal_work(
+        "PGD-AT, 10 steps", 11, lambda eps: training.PGDAT(BALL, attack=madry(10))
+    ),
+    "digits-pgd-3": equal_work(
+        f"PGD-AT, 3 steps; {GROWS}", 4, lambda eps: training.PGDAT(BALL, eps, madry(3))
+    ),
+    "digits-fast": equal_work(
+        f"FastAT; {GROWS}", 2, lambda eps: training.FastAT(BALL, eps)
+    ),
+    "digits-free-4": equal_work(
+        f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, 4, eps=eps)
+    ),
+    "digits-chain": equal_work(
+        f"Adversarial Transport, sign chain, sigma = eta = eps / 2; {GROWS}", 2, carried(HALF)
+    ),
+    "digits-chain-reflected": equal_work(
+        f"Adversarial Transport, reflected chain, lam 300, sigma 0.04; {GROWS}", 2,
+        carried(REFLECTED),
+    ),
+    "digits-chain-4-samples": equal_work(
+        f"Adversarial Transport, sign chain, 4 samples, soft maximum; {GROWS}", 8,
+        carried(HALF, copies=4, soft=5.0),
+    ),
+    # chapter 6
+    "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
+    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", lambda: training.PGDAT(BALL, attack=madry(5))),
+    "digits-trades": tuned(
+        "TRADES, 5 steps", lambda: training.TRADES(BALL, attack=madry(5, "kl"))
+    ),
+    "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=madry(5))),
+    "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
+    "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
+    "digits-got-pgd-lm": tuned("GOT-PGD-LM", got("pgd", MATCHED)),
+    "digits-got-trades-lm": tuned("GOT-TRADES-LM", got("trades", MATCHED)),
+    "digits-got-pgd-s-weak": tuned("GOT-PGD-S, beta 1", got("pgd", beta=1.0)),
+    "digits-got-pgd-paired": tuned("GOT on pairs", got("pgd", {"kind": "paired"})),
+    "digits-got-pgd-exact": tuned("GOT, exact cost", got("pgd", {"kind": "exact"})),
+}  # fmt: skip
+
+
+def untrained(recipe: Recipe) -> nn.Module:
+    """The network that a training starts from, in double precision."""
+    if recipe.start is not None:
+        return models.load(recipe.start).double()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(recipe.drawn)
+    try:
+        model = models.build(
+            recipe.network, num_classes=recipe.num_classes, in_channels=recipe.in_channels,
+            seed=recipe.seed,
+        )  # fmt: skip
+    finally:
+        torch.set_default_dtype(usual)
+    return model.double()
+
+
+def trained(recipe: Recipe) -> tuple[nn.Module, list[dict]]:
+    """The network, and what is told of each epoch."""
+    x, y = recipe.source[1]("train")
+    model, curve = untrained(recipe), []
+    if recipe.watch is not None:
+        name, attack = recipe.watch
+        images, labels = recipe.source[1]("test")
+
+    def watch(model: nn.Module) -> int:
+        broken = attack(model, images.double(), labels).success
+        curve.append({name: 1 - broken.double().mean().item()})
+        return len(curve)  # so the last epoch counts as the best: test images choose nothing
+
+    done = training.fit(
+        model, (x.double(), y), recipe.defense(), progress=False,
+        validate=watch if recipe.watch else None, **recipe.fit,
+    )  # fmt: skip
+    for entry, seen in zip(done.history, curve, strict=False):
+        entry.pop("validation")
+        entry.update(seen)
+    return model, done.history
+
+
+def measure(name: str, model: nn.Module) -> dict:
+    """Clean and robust shares of the test images, in double precision."""
+    recipe = RECIPES[name]
+    x, y = recipe.source[1]("test")
+    x = x.double()
+    shares = {"clean": vars(evaluate.accuracy(model, (x, y)))}
+    broken = {key: int(judge(model, x, y).success.sum()) for key, judge in recipe.judges.items()}
+    left = {key: vars(evaluate.share(len(x) - count, len(x))) for key, count in broken.items()}
+    return shares | {"robust": left}
+
+
+def make(name: str, folder: Path) -> None:
+    """Train, round to half precision, measure; write the weights and the card."""
+    recipe = RECIPES[name]
+    model, history = trained(recipe)
+    count = len(recipe.source[1]("train")[1])
+    model = model.half().eval()
+    path = folder / f"{name}.safetensors"
+    models.save_weights(model, path)
+    seconds = round(sum(entry.pop("seconds") for entry in history), 1)
+    told = {
+        "name": name,
+        "network": recipe.network,
+        "num_classes": recipe.num_classes,
+        "in_channels": recipe.in_channels,
+        "training": recipe.told,
+        "start": recipe.start,
+        "data": f"{recipe.source[0]}, all {count} training images",
+        "seed": recipe.seed,
+        "command": f"python -m wotlab.experiments zoo --only {name}",
+        "seconds": seconds,
+        "history": history,
+        **measure(name, model.double()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **results.provenance(),
+    }
+    part = folder / f"{name}.json.part"
+    part.write_text(json.dumps(told, indent=2) + "\n")
+    os.replace(part, folder / f"{name}.json")
+    shares = (evaluate.Share(**s) for s in (told["clean"], *told["robust"].values()))
+    print(f"{name}: {', '.join(map(str, shares))} in {seconds:.0f} s", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """The command line of `zoo`."""
+    parser = Parser(prog="python -m wotlab.experiments zoo", description=__doc__)
+    parser.add_argument("--only", choices=list(RECIPES), help="one network; by default all")
+    parser.add_argument("--out", type=Path, default=models.SHIPPED, help="folder of the weights")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in [given.only] if given.only else RECIPES:
+        make(name, given.out)
