@@ -45,12 +45,14 @@ def transport(
     model, x, y, ball, targeted, loss, early_stop, batch_size, progress
         As for `mirror_ascent`.
     steps : int
-        Gradients a run; the last one, Frank-Wolfe, whose steps shrink, takes twice as many.
+        Gradients a run; the last one, Frank-Wolfe, whose steps shrink, takes twice as many. An
+        image that never breaks takes steps * (restarts + 3) in all, 600 by default.
     step_size, momentum : float
         Measured on MNIST: a larger step saturates the scores and is stuck sooner.
     restarts : int >= 0
         Runs at other classes on what is left. Targeted, or when the classes are used up, they
-        start from scores of Gaussian noise instead. 0 is mirror ascent alone: quick, and weaker.
+        start from scores of Gaussian noise instead. 0 is the first run of mirror ascent alone,
+        with no Frank-Wolfe behind it either: quick, and weaker.
     generator : torch.Generator, optional
         Of that noise.
 

@@ -76,7 +76,7 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     images, labels = run.load("train").tensors(slice(0, None if whole else SHORT_IMAGES))
     fit = training.fit(
         model, (images, labels), defense, epochs=epochs, batch_size=BATCH, lr=lr,
-        checkpoint=path.with_suffix(".checkpoint"),
+        checkpoint=path.with_suffix(".checkpoint"), progress=True,
     )  # fmt: skip
     model.eval()
     run.number(

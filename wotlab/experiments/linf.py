@@ -105,6 +105,7 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
         epochs=row.epochs, batch_size=row.batch, lr=row.lr, optimizer=row.optimizer,
         schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs), seed=row.seed,
         checkpoint=path.with_suffix(".checkpoint"), workers=4 if row.augment else 0,
+        progress=True,
     )  # fmt: skip
     models.save_weights(model, path)
     details = {

@@ -43,6 +43,7 @@ def train(run: Run, seed: int = 0) -> None:
         schedule=rate,
         seed=seed,
         checkpoint=path.with_suffix(".checkpoint"),
+        progress=True,
     )
     models.save_weights(model, path)
     seconds = sum(entry["seconds"] for entry in fit.history)

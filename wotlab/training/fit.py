@@ -67,7 +67,7 @@ def fit(
     save_every: float = 300.0,
     fabric: Fabric | None = None,
     workers: int = 0,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Fit:
     """Minimise `defense.loss` over the weights of `model`, in place.
 
