@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import wotlab
-from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, models, training
+from wotlab import LinfBall, WassersteinBall, attacks, models, training
 from wotlab.gibbs import Chain
 from wotlab.training import (
     MART,
@@ -131,27 +131,6 @@ def test_fast_and_free_count_their_gradients(digits, network):
     assert chain.history[0]["gradients"] == 3 * 40
 
 
-def test_free_is_its_algorithm(digits):
-    """Against the loop of the paper, written out."""
-    x, y = digits[0][:20], digits[1][:20]
-    ours, theirs = (models.build("digits-small", seed=0).double() for _ in range(2))
-    x, defense = x.double(), FreeAT(BALL, repeats=3)
-    sgd = lambda m: torch.optim.SGD(m.parameters(), 0.1)  # noqa: E731
-    fit(ours, (x, y), defense, epochs=2, batch_size=20, optimizer=sgd, progress=False)
-    step, delta = sgd(theirs), torch.zeros_like(x)
-    for epoch in range(2):
-        order = training.batches.Places(20, 20, epoch).parts[0]
-        a, b = x[order], y[order]
-        for _ in range(3):
-            z = (a + delta).clamp(0, 1).requires_grad_()
-            step.zero_grad()
-            F.cross_entropy(theirs(z), b).backward()
-            delta = ((z.detach() - a) + BALL.eps * z.grad.sign()).clamp(-BALL.eps, BALL.eps)
-            step.step()
-    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
 @pytest.mark.parametrize("copies", [1, 3])
 def test_samples_are_kept_in_the_ball_and_go_on(dtype, copies, digits, network):
@@ -236,9 +215,6 @@ def test_noise_and_features_of_subramanyam(digits, network):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: FreeAT(L2Ball(1.0)), "ball"),
-        (lambda: FreeAT(BALL, repeats=0), "repeats"),
-        (lambda: FastAT(BALL, step=0.0), "step"),
         (lambda: AdversarialTransport(WassersteinBall(0.1)), "ball"),
         (lambda: AdversarialTransport(BALL, copies=0), "copies"),
         (lambda: AdversarialTransport(BALL, steps=0), "steps"),

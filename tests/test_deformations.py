@@ -1,5 +1,6 @@
 """Warps, and the attacks that bend images or train for random transformations."""
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from wotlab.attacks.adef import Deform, Nearest
 from wotlab.attacks.eot import Expected
 from wotlab.attacks.objective import Objective
 from wotlab.attacks.rows import keep_rows
-from wotlab.attacks.stadv import Bend
+from wotlab.attacks.stadv import Bend, search
 from wotlab.warps import Transformations, compose, roughness, warp
 
 ANY = InternalWassersteinBall(9.0)
@@ -106,6 +107,42 @@ def test_the_flow_gives_the_image_and_is_short(rule, other, trained):
     assert torch.allclose(warp(x, bend.flow.detach()), z, atol=1e-6)
     assert 0 < bend.flow.norm(dim=1).max() < 3
     assert aim.value(z)[0].mean() > aim.value(x)[0].mean()
+
+
+def test_lbfgs_finds_the_least_value_of_the_paper(trained):
+    """min max(-margin, 0) + tau roughness, against a long descent of the same by Adam."""
+    model, x, y = copy.deepcopy(trained[0]).double(), trained[1][:4].double(), trained[2][:4]
+    aim, tau = Objective(model, y, False, "margin"), 0.05
+    found = search(aim, x, tau, 200, early_stop=False)
+    flow = torch.zeros(4, 2, 8, 8, dtype=torch.double, requires_grad=True)
+    adam, least = torch.optim.Adam([flow], 0.02), torch.full((4,), torch.inf).double()
+    for t in range(600):
+        if t == 400:
+            adam.param_groups[0]["lr"] = 0.002
+        loss, broken = aim.value(warp(x, flow).clamp(0, 1))
+        total = (-loss).clamp_min(0) + tau * roughness(flow)
+        adam.zero_grad()
+        total.sum().backward()
+        adam.step()
+        value = torch.where(broken, total.detach(), torch.inf)
+        least = torch.minimum(least, value)
+    assert found.broken.all() and torch.isfinite(least).all()
+    assert (-found.loss <= 1.1 * least).all()  # each method ends in a local minimum
+
+
+def test_lbfgs_stops_at_the_first_image_that_breaks_or_goes_on_to_the_smoothest(trained):
+    model, x, y = trained
+    first = attacks.stadv(model, x, y, ANY)
+    smooth = attacks.stadv(model, x, y, ANY, early_stop=False)
+    assert first.success.all() and smooth.success.all()
+    assert (first.steps <= smooth.steps).all() and (first.steps < smooth.steps).any()
+    aim = Objective(model, y, False, "margin")
+    # the smoothest lies at the boundary, the first somewhere beyond it
+    assert aim.value(smooth.x_adv)[0].mean() < aim.value(first.x_adv)[0].mean()
+    by_adam = attacks.stadv(model, x, y, ANY, optimizer="adam")
+    assert by_adam.success.all()
+    with pytest.raises(ValueError, match="optimizer must be one of lbfgs, adam"):
+        attacks.stadv(model, x, y, ANY, optimizer="sgd")
 
 
 def test_a_larger_tau_gives_a_smoother_flow(trained):

@@ -132,8 +132,10 @@ def test_subramanyam_counts_what_keeps_the_ball(run):
     found = {r.case: r for r in results.read("subramanyam-table-1", run.out)}
     assert set(found) == {"standard-printed", "standard-corrected", "standard-l2"}
     for record in found.values():
+        settings = {"rule": "sign", "step": 0.02, "steps": 10, "window": 1}
+        assert settings.items() <= record.details.items()
         assert record.details["accuracy_by_images_inside_the_ball"] >= record.value
-    # erratum a1: the printed formula brightens every pixel, black ones too
+    # erratum a1: the printed formula brightens every pixel that holds mass
     assert found["standard-printed"].details["mass_change_mean"] > 0.1
 
 
@@ -207,11 +209,41 @@ def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatc
     assert four["standard-clean"].samples.startswith("Fashion-MNIST test images")
 
 
-def test_the_defense_of_subramanyam_moves_no_mass():
-    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
-    w = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    wide = unbalanced_sinkhorn(x, w, wotlab.GroundCost(), iterations=10)
-    assert (baselines.corrected(x, w, 0.2, None).image - wide.image).abs().max() < 1e-6
+@pytest.mark.parametrize("variant", subramanyam.VARIANTS)
+def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant):
+    """At Subramanyam's weights no mass moves. On an image with wide black parts, as a digit has."""
+    x = torch.zeros(2, 1, 9, 9)
+    x[:, :, 1:4, 1:4] = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    for size in (0.02, 0.2):  # one step, and ten
+        w = x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
+        ours = subramanyam.project(variant, x, w, 0.2, None).image
+        full = unbalanced_sinkhorn(x, w, wotlab.GroundCost(None), variant=variant, iterations=10)
+        assert (ours - full.image).abs().max() < 1e-6
+        assert (ours - x).abs().max() > 0.01
+        five = unbalanced_sinkhorn(x, w, wotlab.GroundCost(5), variant=variant, iterations=10)
+        near = nn.functional.max_pool2d(x, 5, 1, 2) > 0  # where mass is within the window
+        assert (five.image - ours)[near].abs().max() < 1e-6
+
+
+def test_the_attack_of_subramanyam_takes_the_sign_step(run, monkeypatch):
+    """FGSM with 0.02, in the table and in his training."""
+    given = []
+
+    def attack(model, x, y, ball, **options):
+        given.append(options)
+        return attacks.fgsm(model, x, y, ball)
+
+    monkeypatch.setattr(subramanyam.attacks, "pgd", attack)
+    subramanyam.table_1(run)
+    monkeypatch.setattr(training, "fit", lambda model, data, defense, **_: defense.attack)
+    monkeypatch.setattr(baselines, "spent", lambda fit, images: given.append(fit.keywords) or {})
+    baselines.defend(run)
+    assert len(given) == len(subramanyam.VARIANTS) + 1
+    for options in given:
+        assert (options["rule"], options["step_size"]) == ("sign", 0.02)
+    assert [options["steps"] for options in given] == [10, 10, 10, 20]
+    (record,) = results.read("subramanyam-defense", run.out)
+    assert record.details["attack_rule"] == "sign"
 
 
 def test_rows_of_got_are_what_their_names_say():

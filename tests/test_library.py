@@ -78,6 +78,34 @@ def test_autoattack_is_at_least_as_strong_as_pgd(network):
         assert bool(ball.contains(x, auto.x_adv).all())
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("ball", [LinfBall(0.15), L2Ball(0.8)])
+def test_autoattack_knows_few_classes(classes, ball):
+    """Its targeted parts too, on images that its first part leaves; as strong as pgd."""
+    x, y = wotlab.data.load("digits", "train").tensors()
+    some = (y < classes).nonzero()[:60, 0]
+    model = models.build("digits-small", num_classes=classes, seed=0)
+    wotlab.training.fit(model, (x[some], y[some]), epochs=8, lr=0.05, progress=False)
+    x, y = x[some], y[some]
+    parts = {"version": "custom", "attacks": ["apgd-t", "fab-t", "square"]}
+    done = attacks.library(model, x, y, ball, **parts)
+    pgd = attacks.pgd(model, x, y, ball, steps=40)
+    assert len(x) > int(done.success.sum()) >= int(pgd.success.sum()) > 3
+    assert bool(ball.contains(x, done.x_adv).all())
+
+
+@pytest.mark.parametrize("name", ["autoattack", "mi-fgsm"])
+def test_half_precision(name, digits, network):
+    if name != "autoattack":
+        pytest.importorskip("torchattacks")
+    x, y = digits
+    half, ball = copy.deepcopy(network).bfloat16(), LinfBall(0.2)
+    few = {"version": "custom", "attacks": ["apgd-ce"]} if name == "autoattack" else {}
+    done = attacks.library(half, x.bfloat16(), y, ball, name=name, **few)
+    assert done.x_adv.dtype == torch.float32 and int(done.success.sum()) > 6
+    assert bool(ball.contains(x, done.x_adv).all())
+
+
 @pytest.mark.parametrize("name", ["autoattack", "mi-fgsm"])
 def test_double_precision(name, digits, network):
     if name != "autoattack":
@@ -108,7 +136,7 @@ def test_no_budget_and_images_that_are_wrong_already(digits, network):
         ({"name": "cw"}, "ball must be a L2Ball"),
         ({"ball": WassersteinBall(0.1)}, "ball must be"),
         ({"batch_size": 0}, "batch_size"),
-        ({"x": torch.zeros(2, 1, 8, 8)}, "mass"),
+        ({"x": torch.full((2, 1, 8, 8), 2.0)}, "x must lie in"),
     ],
 )
 def test_bad_input(change, named, network):

@@ -1,5 +1,7 @@
 """Sinkhorn, balanced and unbalanced, against other solvers, limits and convex programs."""
 
+import warnings
+
 import cvxpy as cp
 import numpy as np
 import ot as pot
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import wrightomega
 
 from wotlab import GroundCost, ot
+from wotlab.ot.kernels import Kernel
 
 L1, L2, SQUARED = GroundCost(None, 1, 1), GroundCost(None, 1, 2), GroundCost(None, 2, 2)
 COSTS = pytest.mark.parametrize("cost", [L1, L2, SQUARED], ids=["l1", "l2", "squared"])
@@ -284,3 +287,99 @@ def test_bad_numbers_are_named(change, named):
     options = {"reg": 0.5, "tau": 1.0} | change
     with pytest.raises(ValueError, match=named):
         ot.unbalanced_sinkhorn(x, y, L1, options.pop("reg"), options.pop("tau"), **options)
+
+
+@pytest.mark.parametrize("tau", [5.0, 3000.0])
+@pytest.mark.parametrize("marginals", ["kl", "l2"])
+def test_unbalanced_with_black_pixels_against_a_convex_solver(tau, marginals):
+    a = torch.tensor([[0.9, 0.0, 0.4, 0.0, 0.0]]).double()
+    b = torch.tensor([[0.0, 0.7, 0.0, 0.5, 0.0]]).double()
+    c, reg = (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs().double(), 0.05
+    a.requires_grad_()
+    done = ot.unbalanced_sinkhorn(a, b, c, reg, tau, marginals=marginals, tol=1e-10)
+    i, j = [0, 2], [1, 3]  # a plan moves nothing from or to pixels that hold nothing
+    p0, q0 = a.detach()[0, i].numpy(), b[0, j].numpy()
+    p = cp.Variable((2, 2), nonneg=True)
+    fee = cp.sum(cp.kl_div(p, np.outer(p0, q0)))
+    sums = ((cp.sum(p, 1), p0), (cp.sum(p, 0), q0))
+    if marginals == "kl":
+        price = sum(cp.sum(cp.kl_div(m, h)) for m, h in sums)
+    else:
+        price = sum(cp.sum_squares(m - h) for m, h in sums) / 2
+    linear = cp.sum(cp.multiply(c.numpy()[np.ix_(i, j)], p))
+    problem = cp.Problem(cp.Minimize(linear + reg * fee + tau * price))
+    problem.solve(cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    assert done.converged.all()
+    assert done.value.item() == pytest.approx(problem.value, rel=1e-6)
+    assert done.dual.item() == pytest.approx(problem.value, rel=1e-6)
+    assert np.abs(done.plan[0][i][:, j].detach().numpy() - p.value).max() < 1e-5
+    assert done.plan.sum().item() == pytest.approx(p.value.sum(), abs=1e-5)
+    (slope,) = torch.autograd.grad(done.value.sum(), a)
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("marginals", ["kl", "l2"])
+@pytest.mark.parametrize("tau", [1e-3, 500.0, 1e6])
+def test_unbalanced_images_with_black_pixels_have_a_value(marginals, tau):
+    x, y = digits(2)
+    done = ot.unbalanced_sinkhorn(x, y, L2, 0.05, tau, marginals=marginals)
+    assert done.converged.all() and torch.allclose(done.value, done.dual, rtol=1e-3)
+    for name in ("value", "primal", "f", "g", "plan", "marginal_error"):
+        assert getattr(done, name).isfinite().all(), name
+
+
+def test_nan_is_never_called_converged(monkeypatch):
+    x, y = digits(2)
+    whole = Kernel.apply
+
+    def broken(self, h):
+        out = whole(self, h)
+        out[0] = torch.nan
+        return out
+
+    monkeypatch.setattr(Kernel, "apply", broken)
+    for done in (
+        ot.sinkhorn(x, y, L1, 0.5, max_iter=20),
+        ot.unbalanced_sinkhorn(x, y, L1, 0.5, 1.0, marginals="l2", max_iter=20),
+    ):
+        assert not done.converged[0] and done.marginal_error[0] == torch.inf
+    with pytest.warns(UserWarning, match="did not converge"):
+        ot.sinkhorn_divergence(x, y, L1, 0.5, max_iter=20)
+
+
+@pytest.mark.parametrize("tau", [None, 0.5])
+def test_dual_bounds_the_optimum_from_below_also_before_it_has_converged(tau):
+    x, y = digits()
+    solve = lambda n: (  # noqa: E731
+        ot.sinkhorn(x, y, L2, 0.05, max_iter=n)
+        if tau is None
+        else ot.unbalanced_sinkhorn(x, y, L2, 0.05, tau, max_iter=n)
+    )
+    best = solve(20_000)
+    assert best.converged.all()
+    for early in (solve(1), solve(5), solve(20)):
+        assert not early.converged.any()
+        assert (early.dual <= best.value + 1e-9).all()
+
+
+def test_a_divergence_that_has_not_converged_says_so():
+    x, y = digits()
+    with pytest.warns(UserWarning, match="3 of 3 problems did not converge in 3 iterations"):
+        ot.sinkhorn_divergence(x, y, L2, 0.01, max_iter=3)
+    flat_, other = torch.ones_like(x), torch.ones_like(x)
+    flat_[0], other[0] = x[0], y[0]
+    with pytest.warns(UserWarning, match="1 of 3 problems"):  # constant images are done at once
+        ot.sinkhorn_divergence(flat_, other, GroundCost(None, 1, 2), 0.05, max_iter=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ot.sinkhorn_divergence(x, y, L2, 0.5)
+
+
+@pytest.mark.parametrize("p", [0.5, 14, 20])
+@pytest.mark.parametrize("norm", [1, 2])
+def test_any_power_gives_no_nan(p, norm):
+    x, y = (v.float() for v in digits(2, 16, 16))
+    for reg in (0.1, 10.0**p):
+        done = ot.sinkhorn(x, y, GroundCost(None, p, norm), reg, max_iter=20)
+        for name in ("value", "primal", "dual", "f", "g"):
+            assert not getattr(done, name).isnan().any(), name

@@ -1,5 +1,8 @@
 """Exact transport against closed forms, linear programming, and the axioms of a metric."""
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +189,61 @@ def test_images_that_differ_in_kind_are_refused():
         ot.exact(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3, 4))
     with pytest.raises(ValueError, match="b must hold as many"):
         ot.exact(torch.ones(2, 3), torch.ones(1, 3), torch.ones(3, 3))
+
+
+def test_two_dots_on_a_large_grid_need_no_matrix_of_it():
+    x, y = dot(224, 224, (3, 4, 1.0)), dot(224, 224, (3, 4, 0.5), (103, 104, 0.5))
+    begin = time.perf_counter()
+    tracemalloc.start()
+    done = ot.exact(x, y, GroundCost(None))
+    far = ot.wasserstein_infinity(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert done.value.item() == pytest.approx(50 * 2**0.5) == done.dual.item()
+    assert far.item() == pytest.approx(100 * 2**0.5)
+    assert time.perf_counter() - begin < 1 and peak < 20e6  # the matrix: 40 GB
+
+
+@pytest.mark.parametrize("cost", [GroundCost(None, 1, 2), GroundCost(3, 1, 1)], ids=str)
+def test_potentials_are_tight_where_the_plan_moves(cost):
+    x, y = noise(3, 1, 4, 5, seed=1), noise(3, 1, 4, 5, seed=2)
+    x, y = x * (x > 0.5), y * (y > 0.4)  # empty pixels, others in each image
+    done, c = ot.exact(x, y, cost), GroundCost(None, cost.p, cost.norm).dense(4, 5)
+    slack = c - done.f.reshape(3, 20, 1) - done.g.reshape(3, 1, 20)
+    assert slack.min() > -1e-12 and slack[done.plan[:, 0] > 0].max() < 1e-12
+    a, b = x / x.sum((2, 3), keepdim=True), y / y.sum((2, 3), keepdim=True)
+    assert torch.allclose((a * done.f + b * done.g).sum((1, 2, 3)), done.dual)
+
+
+@pytest.mark.parametrize("p", [0.5, 14, 20])
+@pytest.mark.parametrize("norm", [1, 2])
+def test_any_power_is_solved_and_proved(p, norm):
+    x, y = (torch.zeros(2, 1, 28, 28).double() for _ in range(2))
+    x[:, :, 2:14, 3:9], y[:, :, 9:20, 12:22] = noise(2, 1, 12, 6), noise(2, 1, 11, 10, seed=1)
+    x[..., 0, 0] = y[..., -1, -1] = 1e-3  # the range of costs up to the whole grid's
+    done = ot.exact(x, y, GroundCost(None, p, norm))
+    assert done.converged.all() and (done.value > 0).all()
+    assert torch.allclose(done.value, done.dual, rtol=1e-5)
+    far = ot.wasserstein_infinity(x, y, GroundCost(None, p, norm))
+    assert (done.value <= far * (1 + 1e-9)).all()
+
+
+def test_costs_of_either_sign():
+    a, b, c = noise(1, 5, seed=1), noise(1, 4, seed=2), noise(5, 4, seed=3) - 0.7
+    p, q = (v[0] / v.sum() for v in (a, b))
+    for matrix in (c, -c.abs(), 0 * c):
+        done = ot.exact(a, b, matrix)
+        assert done.converged.all()
+        best = by_linear_program(p.numpy(), q.numpy(), matrix.numpy())
+        assert done.value.item() == pytest.approx(best, abs=1e-9)
+
+
+def test_value_is_the_optimum_and_has_no_second_derivative():
+    x, y = noise(1, 1, 3, 3, seed=1).requires_grad_(), noise(1, 1, 3, 3, seed=2)
+    for done in (ot.exact(x, y, GroundCost(None)), ot.sinkhorn(x, y, GroundCost(None), 0.5)):
+        assert torch.equal(done.value, done.entropic)
+        (slope,) = torch.autograd.grad(done.value.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            slope.square().sum().backward()
+    done = ot.exact(x, y, GroundCost(None))
+    assert torch.equal(done.value, done.primal) and not done.primal.requires_grad

@@ -32,6 +32,15 @@ def test_round_trip_selection_and_order(tmp_path):
     assert len(results.read(folder=tmp_path)) == 3
 
 
+def test_only_the_files_of_a_measurement_are_opened(tmp_path):
+    """A folder of many hundred records is read many times."""
+    results.write(record(), tmp_path)
+    for name in ("toy-2--eps-0.1.json", "other--toy--case.json", "toy.json"):
+        (tmp_path / name).write_text("{")
+    assert [r.what for r in results.read("toy", tmp_path)] == ["toy"]
+    assert results.read("to", tmp_path) == []
+
+
 def test_the_same_record_is_the_same_bytes(tmp_path):
     one = results.write(record(), tmp_path / "1").read_bytes()
     assert results.write(record(), tmp_path / "2").read_bytes() == one

@@ -1,10 +1,8 @@
 """One training loop: it learns, repeats itself bit for bit, and survives being killed."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -74,51 +72,6 @@ def test_same_seed_same_weights_and_the_global_state_is_left_alone():
         fit(model, images(), epochs=2, seed=seed, **OPTIONS)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(one, two) and not same(one, other)
-
-
-def test_resumed_equals_uninterrupted(tmp_path):
-    whole, parts = network(), network()
-    long = fit(whole, images(), epochs=5, **OPTIONS)
-    fit(parts, images(), epochs=2, checkpoint=tmp_path / "c.pt", **OPTIONS)
-    again = network(seed=9)  # the checkpoint, not this, says where to go on from
-    short = fit(again, images(), epochs=5, checkpoint=tmp_path / "c.pt", **OPTIONS)
-    assert same(whole, again)
-    assert [e["loss"] for e in short.history] == [e["loss"] for e in long.history]
-
-
-class Remember(AdversarialTransport):
-    """A defense with a state of its own, and noise."""
-
-    def __init__(self):
-        super().__init__(LinfBall(0.1))
-
-
-@pytest.mark.parametrize("defense", [Standard, Remember])
-def test_resumed_within_an_epoch_equals_uninterrupted(defense, tmp_path):
-    class Stop(Exception):
-        pass
-
-    class Stopping(defense):
-        calls = 0
-
-        def loss(self, *given):
-            Stopping.calls += 1
-            if Stopping.calls == 7:  # in the second epoch of four minibatches
-                raise Stop
-            return super().loss(*given)
-
-    Stopping.__name__ = defense.__name__
-    whole, again = network(), network(seed=9)
-    options = OPTIONS | {"epochs": 3, "ema": 0.9}
-    long = fit(whole, images(), defense(), **options)
-    options |= {"checkpoint": tmp_path / "c.pt", "save_every": 1e-9}
-    with pytest.raises(Stop):
-        fit(network(), images(), Stopping(), **options)
-    assert torch.load(tmp_path / "c.pt", weights_only=True)["position"] == 2
-    short = fit(again, images(), defense(), **options)
-    assert same(whole, again)
-    for one, two in zip(long.history, short.history, strict=True):
-        assert all(one[k] == two[k] for k in ("loss", "clean_loss", "gradients"))
 
 
 def test_moving_average_of_the_weights():
@@ -241,79 +194,6 @@ def test_two_processes_equal_one(tmp_path):
         assert alone["gradients"] == both["gradients"] == 122
         assert both["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert both["clean_loss"] == pytest.approx(alone["clean_loss"], abs=1e-4)
-
-
-SCRIPT = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import test_training as t
-class Slow(t.Standard):
-    def loss(self, model, x, y, index):
-        time.sleep(float(sys.argv[3]))
-        return super().loss(model, x, y, index)
-Slow.__name__ = "Standard"
-model = t.network()
-t.fit(model, t.images(), Slow(), epochs=6, checkpoint=sys.argv[2] + "/c.pt", **t.OPTIONS)
-t.torch.save(model.state_dict(), sys.argv[2] + "/end.pt")
-"""
-
-
-def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(tmp_path):
-    here = os.path.dirname(__file__)
-    start = lambda pause: subprocess.Popen(  # noqa: E731
-        [sys.executable, "-c", SCRIPT, here, str(tmp_path), str(pause)]
-    )
-    first = start(0.1)
-    patience = time.monotonic() + 60
-    while not (tmp_path / "c.pt").exists() and time.monotonic() < patience:
-        time.sleep(0.05)
-    time.sleep(0.15)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    assert (tmp_path / "c.pt").exists() and not (tmp_path / "end.pt").exists()
-    assert start(0).wait() == 0
-    whole, resumed = network(), network(seed=1)
-    fit(whole, images(), epochs=6, **OPTIONS)
-    resumed.load_state_dict(torch.load(tmp_path / "end.pt", weights_only=True))
-    assert same(whole, resumed)
-
-
-def test_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "c.pt"
-    fit(network(), images(), epochs=1, checkpoint=path, **OPTIONS)
-    before = path.read_bytes()
-
-    def full(content, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        fit(network(), images(), epochs=2, checkpoint=path, **OPTIONS)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_checkpoint_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "c.pt"
-    fit(network(), images(), epochs=1, checkpoint=path, **OPTIONS)
-    wide = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    with pytest.raises(ValueError, match="another network"):
-        fit(wide, images(), epochs=2, checkpoint=path, **OPTIONS)
-    with pytest.raises(ValueError, match="batch_size"):
-        fit(network(), images(), epochs=2, checkpoint=path, **(OPTIONS | {"batch_size": 8}))
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match="delete it"):
-        fit(network(), images(), epochs=2, checkpoint=path, **OPTIONS)
-
-
-def test_loss_that_is_not_finite_stops_at_the_last_good_epoch(tmp_path):
-    path = tmp_path / "c.pt"
-    fit(network(), images(), epochs=1, checkpoint=path, **OPTIONS)
-    before = path.read_bytes()
-    x, y = images()
-    with pytest.raises(FloatingPointError, match="learning rate"):
-        fit(network(), (x * torch.nan, y), epochs=2, checkpoint=path, **OPTIONS)
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("mode", [True, False])

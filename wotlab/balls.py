@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wotlab import checks, internal
+from wotlab import checks, draws, internal
 from wotlab.ground import GroundCost
 from wotlab.moves import Moves, repair
 from wotlab.ot import wasserstein_distance
@@ -13,9 +13,34 @@ from wotlab.patches import PatchCost
 from wotlab.plans import TOLERANCE, TransportPlan, certify
 from wotlab.projections import constrained_sinkhorn
 
+NOISE = 0.1  # deviation of a random start, in brightness, where eps is no brightness
+INTERNAL_STEP = 0.2  # of brightness, for a ball that few pixels can use far
+HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
+
+
+class Ball:
+    """What all threat models share: a budget, and a start for attacks that do not begin at x."""
+
+    eps: float
+
+    def __post_init__(self):
+        checks.positive("eps", self.eps, zero=True)
+
+    def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What a random start adds to the images: Gaussian, of deviation 0.1."""
+        return NOISE * draws.normal(x, generator)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random image of the ball around each x: its noise, projected."""
+        return self.project(x, x + self.noise(x, generator))
+
+    def default_step(self, x: Tensor) -> Tensor | float:
+        """Step of projected gradients, in units of brightness: eps / 4."""
+        return self.eps / 4
+
 
 @dataclass(frozen=True)
-class LinfBall:
+class LinfBall(Ball):
     r"""{z : |z_i - x_i| <= eps for every pixel, 0 <= z <= 1}.
 
     Parameters
@@ -31,8 +56,9 @@ class LinfBall:
 
     eps: float
 
-    def __post_init__(self):
-        checks.positive("eps", self.eps, zero=True)
+    def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform in [-eps, eps]."""
+        return self.eps * (2 * draws.uniform(x, generator) - 1)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Largest change of a pixel: (B,)."""
@@ -56,7 +82,7 @@ class LinfBall:
 
 
 @dataclass(frozen=True)
-class L2Ball:
+class L2Ball(Ball):
     r"""{z : |z - x|_2 <= eps, 0 <= z <= 1}.
 
     Parameters
@@ -72,8 +98,9 @@ class L2Ball:
 
     eps: float
 
-    def __post_init__(self):
-        checks.positive("eps", self.eps, zero=True)
+    def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian, of length eps in the mean square."""
+        return self.eps / x[0].numel() ** 0.5 * draws.normal(x, generator)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Euclidean length of the change: (B,)."""
@@ -96,8 +123,10 @@ class L2Ball:
 
 
 @dataclass(frozen=True)
-class WassersteinBall:
+class WassersteinBall(Ball):
     r"""{z : W(x, z) <= eps, each channel keeps its mass, 0 <= z <= 1} (Hu et al., 2020).
+
+    A black image has no mass that could move: it is alone in its ball.
 
     Parameters
     ----------
@@ -112,14 +141,20 @@ class WassersteinBall:
     Raises
     ------
     ValueError
-        For eps < 0 or infinite.
+        For eps < 0 or infinite, or a cost that is no GroundCost.
     """
 
     eps: float
     cost: GroundCost = field(default_factory=GroundCost)
 
     def __post_init__(self):
-        checks.positive("eps", self.eps, zero=True)
+        super().__post_init__()
+        if not isinstance(self.cost, GroundCost):
+            raise ValueError(f"cost must be a GroundCost; got {self.cost!r}")
+
+    def default_step(self, x: Tensor) -> Tensor:
+        """The step of Hu et al. (2020), `hu_step`."""
+        return hu_step(x, self.eps)
 
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Exact distance from x to z: (B,). See `wotlab.wasserstein_distance`."""
@@ -151,7 +186,7 @@ class WassersteinBall:
         ValueError
             For bad x, or a plan of another shape or ground cost.
         """
-        checks.images("x", x)
+        checks.images("x", x, black=True)
         if plan.cost_model != self.cost:
             raise ValueError(f"plan must have the ball's cost, {self.cost}; got {plan.cost_model}")
         if plan.mass[:, :, 0].shape != x.shape:
@@ -173,7 +208,7 @@ class WassersteinBall:
 
 
 @dataclass(frozen=True)
-class InternalWassersteinBall:
+class InternalWassersteinBall(Ball):
     r"""{z : IWD(x, z) <= eps, 0 <= z <= 1}: images made of nearly the same patches.
 
     Tan et al. (IWD) penalise the distance and never bound it; this is the ball that their
@@ -208,11 +243,15 @@ class InternalWassersteinBall:
     tile: int | None = None
 
     def __post_init__(self):
-        checks.positive("eps", self.eps, zero=True)
+        super().__post_init__()
         if not isinstance(self.cost, PatchCost):
-            raise ValueError(f"cost must be a PatchCost; got {type(self.cost).__name__}")
+            raise ValueError(f"cost must be a PatchCost; got {self.cost!r}")
         if self.tile is not None:
             checks.count("tile", self.tile)
+
+    def default_step(self, x: Tensor) -> float:
+        """0.2 of brightness."""
+        return INTERNAL_STEP
 
     def check(self, x: Tensor) -> None:
         """ValueError for images whose patches cannot be matched; attacks ask before they begin."""
@@ -233,6 +272,11 @@ class InternalWassersteinBall:
     def step(self, gradient: Tensor, size: float) -> Tensor:
         """Along the gradient, scaled so that the most changed pixel moves by `size`."""
         return _largest(gradient, size)
+
+
+def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
+    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less."""
+    return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
 
 
 def _largest(gradient: Tensor, size: float) -> Tensor:

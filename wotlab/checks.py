@@ -1,22 +1,25 @@
 """Checks of what a user hands in; every message names the argument and says what was found."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 
 def positive(name: str, value: float, *, zero: bool = False) -> None:
-    """A finite number above zero (or, with `zero`, at least zero)."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
+    """A finite number above zero (or, with `zero`, at least zero); NumPy's and 0-d tensors too."""
+    number = _plain(value)
+    good = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    if not good or number < 0 or (number == 0 and not zero):
         least = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {least}; got {value!r}")
 
 
 def count(name: str, value: int, *, zero: bool = False) -> None:
-    """A positive integer (or, with `zero`, one of at least 0)."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < (not zero):
+    """A positive integer (or, with `zero`, one of at least 0); NumPy's and 0-d tensors too."""
+    number = _plain(value)
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < (not zero):
         kind = "an integer of at least 0" if zero else "a positive integer"
         raise ValueError(f"{name} must be {kind}; got {value!r}")
 
@@ -25,8 +28,10 @@ def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:
     """A finite floating-point tensor of `ndim` dimensions, none of them empty."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch tensor {layout}; got {type(value).__name__}")
-    if value.ndim != ndim or 0 in value.shape:
+    if value.ndim != ndim:
         raise ValueError(f"{name} must have shape {layout}; got {tuple(value.shape)}")
+    if 0 in value.shape:
+        raise ValueError(f"{name} is empty, a tensor of shape {tuple(value.shape)}; leave it out")
     if not value.is_floating_point():
         raise ValueError(
             f"{name} must be a floating-point tensor; got {value.dtype}. "
@@ -43,11 +48,24 @@ def images(name: str, value: Tensor, *, black: bool = False) -> None:
     low, high = float(value.detach().min()), float(value.detach().max())
     if low < 0 or high > 1:
         raise ValueError(
-            f"{name} must lie in [0, 1]; its values go from {low:g} to {high:g}. If they are "
-            f"normalised, put the normalisation inside the model"
+            f"{name} must lie in [0, 1]; its values go from {low} to {high}. After "
+            f"resizing or rounding pass {name}.clamp(0, 1). If they are normalised, put the "
+            f"normalisation inside the model"
         )
     if not black:
         _mass(name, value, "image", "is black")
+
+
+def labels(name: str, value: Tensor, count: int) -> None:
+    """Class numbers: an int64 tensor (count,)."""
+    if not isinstance(value, Tensor) or value.shape != (count,) or value.dtype != torch.long:
+        found = (
+            (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ValueError(
+            f"{name} must be {count} class numbers, a tensor of dtype int64 ({name}.long()); "
+            f"got {found}"
+        )
 
 
 def histograms(name: str, value: Tensor) -> None:
@@ -68,9 +86,14 @@ def same_shape(name: str, value: Tensor, other: str, like: Tensor) -> None:
 
 
 def _mass(name: str, value: Tensor, kind: str, state: str) -> None:
-    empty = (value.detach().flatten(1).sum(1) <= 0).nonzero().flatten().tolist()
+    empty = (value.detach().flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
             f"{name} must have mass to move; {kind} {empty[0]} {state} (sum 0). "
             f"Leave it out: no transport starts or ends there"
         )
+
+
+def _plain(value):
+    """The Python number in a 0-d tensor; anything else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value

@@ -1,10 +1,13 @@
 """Ground cost: what it costs to move a unit of mass from one pixel to another."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from wotlab import checks
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,13 @@ class GroundCost:
     norm: int = 2
 
     def __post_init__(self):
-        whole = isinstance(self.window, int) and not isinstance(self.window, bool)
+        whole = isinstance(self.window, Integral) and not isinstance(self.window, bool)
         if self.window is not None and (not whole or self.window < 1 or self.window % 2 == 0):
             raise ValueError(
                 f"window must be an odd positive integer, or None for the whole grid; "
                 f"got {self.window!r}"
             )
-        if not 0 < self.p < float("inf"):
-            raise ValueError(f"p must be a positive finite number; got {self.p!r}")
+        checks.positive("p", self.p)
         if self.norm not in (1, 2):
             raise ValueError(f"norm must be 1 or 2; got {self.norm!r}")
 
@@ -66,10 +68,13 @@ class GroundCost:
         return torch.cartesian_prod(rows, columns)
 
     def costs(self, height: int, width: int, device=None, dtype=None) -> Tensor:
-        """C(d) of each step in `offsets`: (K,)."""
-        return self._cost(
-            self.offsets(height, width, device).to(dtype or torch.get_default_dtype())
-        )
+        """C(d) of each step in `offsets`: (K,).
+
+        Infinite where `dtype` holds no such number: 38 pixels cost more than float32's 3.4e38
+        from p = 24.4 on.
+        """
+        steps = self.offsets(height, width, device)
+        return self._cost(steps.to(wide(steps.device))).to(dtype or torch.get_default_dtype())
 
     def inside(self, height: int, width: int, device=None) -> Tensor:
         """Whether step k from pixel i ends inside the image: booleans (K, height, width)."""
@@ -117,14 +122,26 @@ class GroundCost:
         for an image of 64x64.
         """
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        pixels = torch.cartesian_prod(rows, columns).to(dtype)
-        steps = pixels[:, None] - pixels[None, :]
-        cost = self._cost(steps)
+        pixels = torch.cartesian_prod(rows, columns)
+        cost = self.between(pixels, pixels, dtype)
         if self.window is not None:
+            steps = pixels[:, None] - pixels[None, :]
             cost[(steps.abs() > self.window // 2).any(-1)] = torch.inf
         return cost
+
+    def between(self, start: Tensor, end: Tensor, dtype=torch.float64) -> Tensor:
+        """C from each of some pixels to each of others, whatever the window: (n, m).
+
+        Pixels are integers, row and column: (n, 2) and (m, 2).
+        """
+        return self._cost((start[:, None] - end[None, :]).to(dtype))
 
     def _cost(self, steps: Tensor) -> Tensor:
         if self.norm == 1:
             return steps.abs().sum(-1) ** self.p
         return steps.square().sum(-1) ** (self.p / 2)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The widest float of a device: float64, and float32 on MPS, which has nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -118,7 +118,7 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
     Parameters
     ----------
     what : str, optional
-        Only the records of this measurement.
+        Only the records of this measurement; no other file is opened.
     folder : path, optional
 
     Raises
@@ -127,7 +127,9 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
         For a file that is no record; the message names file and field.
     """
     place = resources.files("wotlab.records") if folder is None else Path(folder)
-    files = sorted((f for f in place.iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
+    start = "" if what is None else f"{what}--"  # so that only these files are opened
+    files = [f for f in place.iterdir() if f.name.startswith(start) and f.name.endswith(".json")]
+    files.sort(key=lambda f: f.name)
     records = [_parse(f.name, f.read_text()) for f in files]
     return [r for r in records if what in (None, r.what)]
 

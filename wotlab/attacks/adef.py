@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from wotlab import checks
-from wotlab.attacks.ascent import attack, not_on_mass
-from wotlab.attacks.objective import Objective, objective_of
+from wotlab.attacks.ascent import attack, climber, not_on_mass
+from wotlab.attacks.objective import Objective, logits_of, objective_of
 from wotlab.attacks.result import AttackResult
 from wotlab.warps import compose, warp
 
@@ -53,7 +53,7 @@ class Nearest(Objective):
         candidates, sigma = self.how
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            logits = self.model(z).to(z.dtype)
+            logits = logits_of(self.model, z)
             own = self.y[:, None]
             margins = logits - logits.gather(1, own)
             rivals = margins.scatter(1, own, -torch.inf).topk(
@@ -78,8 +78,9 @@ class Deform:
     def __init__(self, sigma: float, overshoot: float):
         self.sigma, self.overshoot = sigma, overshoot
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.x, self.flow = x, x.new_zeros(len(x), 2, *x.shape[-2:])
+        return x, x.new_zeros(len(x))
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
@@ -158,8 +159,10 @@ def adef(
     def made(*given) -> Nearest:
         return Nearest(objective_of(*given), candidates, sigma)
 
+    run = climber(
+        partial(Deform, sigma, overshoot), steps, early_stop=early_stop, progress=progress
+    )
     return attack(
-        partial(Deform, sigma, overshoot),
-        model, x, y, not_on_mass(ball), targeted=targeted, loss="margin", steps=steps,
-        batch_size=batch_size, early_stop=early_stop, progress=progress, objective=made, exact=True,
+        run, model, x, y, not_on_mass(ball), targeted=targeted, loss="margin",
+        batch_size=batch_size, objective=made, exact=True,
     )  # fmt: skip

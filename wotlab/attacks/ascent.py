@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.attacks.objective import Objective, attacked, check, objective_of
+from wotlab.attacks.objective import Objective, attacked, check, objective_of, wide
 from wotlab.attacks.result import AttackResult, join, judge
-from wotlab.balls import InternalWassersteinBall, WassersteinBall
+from wotlab.balls import Ball, InternalWassersteinBall, WassersteinBall
 from wotlab.plans import certify
 
 
 class Rule(Protocol):
     """How the images of a batch follow the gradient; keeps its own state."""
 
-    def start(self, x: Tensor) -> None: ...
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the first gradient is taken, x itself or other images, and what those spend."""
+        ...
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
@@ -38,6 +40,7 @@ class Found:
         self.x_adv, self.broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.cost, self.loss = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
         self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.misread = self.broken.clone()  # whether the clean image is broken as it is
 
     def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> Tensor:
         """Take what is broken first, and else what has the larger loss; says who may go on."""
@@ -57,6 +60,20 @@ class Found:
             getattr(self, name)[index] = getattr(other, name)[rows]
 
 
+class Last(Found):
+    """Keeps the last image of each, for methods whose answer is where they end.
+
+    An image that is misread as it is stays so: it lies in its own ball.
+    """
+
+    def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> Tensor:
+        some = ~self.misread[index] | (t == 0)
+        at = index[some]
+        self.x_adv[at], self.broken[at], self.steps[at] = z[some], broken[some], t
+        self.cost[at], self.loss[at] = cost[some], loss[some]
+        return torch.ones_like(broken)
+
+
 def climb(
     rule: Rule,
     objective: Objective,
@@ -69,25 +86,40 @@ def climb(
 ) -> Found:
     """Climb the loss for `steps` gradients; images that are done leave the batch.
 
-    The clean image counts: what is broken from the start takes no step. With `early_stop` off
-    (training) all images go on to the end. Another `found` may want another image of each.
+    The clean image counts: what is broken from the start takes no step. Where a rule starts
+    elsewhere, it is looked at apart, and all gradients are taken at images of the climb. With
+    `early_stop` off (training) all images go on to the end. Another `found` may want another
+    image of each.
     """
     found, index = found or Found(x), torch.arange(len(x), device=x.device)
-    rule.start(x)
-    z, spent = x, x.new_zeros(len(x))
+
+    def keep(go_on: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to the images that go on; all others are forgotten."""
+        nonlocal objective, index
+        if not early_stop or bool(go_on.all()):
+            return parts
+        rule.select(go_on)
+        objective, index = objective.select(go_on), index[go_on]
+        return tuple(part[go_on] for part in parts)
+
+    z, spent = rule.start(x)
+    if z is not x:
+        loss, found.misread = objective.value(x)
+        free = torch.zeros_like(spent)
+        z, spent = keep(found.offer(index, x, found.misread, free, loss, 0), z, spent)
     for t in tqdm(range(steps), disable=not progress, leave=False):
+        if not len(index):
+            return found
         gradient, loss, broken = objective.gradient(z)
+        if z is x:
+            found.misread = broken
         go_on = found.offer(index, z, broken, spent, loss, t)
-        if early_stop and not bool(go_on.all()):
-            if not bool(go_on.any()):
-                return found
-            rule.select(go_on)
-            objective, index = objective.select(go_on), index[go_on]
-            z, gradient = z[go_on], gradient[go_on]
-            loss, broken = loss[go_on], broken[go_on]
-        z, spent = rule.step(z, gradient, loss, broken, t)
-    loss, broken = objective.value(z)
-    found.offer(index, z, broken, spent, loss, steps)
+        z, gradient, loss, broken = keep(go_on, z, gradient, loss, broken)
+        if len(index):
+            z, spent = rule.step(z, gradient, loss, broken, t)
+    if len(index):
+        loss, broken = objective.value(z)
+        found.offer(index, z, broken, spent, loss, steps)
     return found
 
 
@@ -115,46 +147,66 @@ def retry(
 
 
 def attack(
-    rule: Callable[[], Rule],
+    run: Callable[[Objective, Tensor], Found],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     targeted: bool,
     loss: str,
-    steps: int,
     batch_size: int,
-    early_stop: bool,
-    progress: bool,
-    again: Callable[[Objective, Tensor, Found], None] | None = None,
     exact: bool = False,
     objective: Callable[..., Objective] = objective_of,
 ) -> AttackResult:
-    """Check what the user gave, climb part by part, judge. `again` goes on where that failed.
+    """Check what the user gave, `run` part by part, judge.
 
     `objective(model, x, y, targeted, loss)` makes what is climbed. `exact` asks for the ball's
-    distance, once and at the end, where the rule has no price of its own.
+    distance, once and at the end, where the run has no price of its own. Images are float32 at
+    least: a plan in half precision would lose more mass to rounding than the ball allows.
     """
     start = time.perf_counter()
-    checks.count("steps", steps)
     checks.count("batch_size", batch_size)
+    if not isinstance(ball, Ball):
+        raise ValueError(
+            f"ball must be a threat model, such as LinfBall(0.1) or WassersteinBall(0.1); "
+            f"got {ball!r}"
+        )
     with attacked(model):
-        check(model, x, y, loss, black=not isinstance(ball, WassersteinBall))
+        check(model, x, y, loss)
         if isinstance(ball, InternalWassersteinBall):
             ball.check(x)
         parts = []
-        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
-            aim = objective(model, a, b, targeted, loss)
-            found = climb(rule(), aim, a, steps, early_stop=early_stop, progress=progress)
-            if again is not None:
-                again(aim, a, found)
+        for a, b in zip(wide(x).split(batch_size), y.split(batch_size), strict=True):
+            found = run(objective(model, a, b, targeted, loss), a)
             cost = distance(ball, a, found.x_adv) if exact else found.cost
-            parts.append(judge(a, found.x_adv, found.broken, cost, ball, found.steps, start))
+            parts.append(judge(a, found, cost, ball, start))
     return join(parts, start)
 
 
-def distance(ball, x: Tensor, z: Tensor) -> Tensor:
+def climber(
+    rule: Callable[[], Rule],
+    steps: int,
+    *,
+    early_stop: bool,
+    progress: bool,
+    again: Callable[[Objective, Tensor, Found], None] | None = None,
+    kind: type[Found] = Found,
+) -> Callable[[Objective, Tensor], Found]:
+    """The `run` of an attack that climbs. `again` goes on where the first climb failed."""
+    checks.count("steps", steps)
+
+    def run(objective: Objective, x: Tensor) -> Found:
+        options = {"early_stop": early_stop, "progress": progress, "found": kind(x)}
+        found = climb(rule(), objective, x, steps, **options)
+        if again is not None:
+            again(objective, x, found)
+        return found
+
+    return run
+
+
+def distance(ball: Ball, x: Tensor, z: Tensor) -> Tensor:
     """The ball's distance; on a WassersteinBall also between images of unequal mass."""
     if isinstance(ball, WassersteinBall):
         return certify(x, z, ball).cost

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.objective import Objective, objective_of
+from wotlab.attacks.objective import Objective, logits_of, objective_of
 from wotlab.attacks.pgd import pgd
 from wotlab.attacks.result import AttackResult
 from wotlab.warps import Transformations
@@ -34,7 +34,7 @@ class Expected(Objective):
         drawn = (transform(z, generator) for _ in range(samples))
         losses = [super(Expected, self).value(moved)[0] for moved in drawn]
         with torch.no_grad():
-            broken = self.broken(self.model(z))
+            broken = self.broken(logits_of(self.model, z))
         return torch.stack(losses).mean(0), broken
 
 

@@ -4,51 +4,47 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.ascent import attack, on_plans
+from wotlab.attacks.ascent import Last, attack, climber, on_plans
 from wotlab.attacks.prices import plan_at
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
 from wotlab.moves import Moves, repair
+from wotlab.projections import dual_projection
+
+REPAIR = 5000  # steps of the final projection (Wu et al., 2020)
 
 
 class FrankWolfe:
     """Step towards the plan that is best for the gradient as it is now."""
 
-    def __init__(self, ball: WassersteinBall, gamma: float = 1e-3, repaired: bool = True):
-        self.ball, self.gamma, self.repaired = ball, gamma, repaired
+    def __init__(self, ball: WassersteinBall, gamma: float = 1e-3):
+        self.ball, self.gamma = ball, gamma
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.moves = Moves(x, self.ball.cost)
         self.shares = self.moves.still()
         self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
+        return x, torch.zeros_like(self.budget)
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        moves, share = self.moves, 2 / (t + 2)
-        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
+        share = 2 / (t + 2)
+        vertex = self.oracle(self.moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
         self.shares = (1 - share) * self.shares + share * vertex
-        if self.repaired:
-            self.shares, z = repair(moves, self.shares, self.budget)
-        else:
-            z = moves.send(self.shares)
-        return z, moves.cost(self.shares)
+        self.shares, z = repair(self.moves, self.shares, self.budget)
+        return z, self.moves.cost(self.shares)
 
     def oracle(self, scores: Tensor, share: float) -> Tensor:
-        """The plan of cost eps that is best for the scores."""
+        """The plan of cost eps that is best for the scores, at the prices of full pixels."""
         moves = self.moves
         scores = (scores - moves.read(self.phi)).masked_fill(moves.outside, -torch.inf)
-        # as published, each search begins anew; else near the last step's price
-        start = (2 * self.psi).clamp_min(1) if self.repaired else torch.ones_like(self.psi)
-        low, high = bisected_prices(scores, moves, self.budget, start)
+        low, high = bisected_prices(scores, moves, self.budget, (2 * self.psi).clamp_min(1))
         self.psi = high
-        vertex = plan_at(high, scores, moves)
-        if not self.repaired:
-            return vertex
         # at low entropy one pixel's change of mind can be worth more than the bisection's
         # tolerance: a mix of the plans on both sides spends the whole budget
-        dearer = plan_at(low, scores, moves)
+        vertex, dearer = plan_at(high, scores, moves), plan_at(low, scores, moves)
         spent, more = moves.cost(vertex), moves.cost(dearer)
         mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[moves.owner]
         vertex = (1 - mix) * vertex + mix * dearer
@@ -61,6 +57,35 @@ class FrankWolfe:
         self.moves, columns = self.moves.select(keep)
         self.shares = self.shares[:, columns]
         self.budget, self.phi, self.psi = self.budget[keep], self.phi[keep], self.psi[keep]
+
+
+class Published(FrankWolfe):
+    """As Wu et al. run it: no pixel bound on the way, one projection of the plan at the end."""
+
+    def __init__(self, ball: WassersteinBall, gamma: float, steps: int):
+        super().__init__(ball, gamma)
+        self.steps = steps
+
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        moves, share = self.moves, 2 / (t + 2)
+        # the network sees the plan's image clamped, and no slope passes where the clamp holds
+        gradient = torch.where(moves.send(self.shares) > 1, 0, gradient)
+        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
+        self.shares = (1 - share) * self.shares + share * vertex
+        if t < self.steps - 1:
+            return moves.send(self.shares).clamp(0, 1), moves.cost(self.shares)
+        done = dual_projection(
+            moves.x, moves.plan(self.shares), self.ball.eps, self.ball.cost, max_iter=REPAIR
+        )
+        return done.image.clamp(0, 1), done.plan.cost()
+
+    def oracle(self, scores: Tensor, share: float) -> Tensor:
+        """The plan that is best for the scores, from a bisection that begins anew each time."""
+        scores = scores.masked_fill(self.moves.outside, -torch.inf)
+        _, psi = bisected_prices(scores, self.moves, self.budget, torch.ones_like(self.psi))
+        return plan_at(psi, scores, self.moves)
 
 
 def bisected_prices(
@@ -95,7 +120,7 @@ def frank_wolfe(
     loss: str = "ce",
     steps: int = 300,
     gamma: float = 1e-3,
-    repaired: bool = True,
+    published: bool = False,
     early_stop: bool = True,
     batch_size: int = 1000,
     progress: bool = False,
@@ -114,10 +139,13 @@ def frank_wolfe(
         300 in the paper.
     gamma : float
         Entropy of the oracle, for g scaled to largest entry 1: 1e-3 in the paper.
-    repaired : bool
-        True: a price on full pixels, carried from step to step, teaches the oracle the pixel
-        bound, and `wotlab.moves.repair` makes each iterate feasible. False: as published; the
-        bound is ignored, pixels may exceed 1, and such images never count as successes.
+    published : bool
+        False: a price on full pixels, carried from step to step, teaches the oracle the pixel
+        bound, and `wotlab.moves.repair` makes each iterate feasible, so that an image is done as
+        soon as it breaks. True, as its authors run it: pixels may exceed 1 on the way, where the
+        network sees them clamped; after the last step one `dual_projection` of the plan with the
+        pixel bound (at most 5,000 steps) makes it feasible, and only that last image counts.
+        `early_stop` then has no effect.
 
     Returns
     -------
@@ -128,9 +156,15 @@ def frank_wolfe(
     ValueError
         As for `mirror_ascent`.
     """
+    ball = on_plans(ball)
     checks.positive("gamma", gamma)
-    return attack(
-        lambda: FrankWolfe(on_plans(ball), gamma, repaired),
-        model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress,
-    )  # fmt: skip
+    if published:
+        run = climber(
+            lambda: Published(ball, gamma, steps), steps, early_stop=False, progress=progress,
+            kind=Last,
+        )  # fmt: skip
+    else:
+        run = climber(
+            lambda: FrankWolfe(ball, gamma), steps, early_stop=early_stop, progress=progress
+        )
+    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from wotlab import checks
 from wotlab.attacks.ascent import Found
-from wotlab.attacks.objective import Objective, attacked, check, objective_of
+from wotlab.attacks.objective import Objective, attacked, check, objective_of, wide
 from wotlab.attacks.pyramid import SMALLEST, Generators, changed, resize, scales
 from wotlab.attacks.result import AttackResult, join, judge
 from wotlab.attacks.rows import keep_rows
@@ -99,12 +99,12 @@ def iwda(
     for name, value in (("tau", tau), ("rate", rate), ("penalty", penalty)):
         checks.positive(name, value)
     with attacked(model):
-        check(model, x, y, black=True)
+        check(model, x, y)
         ball.check(x)
         sizes = scales(*x.shape[-2:], most_scales, max(SMALLEST, ball.cost.size))
         plan = [size for size in sizes for _ in range(steps)]
         parts = []
-        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
+        for a, b in zip(wide(x).split(batch_size), y.split(batch_size), strict=True):
             many, labels = (each.repeat_interleave(samples, 0) for each in (a, b))
             objective = objective_of(model, many, labels, targeted, "ce")
             game = _Game(a, samples, objective, ball.cost, tau, penalty, generator)
@@ -119,7 +119,7 @@ def iwda(
                     game.look(game.draw(), len(plan))
             found = game.found
             cost = ball.distance(many, found.x_adv)
-            parts.append(judge(many, found.x_adv, found.broken, cost, ball, found.steps, start))
+            parts.append(judge(many, found, cost, ball, start))
     return join(parts, start)
 
 
@@ -132,6 +132,7 @@ class _Game:
         self.x, self.samples, self.objective, self.cost = x, samples, objective, cost
         self.tau, self.penalty, self.generator = tau, penalty, generator
         self.found = Found(x.repeat_interleave(samples, 0))
+        _, self.found.misread = objective.value(self.found.x_adv)
         self.rows = torch.arange(len(self.found.x_adv), device=x.device)
         self.change = x.new_zeros(samples, *x.shape)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import draws
-from wotlab.attacks.ascent import attack
+from wotlab.attacks.ascent import attack, climber
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, like
@@ -17,17 +17,18 @@ class Langevin:
         self.ball, self.chain, self.generator = ball, chain, generator
         self.targeted, self.random_start = targeted, random_start
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.x = x
         self.lo, self.hi = self.ball.walls(x)
         self.now = None
+        z = x
+        if self.random_start:
+            z = self.lo + (self.hi - self.lo) * draws.uniform(x, self.generator)
+        return z, self.ball.distance(x, z)
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        if t == 0 and self.random_start:
-            z = self.lo + (self.hi - self.lo) * draws.uniform(z, self.generator)
-            return z, self.ball.distance(self.x, z)
         # attacks climb u = log((1 - p) / p); the law is that of CE = log(1 + e^u)
         sign = -1 if self.targeted else 1
         slope = torch.sigmoid(sign * loss)[:, None, None, None]
@@ -76,7 +77,7 @@ def langevin(
         Its rule and its numbers, in units of brightness. By default the printed sign step with
         noise, `Chain("sign", sigma=eps / 2, eta=eps / 2)`.
     random_start : bool
-        Begin at a uniform image of the ball; this takes the place of the first step.
+        Begin at a uniform image of the ball.
     generator : torch.Generator, optional
         Of all noise.
 
@@ -94,8 +95,8 @@ def langevin(
         raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
     half = max(ball.eps / 2, 1e-30)
     chain = chain or Chain("sign", sigma=half, eta=half)
-    return attack(
+    run = climber(
         lambda: Langevin(ball, chain, targeted, random_start, generator),
-        model, x, y, ball, targeted=targeted, loss="ce", steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress,
+        steps, early_stop=early_stop, progress=progress,
     )  # fmt: skip
+    return attack(run, model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size)

@@ -10,27 +10,44 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.objective import are_right, attacked, check
+from wotlab.attacks.ascent import Found
+from wotlab.attacks.objective import are_right, attacked, check, dtype_of, logits_of, wide
 from wotlab.attacks.result import AttackResult, judge
 from wotlab.balls import L2Ball, LinfBall
 
+FEWEST = 4  # classes that AutoAttack's targeted loss compares
 
-class _Single(nn.Module):
-    """A model of any dtype for a library that makes its images float32."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+class _Cast(nn.Module):
+    """A model of any dtype for images of another."""
+
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model = model
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.model(z.to(self.dtype)).float()
+        return logits_of(self.model, z)
+
+
+class _FourClasses(_Cast):
+    """A model of two classes or more for a library whose loss compares the four largest logits.
+
+    Classes that are missing to four get logits just below all others, which no image reaches and
+    which have no slope.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits = super().forward(z)
+        missing = max(0, FEWEST - logits.shape[1])
+        below = logits.detach().amin(1, keepdim=True) - 1
+        return torch.cat([logits, below.expand(-1, missing)], 1)
 
 
 def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
-    model, x = _Single(model, x.dtype), x.float()
+    others = model(x[:1].to(dtype_of(model, x))).shape[1] - 1
+    model, x = _FourClasses(model), x.float()
     norm = "Linf" if isinstance(ball, LinfBall) else "L2"
     run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
-    others = model(x[:1]).shape[1] - 1
     for part in (run.apgd_targeted, run.fab):
         part.n_target_classes = min(part.n_target_classes, others)
     usual = torch.get_default_dtype()
@@ -44,7 +61,7 @@ def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) ->
 def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
     def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
         made = getattr(_torchattacks_library(), name)
-        attack = made(model, **(defaults(ball) | options))
+        attack = made(_Cast(model), **(defaults(ball) | options))
         attack.set_device(x.device)
         return attack(x, y)
 
@@ -130,21 +147,17 @@ def library(
         known = " or ".join(kind.__name__ for kind in balls)
         raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
     checks.count("batch_size", batch_size)
-    parts = []
+    found, x = Found(wide(x)), wide(x)
     with attacked(model), torch.random.fork_rng(range(torch.cuda.device_count())):
         check(model, x, y)
         torch.manual_seed(seed)
-        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
-            parts.append(a)
-            right = model(a).argmax(1) == b  # the others are broken as they are
-            if ball.eps > 0 and bool(right.any()):
+        found.misread = ~are_right(model, x, y, batch_size)  # broken as they are
+        for rows in (~found.misread).nonzero()[:, 0].split(batch_size):
+            if len(rows) and ball.eps > 0:
                 with torch.enable_grad(), frozen(model):
-                    moved = run(model, ball, a[right], b[right], seed, **options)
-                parts[-1] = a.clone()
-                parts[-1][right] = moved.detach().to(a)
-        z = torch.cat(parts)
-        broken = ~are_right(model, z, y, batch_size)
-    return judge(x, z, broken, ball.distance(x, z), ball, torch.zeros_like(y), start)
+                    found.x_adv[rows] = run(model, ball, x[rows], y[rows], seed, **options).to(x)
+        found.broken = ~are_right(model, found.x_adv, y, batch_size)
+    return judge(x, found, ball.distance(x, found.x_adv), ball, start)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks, draws
-from wotlab.attacks.ascent import attack, on_plans
+from wotlab.attacks.ascent import attack, climber, on_plans
 from wotlab.attacks.prices import priced_plan
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
@@ -29,7 +29,7 @@ class Mirror:
         self.ball, self.step_size, self.momentum, self.sweeps = ball, step_size, momentum, sweeps
         self.noise, self.generator = noise, generator
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.moves = moves = Moves(x, self.ball.cost)
         self.scores = torch.zeros_like(moves.outside, dtype=x.dtype)
         if self.noise:
@@ -39,6 +39,7 @@ class Mirror:
         self.psi = torch.ones_like(self.budget)
         self.phi, self.velocity = torch.zeros_like(x), torch.zeros_like(x)
         self.last_psi, self.last_phi = self.psi, self.phi
+        return x, torch.zeros_like(self.budget)
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
@@ -95,7 +96,8 @@ def mirror_ascent(
     model : nn.Module
         Images in [0, 1] to logits (B, classes). Run in eval mode, left as it was found.
     x : Tensor (B, C, H, W)
-        Images in [0, 1]; on a WassersteinBall none of them black.
+        Images in [0, 1], of any float dtype; attacked in float32 or float64, whatever the dtype
+        of the model's weights. A black image has no mass to move and comes back as it is.
     y : Tensor (B,), int64
         Labels; with `targeted` the classes to reach.
     ball : WassersteinBall
@@ -122,8 +124,8 @@ def mirror_ascent(
     ValueError
         For bad images, labels or numbers, or a model that returns NaN or probabilities.
     """
-    return attack(
-        lambda: Mirror(on_plans(ball), step_size, momentum),
-        model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress,
-    )  # fmt: skip
+    ball = on_plans(ball)
+    run = climber(
+        lambda: Mirror(ball, step_size, momentum), steps, early_stop=early_stop, progress=progress
+    )
+    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)

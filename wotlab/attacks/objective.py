@@ -52,7 +52,12 @@ class Objective:
 
     def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,), and whether each image is broken, (B,)."""
-        logits = self.model(z).to(z.dtype)  # in mixed precision they come in half of it
+        logits = logits_of(self.model, z)
+        if bool(logits.isnan().any()):
+            raise ValueError(
+                "model returns NaN on an attacked image, which is no answer; check its weights, "
+                "and that it takes every image in [0, 1]"
+            )
         return self._loss(logits), self.broken(logits)
 
     def broken(self, logits: Tensor) -> Tensor:
@@ -70,6 +75,23 @@ class Objective:
         return own - rival if self.targeted else rival - own
 
 
+def dtype_of(model: nn.Module, z: Tensor) -> torch.dtype:
+    """The dtype of a model's weights; that of its images where it has none."""
+    weights = (w for w in model.parameters() if w.is_floating_point())
+    return next((w.dtype for w in weights), z.dtype)
+
+
+def logits_of(model: nn.Module, z: Tensor) -> Tensor:
+    """Logits in the dtype of the images, which the model sees in its own."""
+    return model(z.to(dtype_of(model, z))).to(z.dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Images in float32 or float64, whatever the precision of the model, detached."""
+    x = x.detach().clone() if x.is_inference() else x.detach()
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def divergence(clean: Tensor, moved: Tensor) -> Tensor:
     """KL(p | q) of the classes' probabilities, from logits (B, classes): (B,)."""
     p, q = clean.log_softmax(1), moved.log_softmax(1)
@@ -77,13 +99,14 @@ def divergence(clean: Tensor, moved: Tensor) -> Tensor:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Whether a model's outputs look like those of a soft-max."""
-    return bool((logits >= 0).all()) and float((logits.sum(1) - 1).abs().max()) < 1e-3
+    """Whether a model's outputs look like those of a soft-max, to the rounding of their dtype."""
+    rounding = max(1e-3, 4 * torch.finfo(logits.dtype).eps)
+    return bool((logits >= 0).all()) and float((logits.float().sum(1) - 1).abs().max()) < rounding
 
 
 def objective_of(model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: str) -> Objective:
     """The objective around the clean images x."""
-    return Objective(model, y, targeted, loss, model(x) if loss == "kl" else None)
+    return Objective(model, y, targeted, loss, logits_of(model, x) if loss == "kl" else None)
 
 
 @contextmanager
@@ -105,16 +128,13 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
     """Which images are classified rightly, in eval mode: booleans (N,)."""
     with attacked(model):
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        return torch.cat([model(a).argmax(1) == b for a, b in parts])
+        return torch.cat([logits_of(model, a).argmax(1) == b for a, b in parts])
 
 
 @torch.no_grad()
-def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce", *, black: bool = False) -> None:
-    """Images, labels and a model that an attack can work with; ValueError says what is wrong.
-
-    `black`: images without mass will do, where none has to move.
-    """
-    checks.images("x", x, black=black)
+def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
+    """Images, labels and a model that an attack can work with; ValueError says what is wrong."""
+    checks.images("x", x, black=True)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.long:
@@ -124,15 +144,14 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce", *, black: bo
         )
     if y.device != x.device:
         raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
-    weights = next((w for w in model.parameters() if w.is_floating_point()), x)
-    if weights.dtype != x.dtype or weights.device != x.device:
-        raise ValueError(
-            f"x must have the dtype and device of the model's weights, {weights.dtype} on "
-            f"{weights.device}; got {x.dtype} on {x.device}"
-        )
-    few = x[:8]  # enough to see what kind of model it is
+    place = next((w.device for w in model.parameters()), x.device)
+    if place != x.device:
+        raise ValueError(f"x must be on the device of the model's weights, {place}; got {x.device}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("attacks take gradients: call them outside of torch.inference_mode()")
+    few = wide(x[:8])  # enough to see what kind of model it is
     with torch.enable_grad():
-        logits = model(few.detach().requires_grad_())
+        logits = model(few.to(dtype_of(model, few)).requires_grad_())
     if not isinstance(logits, Tensor):
         raise ValueError(f"model must return a tensor of logits; got {type(logits).__name__}")
     if logits.ndim != 2 or len(logits) != len(few) or logits.shape[1] < 2:

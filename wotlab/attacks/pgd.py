@@ -1,5 +1,6 @@
 """Step in pixels, project onto the ball: FGSM and PGD, with any ball and any projection."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,58 +8,59 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from wotlab import checks, draws
-from wotlab.attacks.ascent import Found, attack, retry
+from wotlab import checks
+from wotlab.attacks.ascent import Found, attack, climber, retry
 from wotlab.attacks.objective import Objective, objective_of
 from wotlab.attacks.result import AttackResult
-from wotlab.balls import InternalWassersteinBall, L2Ball, WassersteinBall
+from wotlab.balls import Ball, L2Ball, LinfBall, WassersteinBall
 from wotlab.moves import Moves, repair
 from wotlab.projections import Projection, constrained_sinkhorn
 
-HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
-INTERNAL_STEP = 0.2  # of brightness, for a ball that few pixels can use far
-TRANSPORT = (WassersteinBall, InternalWassersteinBall)  # whose eps is no brightness
 RULES = ("steepest", "sign", "low-pass")
-
-
-def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
-    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less."""
-    return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
-
-
-def quarter(x: Tensor, eps: float) -> float:
-    """Step on the other balls."""
-    return eps / 4
 
 
 class Projected:
     """One step along the gradient, then back onto the ball."""
 
-    def __init__(self, ball, rule, step_size, projection, schedule, repaired, start_at):
+    def __init__(self, ball, rule, step_size, projection, schedule, repaired, random, generator):
         self.ball, self.rule, self.step_size, self.projection = ball, rule, step_size, projection
-        self.schedule, self.repaired, self.start_at = schedule, repaired, start_at
+        self.schedule, self.repaired = schedule, repaired
+        self.random, self.generator = random, generator
+        known = inspect.signature(projection).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        self.takes = [name for name in ("eps", "warm") if every or name in known]
 
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.x, self.warm = x, None
         if isinstance(self.ball, WassersteinBall):
             self.moves = Moves(x, self.ball.cost)
+        if not self.random:
+            return x, x.new_zeros(len(x))
+        ball = self.at(0)
+        return self.onto(ball, x + ball.noise(x, self.generator))
+
+    def at(self, t: int) -> Ball:
+        """The ball of step t."""
+        return self.ball if self.schedule is None else replace(self.ball, eps=self.schedule(t))
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        eps = self.ball.eps if self.schedule is None else self.schedule(t)
-        ball = replace(self.ball, eps=eps)
-        if t == 0 and self.start_at is not None:
-            z = ball.project(self.x, self.start_at(self.x, eps))
-        w = z + self.direction(ball, gradient) * self.size(eps)
+        ball = self.at(t)
+        return self.onto(ball, z + self.direction(ball, gradient) * self.size(ball))
+
+    def onto(self, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of the ball near w, and what they spend."""
         if not isinstance(ball, WassersteinBall):
             z = ball.project(self.x, w)
             return z, z.new_zeros(len(z))  # its distance: once, at the end
-        done = self.projection(self.x, w, eps, ball.cost, warm=self.warm)
+        given = {"eps": ball.eps, "warm": self.warm}
+        options = {name: given[name] for name in self.takes}
+        done = self.projection(self.x, w, cost=ball.cost, **options)
         self.warm = done.duals or None
         if not self.repaired:
             return done.image, done.plan.cost()
-        shares, z = repair(self.moves, self.moves.shares(done.plan), eps)
+        shares, z = repair(self.moves, self.moves.shares(done.plan), ball.eps)
         return z, self.moves.cost(shares)
 
     def direction(self, ball, gradient: Tensor) -> Tensor:
@@ -68,10 +70,10 @@ class Projected:
             gradient = gaussian_blur(gradient, [5, 5], [1.0, 1.0])
         return ball.step(gradient, 1.0)
 
-    def size(self, eps: float) -> Tensor | float:
-        if callable(self.step_size):
-            return self.step_size(self.x, eps)
-        return self.step_size
+    def size(self, ball: Ball) -> Tensor | float:
+        if self.step_size is None:
+            return ball.default_step(self.x)
+        return self.step_size(self.x, ball.eps) if callable(self.step_size) else self.step_size
 
     def select(self, keep: Tensor) -> None:
         self.x = self.x[keep]
@@ -119,9 +121,10 @@ def pgd(
         Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
         entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;
         "low-pass" blurs the gradient first (Hu et al., A.5; Gaussian of one pixel, 5 x 5).
-    projection : function of (x, w, eps, cost, warm=...) that returns a `Projection` with a plan
-        On a Wasserstein ball: one of `wotlab.projections`, options bound with functools.partial.
-        Duals go from step to step.
+    projection : function of (x, w, cost) that returns a `Projection` with a plan
+        On a Wasserstein ball: any of `wotlab.projections`, options bound with functools.partial.
+        One that has an argument `eps` is given the budget, and one that has `warm` the duals of
+        the last step.
     schedule : function of the step t, optional
         eps at that step, in place of the ball's; Hu et al. grow it by 0.01 a step, and count
         as an image's radius the eps at which it first breaks. ball.eps must be the largest.
@@ -130,9 +133,9 @@ def pgd(
         False: as published; an image counts only if its exact distance is within ball.eps.
     random_start : bool
         Start from a projected image of noise: uniform in [-eps, eps] (l-infinity), Gaussian
-        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal). The
-        first gradient is that of the clean image, which has been looked at anyway; the step along
-        it starts at the noise.
+        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal). All
+        gradients, the first one too, are taken there and after; the clean image is looked at
+        once, and counts.
     restarts : int >= 0
         Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional
@@ -154,32 +157,22 @@ def pgd(
         raise ValueError("restarts need random_start=True: from the same start all runs are one")
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
-    if step_size is None:
-        steps_of = {WassersteinBall: hu_step, InternalWassersteinBall: INTERNAL_STEP}
-        step_size = steps_of.get(type(ball), quarter)
-    if not callable(step_size):
+    if step_size is not None and not callable(step_size):
         checks.positive("step_size", step_size)
 
-    def start_at(x: Tensor, eps: float) -> Tensor:
-        if isinstance(ball, (L2Ball, *TRANSPORT)):
-            size = 0.1 if isinstance(ball, TRANSPORT) else eps / x[0].numel() ** 0.5
-            return x + size * draws.normal(x, generator)
-        return x + eps * (2 * draws.uniform(x, generator) - 1)
-
     def make() -> Projected:
-        start = start_at if random_start else None
-        return Projected(ball, rule, step_size, projection, schedule, repaired, start)
+        return Projected(
+            ball, rule, step_size, projection, schedule, repaired, random_start, generator
+        )
 
     def again(objective: Objective, x: Tensor, found: Found) -> None:
         for _ in range(restarts):
             retry(make(), objective, x, steps, found, progress=progress)
 
-    exact = not (isinstance(ball, WassersteinBall) and repaired)
+    run = climber(make, steps, early_stop=early_stop, progress=progress, again=again)
     return attack(
-        make,
-        model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress, again=again,
-        exact=exact, objective=objective,
+        run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
+        exact=not (isinstance(ball, WassersteinBall) and repaired), objective=objective,
     )  # fmt: skip
 
 
@@ -198,7 +191,7 @@ def fgsm(
     Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that
     of `pgd`. Weak: a check of a network, not a measure of its robustness.
     """
-    size = None if isinstance(ball, TRANSPORT) else max(ball.eps, 1e-30)
+    size = max(ball.eps, 1e-30) if isinstance(ball, (LinfBall, L2Ball)) else None
     return pgd(
         model, x, y, ball, targeted=targeted, loss=loss, steps=1, step_size=size,
         batch_size=batch_size,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wotlab import checks
 from wotlab.attacks.ascent import Found, climb
 from wotlab.attacks.mirror import Mirror
-from wotlab.attacks.objective import attacked, check, objective_of
+from wotlab.attacks.objective import attacked, check, objective_of, wide
 from wotlab.balls import WassersteinBall
 from wotlab.ground import GroundCost
 
@@ -47,10 +47,10 @@ class Growing(Mirror):
         super().__init__(ball, step_size, momentum)
         self.growth, self.largest = growth, largest
 
-    def start(self, x: Tensor) -> None:
-        super().start(x)
-        self.rate = torch.full_like(self.budget, self.growth)
-        self.was, self.spent = torch.zeros_like(self.budget, dtype=torch.bool), self.budget
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.rate = x.new_full((len(x),), self.growth)
+        self.was, self.spent = torch.zeros_like(self.rate, dtype=torch.bool), self.rate
+        return super().start(x)
 
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
@@ -146,7 +146,7 @@ def radius(
     parts = []
     with attacked(model):
         check(model, x, y, loss)
-        for a, b in zip(x.detach().split(batch_size), y.split(batch_size), strict=True):
+        for a, b in zip(wide(x).split(batch_size), y.split(batch_size), strict=True):
             rule = Growing(WassersteinBall(smallest, cost), step_size, momentum, growth, largest)
             objective = objective_of(model, a, b, False, loss)
             parts.append(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wotlab.balls import WassersteinBall
+from wotlab.balls import Ball, WassersteinBall
 from wotlab.plans import TOLERANCE
 
 
@@ -31,6 +31,9 @@ class AttackResult:
         How far pixels leave [0, 1].
     steps : Tensor, integers (B,)
         Gradient steps taken until the image was broken, or in all.
+    misread : Tensor, booleans (B,)
+        Broken before the attack: the clean image is misread, or targeted already read as the
+        target. Such images count in `success`.
     seconds : float
         Wall time of the whole call.
     """
@@ -41,15 +44,18 @@ class AttackResult:
     mass_error: Tensor
     box_error: Tensor
     steps: Tensor
+    misread: Tensor
     seconds: float
 
     def __repr__(self) -> str:
-        count, total = int(self.success.sum()), len(self.success)
-        return f"AttackResult({count} of {total} images broken, {self.seconds:.1f} s)"
+        count, total, clean = int(self.success.sum()), len(self.success), int(self.misread.sum())
+        before = f", {clean} of them before the attack" if clean else ""
+        return f"AttackResult({count} of {total} images broken{before}, {self.seconds:.1f} s)"
 
 
-def judge(x, x_adv, broken, cost, ball, steps, start: float) -> AttackResult:
-    """The result, with success only where the image is inside the ball."""
+def judge(x: Tensor, found, cost: Tensor, ball: Ball, start: float) -> AttackResult:
+    """The result of what was `found`, with success only where the image is inside the ball."""
+    x_adv = found.x_adv
     before, after = x.double().sum((2, 3)), x_adv.double().sum((2, 3))
     mass = before.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # 0 of black images
     mass_error = ((after - before).abs() / mass).amax(1).to(x.dtype)
@@ -59,12 +65,15 @@ def judge(x, x_adv, broken, cost, ball, steps, start: float) -> AttackResult:
     )
     if isinstance(ball, WassersteinBall):
         inside &= mass_error <= TOLERANCE
-    seconds = time.perf_counter() - start
-    return AttackResult(x_adv, broken & inside, cost, mass_error, box_error, steps, seconds)
+    return AttackResult(
+        x_adv=x_adv, success=found.broken & inside, cost=cost, mass_error=mass_error,
+        box_error=box_error, steps=found.steps, misread=found.misread,
+        seconds=time.perf_counter() - start,
+    )  # fmt: skip
 
 
 def join(parts: list[AttackResult], start: float) -> AttackResult:
     """One result from those of the parts of a batch."""
-    fields = ("x_adv", "success", "cost", "mass_error", "box_error", "steps")
+    fields = ("x_adv", "success", "cost", "mass_error", "box_error", "steps", "misread")
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
     return AttackResult(**joined, seconds=time.perf_counter() - start)

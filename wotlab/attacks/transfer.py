@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from wotlab.attacks.objective import are_right, attacked, check
+from wotlab.attacks.ascent import Found
+from wotlab.attacks.objective import are_right, attacked, check, wide
 from wotlab.attacks.pgd import pgd
 from wotlab.attacks.result import AttackResult, judge
 
@@ -51,5 +52,9 @@ def transfer(
     made = attack(source, x, y, ball, **options)
     with attacked(model):
         check(model, x, y)
-    broken = ~(are_right(model, made.x_adv, y) & are_right(model, x, y))
-    return judge(x, made.x_adv, broken, made.cost, ball, made.steps, start)
+    x = wide(x)
+    found = Found(x)
+    found.x_adv, found.steps = made.x_adv, made.steps
+    found.misread = ~are_right(model, x, y)
+    found.broken = found.misread | ~are_right(model, made.x_adv, y)
+    return judge(x, found, made.cost, ball, start)

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import checks
-from wotlab.attacks.ascent import Found, attack, on_plans, retry
+from wotlab.attacks.ascent import Found, attack, climber, on_plans, retry
 from wotlab.attacks.frank_wolfe import FrankWolfe
 from wotlab.attacks.mirror import Mirror
-from wotlab.attacks.objective import Objective
+from wotlab.attacks.objective import Objective, logits_of
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import WassersteinBall
 
@@ -63,6 +63,7 @@ def transport(
     ValueError
         As for `mirror_ascent`; for restarts < 0.
     """
+    ball = on_plans(ball)
     checks.count("restarts", restarts, zero=True)
 
     def again(objective: Objective, x: Tensor, found: Found) -> None:
@@ -75,14 +76,14 @@ def transport(
             retry(rule, objective, x, steps, found, aims=aims, progress=progress)
         retry(FrankWolfe(ball), objective, x, 2 * steps, found, progress=progress)
 
-    return attack(
-        lambda: Mirror(on_plans(ball), step_size, momentum),
-        model, x, y, ball, targeted=targeted, loss=loss, steps=steps, batch_size=batch_size,
-        early_stop=early_stop, progress=progress, again=again if restarts else None,
+    run = climber(
+        lambda: Mirror(ball, step_size, momentum), steps, early_stop=early_stop, progress=progress,
+        again=again if restarts else None,
     )  # fmt: skip
+    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)
 
 
 def _other_classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The other classes of each image, likeliest first: (B, classes - 1)."""
-    order = model(x).argsort(dim=1, descending=True)
+    order = logits_of(model, x).argsort(dim=1, descending=True)
     return order[order != y[:, None]].reshape(len(x), -1)

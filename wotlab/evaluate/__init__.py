@@ -1,6 +1,6 @@
 """Measures of a classifier, each with its uncertainty, and checks of what is claimed of it."""
 
-from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve, success_rate
+from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve, are_right, success_rate
 from wotlab.evaluate.sanity import Doubt, sanity
 from wotlab.evaluate.shares import Share, share, wilson
 
@@ -10,6 +10,7 @@ __all__ = [
     "Share",
     "accuracy",
     "accuracy_curve",
+    "are_right",
     "sanity",
     "share",
     "success_rate",

@@ -9,13 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.attacks.objective import are_right
+from wotlab.attacks.objective import attacked
 from wotlab.attacks.result import AttackResult
 from wotlab.evaluate.shares import Share, share
 from wotlab.training.batches import as_dataset
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module,
     data: Dataset | tuple[Tensor, Tensor],
@@ -28,9 +27,10 @@ def accuracy(
     Parameters
     ----------
     model : nn.Module
-        Takes images in [0, 1], returns logits. Used on its own device, in eval mode, and put
-        back into the mode that it came in.
+        Takes images in [0, 1], returns logits. Used on its own device, in its own dtype and in
+        eval mode; afterwards every module of it is in the mode that it was in.
     data : Dataset of (image, label), or a pair of tensors (images, labels)
+        Labels are class numbers: integers of any dtype, one per image.
     batch_size : int
     progress : bool
         Show a progress bar.
@@ -38,31 +38,87 @@ def accuracy(
     Returns
     -------
     Share
-        Prints as "97.2 % (96.4 % to 97.8 %), 1748 of 1797".
+        Prints as "97.2% (96.4% to 97.8%), 1748 of 1797"; `float` gives its value.
 
     Raises
     ------
     ValueError
-        For no images, labels that are missing, outputs that are not (B, classes) or hold NaN.
+        For no images; for labels that are missing, that are no integers of shape (N,), or that
+        the model has no class for; for outputs that are not (B, classes) or hold NaN.
     """
-    data = as_dataset(data)
-    place = next(model.parameters(), torch.zeros(())).device
-    mode, right = model.training, 0
-    model.eval()
-    try:
+    data, right = as_dataset(data), 0
+    with attacked(model):
         for x, y in tqdm(DataLoader(data, batch_size), disable=not progress, leave=False):
-            logits = model(x.to(place))
-            if logits.ndim != 2 or len(logits) != len(x):
-                raise ValueError(
-                    f"model must return logits (B, classes) for images {tuple(x.shape)}; "
-                    f"got {tuple(logits.shape)}"
-                )
-            if bool(logits.isnan().any()):
-                raise ValueError("model returns NaN; check its weights and the images' range")
-            right += int((logits.argmax(1) == y.to(place)).sum())
-    finally:
-        model.train(mode)
+            right += int(_right(model, x, y).sum())
     return share(right, len(data))
+
+
+def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
+    """Which images `model` classifies rightly.
+
+    Parameters
+    ----------
+    model, batch_size
+        As for `accuracy`.
+    x, y : Tensor
+        Images (N, C, H, W) and labels (N,).
+
+    Returns
+    -------
+    Tensor, booleans (N,)
+        On the device of y.
+
+    Raises
+    ------
+    ValueError
+        As `accuracy` does.
+    """
+    _check_labels(x, y)
+    if not len(x):
+        raise ValueError("x holds no images")
+    with attacked(model):
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        return torch.cat([_right(model, *part) for part in parts])
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same for one minibatch, of a model in eval mode."""
+    _check_labels(x, y)
+    logits = model(as_weights(model, x))
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(
+            f"model must return logits (B, classes) for images {tuple(x.shape)}; "
+            f"got {tuple(logits.shape)}"
+        )
+    if bool(logits.isnan().any()):
+        raise ValueError("model returns NaN; check its weights and the images' range")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; got {low}..{high}"
+        )
+    return logits.argmax(1).to(y.device) == y
+
+
+def as_weights(model: nn.Module, x: Tensor) -> Tensor:
+    """Images on the device and in the dtype of a model's weights."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
+    return x.to(next((w for w in model.parameters() if w.is_floating_point()), x))
+
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    """One class number per image. Labels (B, 1) would be compared with every prediction."""
+    numbers = isinstance(y, Tensor) and not (
+        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    )
+    if not numbers or y.shape != (len(x),):
+        found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"labels must be class numbers, integers of shape ({len(x)},), one per image; "
+            f"got {found}"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +181,7 @@ def accuracy_curve(
     ------
     ValueError
         For no eps, or one that is negative; for an attack that returns several results an image;
-        as the attack does.
+        as `accuracy` and the attack do.
     """
     if not len(eps):
         raise ValueError("eps must hold at least one budget")
@@ -170,7 +226,8 @@ def success_rate(
     Raises
     ------
     ValueError
-        For a result of another number of images; where nothing was left to break.
+        For a result of another number of images; where nothing was left to break; as `accuracy`
+        does.
     """
     if len(done.success) != len(x):
         raise ValueError(f"done must be a result for {len(x)} images; got {len(done.success)}")

@@ -10,10 +10,15 @@ from torch.nn import functional as F
 from wotlab import draws
 from wotlab.attacks.objective import Objective, are_probabilities, attacked
 from wotlab.attacks.result import AttackResult
-from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
+from wotlab.balls import LinfBall, WassersteinBall
+from wotlab.evaluate.accuracy import are_right, as_weights
 from wotlab.evaluate.shares import Share, share
+from wotlab.projections import constrained_sinkhorn
 
 TRIALS = 20  # random images of the ball in the black-box check
+FLAT = 0.1  # share of images whose gradient may be zero
+SPENT = 0.95  # of eps that the median image moves which an attack does not break
+MISSED = 0.01  # share of images that another attack may break alone; one image always may
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,20 @@ def sanity(
 
     - *probabilities*: the model returns soft-max outputs, where gradients vanish.
     - *random model*: two calls in eval mode differ; the attack must average over them.
-    - *zero gradients*: on images that are read rightly the gradient is zero.
-    - *short steps*: on images that it does not break the attack moves less than eps, as with
-      k * step < eps and no random start.
+    - *zero gradients*: on more than a tenth of the images that are classified correctly the
+      gradient is zero.
+    - *short steps*: of the images that it does not break, the attack moves half by less than 0.95
+      eps, as with k * step < eps and no random start. The median decides: one image that moves
+      far would hide that the others do not, and one whose loss is largest inside the ball says
+      nothing about the steps. (A network whose output is the same all over the ball, such as the
+      mean on a ball that keeps the mass, raises this doubt too.)
     - *grey image*: on an l-infinity ball with eps >= 0.5 the grey image is in the ball of every
       image, so that no network can be more accurate than the most frequent label.
     - *not to chance*: where the ball is so large that it holds images of every class, the attack
       must leave no more than the most frequent label's share.
-    - *black box*: random images of the ball, or an attack of `others`, break images that the
-      attack does not.
-    - *claim*: this very attack leaves less than the claim.
+    - *black box*: random images of the ball, or an attack of `others`, break more than one image,
+      and more than 1 % of them, that the attack does not.
+    - *claim*: the claim lies above the 95 % interval of what this very attack leaves.
 
     Parameters
     ----------
@@ -72,7 +81,7 @@ def sanity(
         Images (N, C, H, W) in [0, 1] and true labels (N,); a hundred will do.
     attack : attack
         The one behind the claim, called as `attack(model, x, y, ball)`.
-    ball : LinfBall, L2Ball or WassersteinBall
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
     claim : float in [0, 1], optional
         The accuracy that somebody states at this eps.
     others : dict of attacks by name, optional
@@ -90,7 +99,7 @@ def sanity(
     Raises
     ------
     ValueError
-        For a claim out of range; as the attack does.
+        For a claim out of range; as `accuracy` and the attack do.
     """
     if claim is not None and not 0 <= claim <= 1:
         raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
@@ -98,13 +107,13 @@ def sanity(
         doubts = [*_of_the_model(model, x)]
         if any(doubt.check == "probabilities" for doubt in doubts):
             return doubts  # attacks refuse such a model
-        right = model(x).argmax(1) == y
+        right, y = are_right(model, x, y), y.long()
         doubts += _of_gradients(model, x[right], y[right])
     done = attack(model, x, y, ball)
     stands = right & ~done.success
     doubts += _of_the_number(y, ball, share(int(stands.sum()), len(x)), claim)
     if ball.eps > 0 and bool(stands.any()):
-        doubts += _of_the_steps(float(done.cost[stands].max()) / ball.eps)
+        doubts += _of_the_steps(float(done.cost[stands].median()) / ball.eps)
     if far is None and isinstance(ball, LinfBall):
         far = 1.0
     if far is not None:
@@ -119,6 +128,7 @@ def sanity(
 
 
 def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
+    x = as_weights(model, x)
     logits = model(x)
     if not torch.equal(logits, model(x)):
         yield Doubt(
@@ -137,6 +147,7 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
     """Of the loss that attacks here climb, and of the cross-entropy that others climb."""
     if not len(x):
         return
+    x = as_weights(model, x)
 
     def flat(loss: Callable[[Tensor], Tensor]) -> float:
         with torch.enable_grad():
@@ -146,13 +157,13 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
 
     odds = flat(lambda z: Objective(model, y, False, "ce").value(z)[0])
     plain = flat(lambda z: F.cross_entropy(model(z), y, reduction="none"))
-    if odds > 0.1:
+    if odds > FLAT:
         yield Doubt(
             "zero gradients",
             f"on {odds:.0%} of the images the gradient is exactly zero. Attack a smooth copy of "
             "the network, or use an attack without gradients",
         )
-    elif plain > 0.1:
+    elif plain > FLAT:
         yield Doubt(
             "zero gradients",
             f"on {plain:.0%} of the images the gradient of the cross-entropy is exactly zero: p "
@@ -175,11 +186,11 @@ def _of_the_number(y: Tensor, ball, accuracy: Share, claim: float | None) -> Ite
 
 
 def _of_the_steps(moved: float) -> Iterator[Doubt]:
-    if moved < 0.95:
+    if moved < SPENT:
         yield Doubt(
             "short steps",
-            f"on images that it does not break the attack moves at most {moved:.0%} of eps. Take "
-            "more or longer steps (steps * step size >= eps), or a random start",
+            f"of the images that it does not break, the attack moves half by at most {moved:.0%} "
+            "of eps. Take more or longer steps (steps * step size >= eps), or a random start",
         )
 
 
@@ -195,7 +206,7 @@ def _of_the_far_end(y: Tensor, far: float, left: Share) -> Iterator[Doubt]:
 
 
 def _of_a_rival(name: str, missed: int, total: int) -> Iterator[Doubt]:
-    if missed > max(1, 0.01 * total):
+    if missed > max(1, MISSED * total):
         yield Doubt(
             "black box",
             f"{name}: breaks {missed} images that the attack does not. Gradients are masked; trust "
@@ -207,17 +218,25 @@ def _most_frequent(y: Tensor) -> float:
     return float(y.bincount().max()) / len(y)
 
 
-@torch.no_grad()
 def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
-    """Which images break under noise of random signs, projected onto the ball: booleans (N,)."""
+    """Which images break on the way to random black and white ones: booleans (N,).
+
+    Every pixel is pushed as far as brightness goes, so that the projection ends near the ball's
+    boundary whatever its distance: noise of a fixed size would stay deep inside a large ball.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision cannot keep the mass
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    size = (
-        0.1
-        if isinstance(ball, (WassersteinBall, InternalWassersteinBall))
-        else max(ball.eps, 1e-30)
-    )
     with attacked(model):
         for _ in range(TRIALS):
             noise = (draws.uniform(x, generator) - 0.5).sign()
-            broken |= model(ball.project(x, x + ball.step(noise, size))).argmax(1) != y
+            z = _in_the_ball(ball, x, x + noise)
+            broken |= model(as_weights(model, z)).argmax(1) != y
     return broken
+
+
+def _in_the_ball(ball, x: Tensor, w: Tensor) -> Tensor:
+    """An image of the ball on the way to w; any will do, so that few iterations are enough."""
+    if not isinstance(ball, WassersteinBall):
+        return ball.project(x, w)
+    plan = constrained_sinkhorn(x, w, ball.eps, ball.cost, max_iter=10).plan
+    return ball.repair(x, plan).image().clamp(0, 1)

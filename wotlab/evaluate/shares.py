@@ -7,13 +7,19 @@ from statistics import NormalDist
 
 @dataclass(frozen=True)
 class Share:
-    """A share `count / total` with its 95 % Wilson interval, from `low` to `high`."""
+    """A share `count / total` with its 95 % Wilson interval, from `low` to `high`.
+
+    `float(share)` is its value, so that it serves where a number is asked for.
+    """
 
     value: float
     low: float
     high: float
     count: int
     total: int
+
+    def __float__(self) -> float:
+        return self.value
 
     def __str__(self) -> str:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}), {self.count} of {self.total}"

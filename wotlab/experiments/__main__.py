@@ -4,6 +4,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -58,34 +59,96 @@ EXPERIMENTS = {
 }
 
 
+# What --epochs is for: trainings of which a short and a long version are recorded.
+OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Whatever is wrong is said in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())}\n")
+
+
+def count(text: str) -> int:
+    """A positive integer."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer; got {text!r}")
+    return int(text)
+
+
+def device(text: str) -> torch.device:
+    """A device that is there."""
+    try:
+        return torch.zeros(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # no such kind; built or started without it
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} is not at hand: {reason}") from error
+
+
+def folder(text: str) -> Path:
+    """A folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
-        return zoo.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(prog="python -m wotlab.experiments", description=__doc__)
+        return zoo.main(sys.argv[2:], Parser)
+    parser = Parser(prog="python -m wotlab.experiments", description=__doc__)
     parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
     parser.add_argument(
         "--data",
-        type=Path,
+        type=folder,
         required=True,
         help="root of the data sets, as torchvision lays them out",
     )
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"),
-                        help="networks that Wong et al. and Hu et al. published, by their file "
-                             "names, and where ours are kept")  # fmt: skip
+    parser.add_argument("--checkpoints", type=folder,
+                        help="folder of the networks that Wong et al. and Hu et al. published, by "
+                             "their file names, and of ours, which are not trained again while "
+                             "they lie there; ./checkpoints by default")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records")
-    parser.add_argument("--images", type=int, default=1000, help="the first so many test images")
-    parser.add_argument("--epochs", type=int,
-                        help="of trainings on all images (iwd): by default a short one of some "
-                             "images on a CPU, as long as in the paper on a GPU")  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--images", type=count, default=1000, help="the first so many test images")
+    parser.add_argument("--epochs", type=count,
+                        help=f"of trainings on all images ({', '.join(sorted(OF_EPOCHS))}): by "
+                             "default a short one of some images on a CPU, as long as in the "
+                             "paper on a GPU")  # fmt: skip
+    parser.add_argument("--device", type=device,
+                        default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     parser.add_argument("--anew", action="store_true", help="measure what is recorded again")
+    parser.add_argument("--only", metavar="CASE",
+                        help="measure this case alone, or those of a pattern such as "
+                             "'fast-*'")  # fmt: skip
     given = vars(parser.parse_args())
-    if not given["data"].is_dir():
-        parser.error(f"--data: there is no folder {given['data']}")
-    experiment = EXPERIMENTS[given.pop("name")]
-    given["out"].mkdir(parents=True, exist_ok=True)
-    given["device"] = torch.device(given["device"])
-    experiment(frame.Run(**given))
+    name = given.pop("name")
+    if given["epochs"] and name not in OF_EPOCHS:
+        parser.error(f"argument --epochs: {name} does not take it")
+    given["checkpoints"] = given["checkpoints"] or Path("checkpoints")
+    for option in ("checkpoints", "out"):
+        try:
+            given[option].mkdir(parents=True, exist_ok=True)
+        except OSError:
+            parser.error(f"argument --{option}: no folder can be made at {given[option]}")
+    run = frame.Run(**given)
+    try:
+        EXPERIMENTS[name](run)
+    except (FileNotFoundError, frame.Refused) as error:  # data or weights; too many images
+        parser.error(f"{name} cannot go on: {error}")
+    if not run.log.cases:
+        parser.error(f"{name} found nothing to do: it needs networks in {run.checkpoints}")
+    if not run.log.chosen:
+        parser.error(
+            f"argument --only: no case is {run.only!r}; there are "
+            f"{', '.join(sorted(run.log.cases))}"
+        )
+    if run.log.missing and not run.log.measured:
+        parser.error(
+            f"{name} found nothing to do: there are no weights of "
+            f"{', '.join(sorted(run.log.missing))} in {run.checkpoints}"
+        )
+    if not run.log.measured:
+        print(f"everything is recorded already in {run.out}; --anew measures it again")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
-from wotlab import GroundCost, attacks, models, training
+from wotlab import attacks, models, training
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.experiments.frame import NETWORKS, Run
 from wotlab.experiments.linf import spent, stands
-from wotlab.experiments.subramanyam import EPS, STEP
-from wotlab.projections import unbalanced_sinkhorn
+from wotlab.experiments.subramanyam import EPS, RULE, STEP, WINDOW, project
 
 SOURCE = "Subramanyam (2021), table "
 LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
 STEPS, NOISE = 20, 0.01
+ATTACK = {"attack_rule": RULE, "attack_step": STEP, "attack_steps": STEPS, "attack_window": WINDOW}
 # His learning rate and epochs are for a GPU; on a CPU the first images, and fewer epochs.
 WHOLE = {"mnist": (0.01, 40), "fashion-mnist": (3e-4, 60)}
 SHORT_IMAGES, SHORT_EPOCHS, SHORT_LR, BATCH = 10_000, 2, 0.01, 20
@@ -51,24 +52,25 @@ TABLE_4 = {  # in the order of SETTINGS
 }
 
 
-def corrected(x, w, eps, cost, warm=None):
-    """His projection. At its weights no mass moves, so that a window of one pixel is the same."""
-    return unbalanced_sinkhorn(x, w, GroundCost(window=1), iterations=10)
+def defended(run: Run) -> tuple[str, Path]:
+    """The case of his network in records, and where its weights lie."""
+    suffix = "-whole" if run.device.type == "cuda" else ""  # another network than on a CPU
+    path = run.checkpoints / f"subramanyam-{run.dataset}{suffix}.safetensors"
+    return f"{run.dataset}-clean{suffix}", path
 
 
 def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     """His training of Wong's network, or what is left of it on a CPU; kept if it is there."""
     run = replace(run, dataset=dataset)
     whole = run.device.type == "cuda"
-    suffix = "-whole" if whole else ""  # another network, with its own weights and record
-    path = run.checkpoints / f"subramanyam-{dataset}{suffix}.safetensors"
+    case, path = defended(run)
     model = models.build("wong-mnist", seed=0).to(run.device)
-    if path.exists() and not run.anew:
+    if not run.due("subramanyam-defense", case) and path.exists():
         return models.load_weights(model, path).eval()
     lr, epochs = WHOLE[dataset] if whole else (SHORT_LR, SHORT_EPOCHS)
     attack = partial(
-        attacks.pgd, steps=STEPS, step_size=STEP, projection=corrected, repaired=False,
-        early_stop=False,
+        attacks.pgd, steps=STEPS, step_size=STEP, rule=RULE,
+        projection=partial(project, "corrected"), repaired=False, early_stop=False,
     )  # fmt: skip
     defense = training.WassersteinAT(
         WassersteinBall(EPS), attack=attack, noise=NOISE, features=model[-2]
@@ -80,8 +82,8 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
     )  # fmt: skip
     model.eval()
     run.number(
-        "subramanyam-defense", f"{dataset}-clean{suffix}", "%", partial(stands, run, model),
-        seed=0, details={"epochs": epochs, "attack_steps": STEPS} | spent(fit, images),
+        "subramanyam-defense", case, "%", partial(stands, run, model),
+        seed=0, details=ATTACK | {"epochs": epochs} | spent(fit, images),
     )  # fmt: skip
     models.save_weights(model, path)  # last: killed before, it goes on from its checkpoint
     return model
@@ -101,7 +103,10 @@ def plain(run: Run) -> nn.Module:
 def network(run: Run, name: str) -> nn.Module | None:
     """One of the five of table III, or None if its weights are not there."""
     if name == "subramanyam":
-        return defend(run, run.dataset)
+        _, path = defended(run)
+        if run.anew or not path.exists():
+            return defend(run, run.dataset)
+        return models.load_weights(models.build("wong-mnist").to(run.device), path).eval()
     if run.dataset != "mnist":
         return plain(run)
     if name in NETWORKS:
@@ -115,10 +120,12 @@ def network(run: Run, name: str) -> nn.Module | None:
 def attacked(run: Run, what: str, name: str, settings: dict, printed: dict[str, float]) -> None:
     """One network under every attack."""
     runs = {k: run.first(FEW if k == "autoattack" else None) for k in ("clean", *settings)}
-    if not run.anew and all(here.recorded(what, f"{name}-{k}") for k, here in runs.items()):
+    runs = {k: here for k, here in runs.items() if here.due(what, f"{name}-{k}")}
+    if not runs:
         return
     model = network(run, name)
     if model is None:
+        run.log.missing.add(name)
         print(f"{name}: no weights in the folder of checkpoints; left out")
         return
     for attack, here in runs.items():

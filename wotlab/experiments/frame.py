@@ -4,7 +4,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +31,23 @@ TITLES = {
 }
 
 
+class Refused(Exception):
+    """What a call asks for cannot be had."""
+
+
+@dataclass
+class Log:
+    """What a call has come to: the cases that there are, that were asked for, that were measured.
+
+    And the networks that were left out, because their weights are missing.
+    """
+
+    cases: set[str] = field(default_factory=set)
+    chosen: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of one call."""
@@ -43,6 +61,8 @@ class Run:
     dataset: str = "mnist"
     size: int | None = None  # pixels, for folders of images of any size
     epochs: int | None = None  # of trainings on all images, in place of an experiment's own
+    only: str | None = None  # the cases to measure: one, or a pattern such as "fast-*"
+    log: Log = field(default_factory=Log, compare=False)
 
     def first(self, count: int | None) -> "Run":
         """The same on no more test images than that."""
@@ -56,7 +76,13 @@ class Run:
 
     def test_images(self) -> tuple[Tensor, Tensor]:
         """The first test images, or some of each class."""
-        x, y = self.some(self.load("test"), self.images)
+        images = self.load("test")
+        if len(images) < self.images:  # the records would speak of images that are not there
+            raise Refused(
+                f"there are {len(images)} test images of {TITLES[self.dataset]}; "
+                f"--images asks for {self.images}"
+            )
+        x, y = self.some(images, self.images)
         return x.to(self.device), y.to(self.device)
 
     def some(self, images, count: int | None) -> tuple[Tensor, Tensor]:
@@ -97,9 +123,17 @@ class Run:
         same = (r for r in records if r.case == case and r.samples == self.samples)
         return next(same, None)
 
+    def due(self, what: str, case: str) -> bool:
+        """Whether this number is asked for, and not there yet."""
+        self.log.cases.add(case)
+        if self.only is not None and not fnmatchcase(case, self.only):
+            return False
+        self.log.chosen.add(case)
+        return self.anew or self.recorded(what, case) is None
+
     def number(self, what: str, case: str, unit: str, measure: Callable[[], float], **more) -> None:
-        """Measure and record, unless it is done."""
-        if not self.anew and self.recorded(what, case):
+        """Measure and record what is due."""
+        if not self.due(what, case):
             return
         start = time.perf_counter()
         value = measure()
@@ -117,6 +151,7 @@ class Run:
             seconds=time.perf_counter() - start, interval=interval, details=details, **more,
         )  # fmt: skip
         results.write(record, self.out)
+        self.log.measured.add(case)
         print(f"{what} {case}: {value:.4g} {unit}", flush=True)
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import attacks, evaluate
-from wotlab.attacks.pgd import hu_step
-from wotlab.balls import WassersteinBall
+from wotlab.balls import WassersteinBall, hu_step
 from wotlab.experiments.frame import Run
 from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
 

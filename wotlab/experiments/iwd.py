@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from wotlab import attacks, evaluate
 from wotlab.attacks import AttackResult
-from wotlab.attacks.objective import are_right
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments.frame import Run
 from wotlab.experiments.iwd_networks import Setting, settings
@@ -80,7 +79,7 @@ def right_ones(setting: Setting, name: str) -> tuple[nn.Module, Tensor, Tensor, 
     """A network, the test images that it reads rightly, and how many it does not."""
     model = setting.model(name)
     x, y = setting.run.test_images()
-    right = are_right(model, x, y)
+    right = evaluate.are_right(model, x, y)
     return model, x[right], y[right], {"misread_from_the_start": int((~right).sum())}
 
 

@@ -70,10 +70,10 @@ def autoattack(*parts: str) -> Callable:
 
 
 def trial(run: Run, row: Trial) -> None:
-    """Train the network, unless all is recorded, and record its accuracies."""
+    """Train the network, unless none of its accuracies is due, and record them."""
     names = ("clean", *row.judges)
-    done = (row.judged_on(run, k).recorded(row.what, f"{row.case}-{k}") for k in names)
-    if not run.anew and all(done):
+    names = [k for k in names if row.judged_on(run, k).due(row.what, f"{row.case}-{k}")]
+    if not names:
         return
     model, details = train(run, row)
     for name in names:

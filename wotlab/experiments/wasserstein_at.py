@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
-from wotlab import attacks, data, evaluate, models, training
+from wotlab import attacks, evaluate, models, training
 from wotlab.balls import WassersteinBall
 from wotlab.experiments.frame import NETWORKS, Run
 
+WHAT, CASE = "wasserstein-at", "clean-accuracy"
 EPOCHS, EPS, GROW = 12, 0.16, 3
 
 
@@ -26,13 +27,15 @@ def rate(epoch: float) -> float:
 
 def train(run: Run, seed: int = 0) -> None:
     """Train, and record clean accuracy, time and the weights' checksum."""
+    if not run.due(WHAT, CASE):
+        return
     path = run.checkpoints / NETWORKS["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
     start = time.perf_counter()
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
     fit = training.fit(
         model,
-        data.load("mnist", "train", run.data, download=False).tensors(),
+        run.load("train").tensors(),
         training.WassersteinAT(WassersteinBall(EPS), budget, attack),
         epochs=EPOCHS,
         batch_size=128,
@@ -45,7 +48,7 @@ def train(run: Run, seed: int = 0) -> None:
     seconds = sum(entry["seconds"] for entry in fit.history)
     x, y = run.test_images()
     run.number(
-        "wasserstein-at", "clean-accuracy", "%",
+        WHAT, CASE, "%",
         lambda: evaluate.accuracy(model, (x, y)),
         seed=seed,
         details={

@@ -308,9 +308,9 @@ def make(name: str, folder: Path) -> None:
     print(f"{name}: {', '.join(map(str, shares))} in {seconds:.0f} s", flush=True)
 
 
-def main(arguments: list[str]) -> None:
-    """The command line of `zoo`."""
-    parser = argparse.ArgumentParser(prog="python -m wotlab.experiments zoo", description=__doc__)
+def main(arguments: list[str], kind: type[argparse.ArgumentParser]) -> None:
+    """The command line of `zoo`, by a parser of that kind."""
+    parser = kind(prog="python -m wotlab.experiments zoo", description=__doc__)
     parser.add_argument("--only", choices=list(RECIPES), help="one network; by default all")
     parser.add_argument("--out", type=Path, default=models.SHIPPED, help="folder of the weights")
     given = parser.parse_args(arguments)

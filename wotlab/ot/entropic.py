@@ -7,6 +7,7 @@ which its own error falls (successive over-relaxation with Young's formula, as L
 2022, analyse for Sinkhorn). Problems that are done leave the batch.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +95,7 @@ def unbalanced_sinkhorn(
     Returns
     -------
     OTResult
-        `primal` is the cost of the plan and of its marginals, `entropic` adds the reg term.
+        `primal` is the cost of the plan and of its marginals, `value` adds the reg term.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def sinkhorn_divergence(
 ) -> Tensor:
     r"""The debiased value S(a, b) = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2, (B,).
 
-    OT is the `entropic` value of `sinkhorn`. S is 0 at a = b, positive elsewhere for the costs
+    OT is the `value` of `sinkhorn`. S is 0 at a = b, positive elsewhere for the costs
     |i - j| and |i - j|^2 (Feydy et al., 2019), and differentiable in `a`, `b` and the costs.
 
     Parameters
@@ -134,6 +135,11 @@ def sinkhorn_divergence(
     ------
     ValueError
         As `sinkhorn`, and for a single matrix that is not square.
+
+    Warns
+    -----
+    UserWarning
+        If a problem has not converged; `sinkhorn` says which, and how far it is.
     """
     costs = cost if isinstance(cost, tuple) else (cost, cost, cost)
     if len(costs) != 3:
@@ -143,12 +149,21 @@ def sinkhorn_divergence(
             f"cost must be square for one common support, or three matrices (ab, aa, bb); "
             f"got {tuple(cost.shape)}"
         )
-    ab = sinkhorn(a, b, costs[0], reg, tol=tol, max_iter=max_iter).entropic
+    ab = sinkhorn(a, b, costs[0], reg, tol=tol, max_iter=max_iter)
     aa, bb = (
-        _solve(x, x, c, reg, Balanced(), tol, max_iter, _iterate_symmetric).entropic
+        _solve(x, x, c, reg, Balanced(), tol, max_iter, _iterate_symmetric)
         for x, c in zip((a, b), costs[1:], strict=True)
     )
-    return ab - (aa + bb) / 2
+    done = ab.converged & aa.converged & bb.converged
+    if not bool(done.all()):
+        worst = max(float(each.marginal_error.max()) for each in (ab, aa, bb))
+        warnings.warn(
+            f"sinkhorn_divergence: {int((~done).sum())} of {len(done)} problems did not converge "
+            f"in {max_iter} iterations (marginals off by up to {worst:.1e}, tol is {tol:.1e}), so "
+            f"that their values may be far off; take a larger max_iter or reg",
+            stacklevel=2,
+        )
+    return ab.value - (aa.value + bb.value) / 2
 
 
 @dataclass
@@ -164,8 +179,7 @@ class _Potentials:
 def _solve(a, b, cost, reg, marginal, tol, max_iter, iterate=None) -> OTResult:
     checks.positive("reg", reg)
     checks.positive("tol", tol)
-    if not isinstance(max_iter, int) or max_iter < 1:
-        raise ValueError(f"max_iter must be a positive integer; got {max_iter!r}")
+    checks.count("max_iter", max_iter)
     problem = Problem(a, b, cost, balanced=isinstance(marginal, Balanced))
     kernel = Kernel(problem.axes, reg)
     with torch.no_grad():
@@ -247,37 +261,46 @@ def _result(kernel: Kernel, problem: Problem, marginal, end: _Potentials, tol) -
     with torch.no_grad():
         a, b = problem.a, problem.b
         # the plan is P_ij = a_i b_j exp(F_i + G_j - C_ij / reg); its marginals over a and over b
-        over_a = (f + kernel.apply(log_b + g)).exp()
-        over_b = (g + kernel.apply_transposed(log_a + f)).exp()
+        over_a = _bounded(f + kernel.apply(log_b + g), a).exp()
+        over_b = _bounded(g + kernel.apply_transposed(log_a + f), b).exp()
         row, column = a * over_a, b * over_b
-        paid = _sum(a * (f + kernel.apply_cost(log_b + g)).exp())
+        paid = _sum(a * (f + kernel.apply_cost(log_b + g)).where(a > 0, 0).exp())
         price = _sum(marginal.price(row, a)) + _sum(marginal.price(column, b))
         surplus = reg * (_sum(row) - _sum(a) * _sum(b))
-        entropic = reg * (_sum(row * f) + _sum(column * g)) - surplus + price
+        value = reg * (_sum(row * f) + _sum(column * g)) - surplus + price
         dual = _sum(marginal.dual(reg * f, a)) + _sum(marginal.dual(reg * g, b)) - surplus
-        slope_a = marginal.slope(reg * f, a) - reg * (over_a - _sum(b)[:, None, None])
-        slope_b = marginal.slope(reg * g, b) - reg * (over_b - _sum(a)[:, None, None])
 
-    def rows_plan() -> Tensor:
+    def slopes() -> tuple[Tensor, Tensor]:
+        return (
+            marginal.slope(reg * f, a) - reg * (over_a - _sum(b)[:, None, None]),
+            marginal.slope(reg * g, b) - reg * (over_b - _sum(a)[:, None, None]),
+        )
+
+    def plans() -> Tensor:
         left, right = (log_a + f).flatten(1), (log_b + g).flatten(1)
         return (left[:, :, None] + kernel.dense() + right[:, None, :]).exp()
 
-    # envelope theorem: linear in a, b and C around the optimum, with the optimum's value
-    linear = _sum(problem.a * slope_a) + _sum(problem.b * slope_b)
-    if problem.axes[0].requires_grad:
-        linear = linear + (rows_plan() * problem.axes[0]).sum((1, 2))
     unmoved = problem.unmoved(marginal)
+    error = problem.worst(end.error)
     return OTResult(
+        value=problem.total(problem.optimum(value, slopes, plans)) + unmoved,
         primal=(problem.total(paid + price) + unmoved).detach(),
         dual=(problem.total(dual) + unmoved).detach(),
-        entropic=problem.total(entropic + linear - linear.detach()) + unmoved,
-        f=problem.like(reg * f, 0),
-        g=problem.like(reg * g, 1),
         iterations=problem.worst(end.iterations),
-        converged=problem.worst(end.error) <= tol,
-        marginal_error=problem.worst(end.error).to(problem.given.dtype),
-        _build_plan=lambda: problem.plan(rows_plan()),
+        converged=(error <= tol) & problem.worst(value).isfinite(),
+        marginal_error=error.to(problem.given.dtype),
+        _build_potentials=lambda: (problem.like(reg * f, 0), problem.like(reg * g, 1)),
+        _build_plan=lambda: problem.plan(plans()),
     )
+
+
+def _bounded(exponent: Tensor, mass: Tensor) -> Tensor:
+    """The exponent of a marginal over its histogram, kept finite on pixels that hold no mass.
+
+    There it only says how fast the value would fall if mass appeared; e^60 is as good as any
+    larger number, and 0 times it is 0.
+    """
+    return torch.where(mass > 0, exponent, exponent.clamp_max(60))
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -1,5 +1,11 @@
 """Exact optimal transport: POT's network simplex on the pixels that hold mass."""
 
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from operator import itemgetter
+from typing import NamedTuple
+
 import numpy as np
 import ot as pot
 import torch
@@ -8,9 +14,10 @@ from torch import Tensor
 from wotlab import checks
 from wotlab.ground import GroundCost
 from wotlab.ot.problem import OTResult, Problem
-from wotlab.ot.semidual import minimum
+from wotlab.ot.semidual import transform
 
 MAX_PIVOTS = 10_000_000
+GAP = 1e-6  # relative, between the plan's cost and the dual value: what counts as solved
 
 
 def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
@@ -26,9 +33,10 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     Returns
     -------
     OTResult
-        `entropic` equals `primal` and carries the gradient in `a`, `b` and a cost matrix: the
+        `value` equals `primal` and carries the gradient in `a`, `b` and a cost matrix: the
         potentials and the plan. They are unique only where the optimum is, so at a degenerate
-        point this is a subgradient. `f` and `g` are feasible on the whole grid.
+        point this is a subgradient. `f` and `g` are feasible on the whole grid: built when they
+        or a gradient are asked for, in time of about (pixels)^2 for a cost that is not separable.
 
     Raises
     ------
@@ -37,46 +45,55 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     RuntimeError
         If the network simplex stops before the optimum.
 
+    Warns
+    -----
+    UserWarning
+        If a value is above its dual bound by more than a millionth: costs span too much.
+
     Notes
     -----
     Runs on the CPU, one pair after the other, in time and memory of about (pixels with
-    mass)^2: a few milliseconds for a digit of 28x28. For large batches, or on a GPU, where a
-    bias can be borne, use `sinkhorn`.
+    mass)^2, however large the grid: a few milliseconds for a digit of 28x28. For large batches,
+    or on a GPU, where a bias can be borne, use `sinkhorn`.
     """
     problem = Problem(a, b, cost, balanced=True)
-    dense = problem.matrix().detach().cpu().numpy()
-    left, right = (x.detach().flatten(1).cpu().numpy() for x in (problem.a, problem.b))
-    solved = [
-        _simplex(left[k], right[k], dense if dense.ndim == 2 else dense[k])
-        for k in range(len(left))
-    ]
-    value = problem.a.new_tensor([s[0] for s in solved])
-    g = torch.from_numpy(np.stack([s[1] for s in solved])).to(problem.b).reshape(problem.b.shape)
-    axes = tuple(c.detach() for c in problem.axes)
-    f = minimum(axes, g)
-    g = minimum(tuple(c.mT for c in axes), f)
-    linear = (problem.a * f).sum((1, 2)) + (problem.b * g).sum((1, 2))
-    dual = linear.detach()
+    solved = [_simplex(*row) for row in _lit(problem)]
+    value, dual, open_ = (
+        problem.a.new_tensor([getattr(row, name) for row in solved])
+        for name in ("value", "dual", "open")
+    )
+    if bool(open_.any()):
+        warnings.warn(
+            f"exact: {int(open_.sum())} of {len(solved)} problems have costs that span more than "
+            f"float64 holds; their values are upper bounds, as `converged` and `dual` say. Take a "
+            f"smaller p",
+            stacklevel=2,
+        )
 
-    def rows_plan() -> Tensor:
-        out = torch.zeros(len(solved), *dense.shape[-2:], dtype=torch.float64)
-        for k, (_, _, rows, columns, mass) in enumerate(solved):
-            out[k, rows, columns] = mass
+    def potentials() -> tuple[Tensor, Tensor]:
+        g = torch.full_like(problem.b, -torch.inf).flatten(1)
+        for k, row in enumerate(solved):
+            g[k, torch.from_numpy(row.ends)] = torch.from_numpy(row.g).to(g)
+        f = transform(problem, g.reshape(problem.b.shape))
+        return f, transform(problem, f, back=True)
+
+    def plans() -> Tensor:
+        size = [len(solved), *(v[0].numel() for v in (problem.a, problem.b))]
+        out = torch.zeros(size, dtype=torch.float64)
+        for k, row in enumerate(solved):
+            out[k, row.rows, row.columns] = torch.from_numpy(row.mass)
         return out.to(problem.a)
 
-    if problem.axes[0].requires_grad:
-        linear = linear + (rows_plan() * problem.axes[0]).sum((1, 2))
-    zeros = torch.zeros_like(value)
+    zeros, shared = torch.zeros_like(value), cache(potentials)
     return OTResult(
+        value=problem.total(problem.optimum(value, shared, plans)),
         primal=problem.total(value),
         dual=problem.total(dual),
-        entropic=problem.total(value + linear - linear.detach()),
-        f=problem.like(f.detach(), 0),
-        g=problem.like(g.detach(), 1),
         iterations=problem.worst(zeros).long(),
-        converged=problem.worst(zeros) == 0,
+        converged=problem.worst(open_) == 0,
         marginal_error=problem.worst(zeros).to(problem.given.dtype),
-        _build_plan=lambda: problem.plan(rows_plan()),
+        _build_potentials=lambda: tuple(problem.like(v, k) for k, v in enumerate(shared())),
+        _build_plan=lambda: problem.plan(plans()),
     )
 
 
@@ -107,7 +124,7 @@ def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     checks.images("x", x)
     checks.images("y", y)
     checks.same_shape("y", y, "x", x)
-    return exact(x, y, cost or GroundCost()).entropic
+    return exact(x, y, cost or GroundCost()).value
 
 
 def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
@@ -136,31 +153,74 @@ def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     checks.images("y", y)
     checks.same_shape("y", y, "x", x)
     problem = Problem(x.detach(), y.detach(), cost or GroundCost(), balanced=True)
-    dense = problem.matrix().cpu().numpy()
-    levels = np.unique(dense)
-    left, right = (v.flatten(1).cpu().numpy() for v in (problem.a, problem.b))
-    longest = torch.zeros(len(left), dtype=problem.a.dtype)
-    for k in range(len(left)):
+    longest = []
+    for a, b, costs, _, _ in _lit(problem):
+        levels = np.unique(costs)
         low, high = 0, len(levels) - 1
         while low < high:
             middle = (low + high) // 2
-            forbidden = (dense > levels[middle]).astype(np.float64)
-            if _simplex(left[k], right[k], forbidden)[0] < 1e-12:
+            if _emd(a, b, (costs > levels[middle]).astype(np.float64))[1]["cost"] < 1e-12:
                 high = middle
             else:
                 low = middle + 1
-        longest[k] = float(levels[low])
-    return problem.worst(longest.to(problem.a)).to(x.dtype)
+        longest.append(float(levels[low]))
+    return problem.worst(problem.a.new_tensor(longest)).to(x.dtype)
 
 
-def _simplex(a: np.ndarray, b: np.ndarray, cost: np.ndarray):
-    """One exact problem: value, potential on b (infinitely low where b is empty), sparse plan."""
-    i, j = a.nonzero()[0], b.nonzero()[0]
-    part = np.ascontiguousarray(cost[np.ix_(i, j)])
-    mass, log = pot.emd(a[i], b[j], part, numItermax=MAX_PIVOTS, log=True)
+def _lit(problem: Problem) -> Iterator[tuple[np.ndarray, ...]]:
+    """Of each row the mass of the pixels that hold some, the costs between them, and which."""
+    left, right = (v.detach().flatten(1).cpu() for v in (problem.a, problem.b))
+    matrix = problem.axes[0].detach().cpu() if problem.grid is None else None
+    for k, (a, b) in enumerate(zip(left, right, strict=True)):
+        i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
+        if matrix is None:
+            costs = problem.ground.between(problem.places(i), problem.places(j))
+        else:
+            costs = (matrix if matrix.ndim == 2 else matrix[k])[i][:, j]
+        yield a[i].numpy(), b[j].numpy(), costs.contiguous().numpy(), i.numpy(), j.numpy()
+
+
+class _Solved(NamedTuple):
+    """One exact problem: values, potential on b's pixels that hold mass, the plan's entries."""
+
+    value: float
+    dual: float
+    open: bool
+    g: np.ndarray
+    ends: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    mass: np.ndarray
+
+
+def _simplex(a, b, costs: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> _Solved:
+    """The best plan of one problem, and the best proof that there is no better one.
+
+    Costs such as |i - j|^20 span more than the solver's precision: the dual value then lies below
+    that of the plan. Costs are then cut down to a thousand times the largest that the plan pays:
+    nothing moves there, and the smaller ones are seen.
+    """
+    cap, best, proof = float(np.abs(costs).max()) or 1.0, (np.inf, None), (-np.inf, None)
+    for _ in range(5):
+        mass, log = _emd(a, b, np.minimum(costs, cap) / cap)
+        f = (costs - cap * log["v"]).min(1)  # feasible for the costs as they are
+        g = (costs - f[:, None]).min(0)
+        best = min(best, ((mass * costs).sum(), mass), key=itemgetter(0))
+        proof = max(proof, (a @ f + b @ g, g), key=itemgetter(0))
+        i, j = best[1].nonzero()
+        moved, paid = best[1][i, j], np.abs(costs[i, j])
+        gap = best[0] - max(proof[0], costs.min())  # every plan moves a mass of 1
+        # masses of sum 1 are right to some 1e-16: what moves such crumbs proves nothing
+        rounding = 1e-12 * paid[moved > 1e-12].max() + (moved * paid)[moved < 1e-15].sum()
+        still_open = gap > GAP * abs(best[0]) + rounding
+        if not still_open or not 0 < 1e3 * paid.max() < cap:
+            break
+        cap = 1e3 * float(paid.max())
+    return _Solved(best[0], proof[0], still_open, proof[1], ends, starts[i], ends[j], moved)
+
+
+def _emd(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict]:
+    mass, log = pot.emd(a, b, costs, numItermax=MAX_PIVOTS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"the exact solver stopped before the optimum: {log['warning']}")
-    g = np.full(len(b), -np.inf)
-    g[j] = log["v"]
-    rows, columns = mass.nonzero()
-    return log["cost"], g, i[rows], j[columns], torch.from_numpy(mass[rows, columns])
+    return mass, log

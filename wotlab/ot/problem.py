@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from wotlab import checks
-from wotlab.ground import GroundCost
-from wotlab.ot.kernels import outer_sum
+from wotlab.ground import GroundCost, wide
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,26 @@ class OTResult:
 
     Attributes
     ----------
+    value : Tensor (B,)
+        The optimum of the problem that was solved: for `exact` the least cost of a plan, for
+        `sinkhorn` and `unbalanced_sinkhorn` the least cost with the entropic term (and the price
+        of the marginals). Differentiable once: its gradient with respect to `a`, `b` and a cost
+        matrix is the exact one at the optimum (the potentials and the plan: envelope theorem);
+        a second derivative is refused with a RuntimeError. Right where `converged` is true.
+    entropic : Tensor (B,)
+        Another name of `value`.
     primal : Tensor (B,)
         What the plan found costs, without the entropic term. Detached.
     dual : Tensor (B,)
-        Value of the dual problem at `f` and `g`: a lower bound of `entropic`. Detached.
-    entropic : Tensor (B,)
-        The regularised optimum; equal to `primal` where there is no regularisation. Its
-        gradient with respect to `a`, `b` and a cost matrix is the exact one at the optimum
-        (the potentials and the plan: envelope theorem).
+        Value of the dual problem at `f` and `g`: a lower bound of the optimum always, converged
+        or not. (`value` itself may lie below it until it has converged: its plan does not have
+        the marginals yet.) Detached.
     f, g : Tensor
-        Dual potentials, in the shapes of `a` and `b` and in the units of the cost. Detached.
+        Dual potentials, in the shapes of `a` and `b` and in the units of the cost; of `exact`
+        built when first asked for. Detached.
     iterations : Tensor (B,), integers
     converged : Tensor (B,), booleans
+        Whether `marginal_error` is at most the tolerance. Never true of a NaN.
     marginal_error : Tensor (B,)
         l1 distance between the plan's marginals and those that optimality asks for, for mass 1.
     plan : Tensor
@@ -36,21 +44,76 @@ class OTResult:
         first asked for. Detached.
     """
 
+    value: Tensor
     primal: Tensor
     dual: Tensor
-    entropic: Tensor
-    f: Tensor
-    g: Tensor
     iterations: Tensor
     converged: Tensor
     marginal_error: Tensor
+    _build_potentials: Callable[[], tuple[Tensor, Tensor]] = field(repr=False)
     _build_plan: Callable[[], Tensor] = field(repr=False)
 
     @property
+    def entropic(self) -> Tensor:
+        return self.value
+
+    @property
+    def f(self) -> Tensor:
+        return self._potentials[0]
+
+    @property
+    def g(self) -> Tensor:
+        return self._potentials[1]
+
+    @cached_property
+    def _potentials(self) -> tuple[Tensor, Tensor]:
+        return self._build_potentials()
+
+    @cached_property
     def plan(self) -> Tensor:
-        if "plan" not in self.__dict__:
-            self.__dict__["plan"] = self._build_plan()
-        return self.__dict__["plan"]
+        return self._build_plan()
+
+
+class Optimum(torch.autograd.Function):
+    """The rows' optimal values (P,), with the gradient that the envelope theorem gives.
+
+    `slopes()` gives the derivatives in a and b, `plans()` that in a row's cost matrix. They are
+    built when a gradient is asked for.
+    """
+
+    @staticmethod
+    def forward(ctx, value, a, b, cost, slopes, plans):
+        ctx.slopes, ctx.plans = slopes, plans
+        ctx.save_for_backward(a, b, cost)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        a, b, cost = inputs = ctx.saved_tensors
+        of_a = of_b = of_cost = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            of_a, of_b = (
+                gradient[:, None, None] * FirstOrder.apply(slope, *inputs) for slope in ctx.slopes()
+            )
+        if ctx.needs_input_grad[3]:
+            of_cost = gradient[:, None, None] * FirstOrder.apply(ctx.plans(), *inputs)
+            of_cost = of_cost if cost.ndim == 3 else of_cost.sum(0)
+        return None, of_a, of_b, of_cost, None, None
+
+
+class FirstOrder(torch.autograd.Function):
+    """A slope at the optimum of (a, b, cost): its own derivative is refused, not taken for 0."""
+
+    @staticmethod
+    def forward(ctx, slope, a, b, cost):
+        return slope.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError(
+            "a transport value has no second derivative here: potentials and plan are those of "
+            "the optimum, and how they change with it is not known"
+        )
 
 
 class Problem:
@@ -77,20 +140,19 @@ class Problem:
             )
         self.given = a
         self.shapes = (a.shape, b.shape)
-        # float32 cannot hold potentials of hundreds of nats to 1e-6; MPS has nothing wider
-        wide = torch.float32 if a.device.type == "mps" else torch.float64
-        a, b = a.to(wide), b.to(wide)
+        self.ground = cost
+        # float32 cannot hold potentials of hundreds of nats to 1e-6
+        dtype = wide(a.device)
+        a, b = a.to(dtype), b.to(dtype)
         if balanced:
             a, b = unit_mass(a), unit_mass(b)
         if isinstance(cost, GroundCost):
             h, w = a.shape[-2:]
-            self.axes = _grid_axes(cost, h, w, a)
-            channels = a.shape[1]
+            self.grid, channels = (h, w), a.shape[1]
             layout = (h, w) if cost.separable else (1, h * w)
             a, b = a.reshape(-1, *layout), b.reshape(-1, *layout)
         else:
-            self.axes = (cost.to(wide),)
-            channels = 1
+            self.grid, channels = None, 1
             a, b = a[:, None], b[:, None]
         self.image = torch.arange(len(a), device=a.device) // channels
         mass_a, mass_b = a.detach().sum((1, 2)), b.detach().sum((1, 2))
@@ -103,6 +165,26 @@ class Problem:
         if balanced:  # every row is a problem of mass 1; `weights` puts the channels together
             self.a, self.b = unit_mass(self.a), unit_mass(self.b)
 
+    @cached_property
+    def axes(self) -> tuple[Tensor, ...]:
+        """The cost matrices; n x n numbers for a grid whose cost is not separable."""
+        if self.grid is None:
+            return (self.ground.to(self.a.dtype),)
+        kind = {"device": self.a.device, "dtype": self.a.dtype}
+        if self.ground.separable:
+            return tuple(self.ground.axis(size, **kind) for size in self.grid)
+        whole = GroundCost(None, self.ground.p, self.ground.norm)
+        return (whole.dense(*self.grid, **kind),)
+
+    def places(self, number: Tensor) -> Tensor:
+        """Row and column of pixels by their number on the grid: (n, 2)."""
+        return torch.stack([number // self.grid[1], number % self.grid[1]], 1)
+
+    def optimum(self, value: Tensor, slopes: Callable, plans: Callable) -> Tensor:
+        """The rows' values, (P,), with their gradient. See `Optimum`."""
+        cost = self.axes[0] if self.grid is None else self.a.new_zeros(0)
+        return Optimum.apply(value, self.a, self.b, cost, slopes, plans)
+
     def log(self) -> tuple[Tensor, Tensor]:
         """Logarithms of the rows' histograms, minus infinity where they are empty."""
         return self.a.detach().log(), self.b.detach().log()
@@ -113,13 +195,10 @@ class Problem:
         return out.index_add(0, self.image[self.rows], values * self.weights).to(self.given.dtype)
 
     def worst(self, values: Tensor) -> Tensor:
-        """Largest of an image's rows' values: (P,) to (B,)."""
+        """Largest of an image's rows' values, infinite for NaN: (P,) to (B,)."""
+        values = values.where(~values.isnan(), torch.inf) if values.is_floating_point() else values
         out = torch.zeros(self.shapes[0][0], dtype=values.dtype, device=values.device)
         return out.scatter_reduce(0, self.image[self.rows], values, "amax")
-
-    def matrix(self) -> Tensor:
-        """The rows' cost as one matrix: (n, m), or (P, n, m)."""
-        return outer_sum(self.axes)
 
     def unmoved(self, marginal) -> Tensor:
         """Price of the rows that are empty on one side, whose plan is 0: (B,)."""
@@ -147,13 +226,6 @@ class Problem:
         if len(self.shapes[0]) == 4:
             out = out.reshape(*self.shapes[0][:2], *rows.shape[1:])
         return out.to(self.given.dtype)
-
-
-def _grid_axes(cost: GroundCost, h: int, w: int, like: Tensor) -> tuple[Tensor, ...]:
-    kind = {"device": like.device, "dtype": like.dtype}
-    if cost.separable:
-        return cost.axis(h, **kind), cost.axis(w, **kind)
-    return (GroundCost(None, cost.p, cost.norm).dense(h, w, **kind),)
 
 
 def unit_mass(x: Tensor) -> Tensor:

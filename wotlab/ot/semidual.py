@@ -74,6 +74,23 @@ def semi_dual(g: Tensor, a: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: f
     return (unit_mass(a) * f).flatten(1).sum(1) + (unit_mass(b) * g).flatten(1).sum(1)
 
 
+def transform(problem: Problem, g: Tensor, *, back: bool = False) -> Tensor:
+    """min_j C_ij - g_j over b's pixels j (`back`: over a's), with no n x n matrix of a grid.
+
+    g is a row's, -infinity where nothing is to be reached; so is what comes back.
+    """
+    if problem.grid is None or problem.ground.separable:
+        return minimum(tuple(c.detach().mT if back else c.detach() for c in problem.axes), g)
+    h = g.detach().flatten(1)
+    some = (h > -torch.inf).any(0).nonzero()[:, 0]
+    ends, places = problem.places(some), torch.arange(h.shape[1], device=h.device)
+    parts = [
+        _min_plus(problem.ground.between(problem.places(part), ends, h.dtype), -h[:, None, some])
+        for part in places.split(max(1, CHUNK // len(some)))
+    ]
+    return torch.cat(parts, 2).reshape(g.shape)
+
+
 def minimum(axes: tuple[Tensor, ...], g: Tensor) -> Tensor:
     """min_j C_ij - g_j, one dimension of the rows after the other where C is separable."""
     f = _min_plus(axes[-1], -g)

@@ -70,7 +70,7 @@ class Active:
         self.psi = budget.price(spent, self.eps, self.psi, slack)
         return last[0], last[1]
 
-    def columns(self, column: Tensor, lam: float) -> None:
+    def columns(self, column: Tensor, lam: float, momentum: bool) -> None:
         """Block 2, and a step of momentum beyond it, given up where it no longer climbs.
 
         A sum that underflows gives z = 0 and the largest beta; the next iteration corrects it.
@@ -83,7 +83,8 @@ class Active:
         move = best - self.best
         age = torch.where((climb * move).sum((1, 2, 3)) < 0, 1, self.age)
         self.age = (1 + (1 + 4 * age.square()).sqrt()) / 2
-        self.best, self.beta = best, best + units.column((age - 1) / self.age) * move
+        beyond = units.column((age - 1) / self.age) * move
+        self.best, self.beta = best, best + beyond if momentum else best
         self.z = (self.w - self.beta / lam).clamp_min(0).minimum(self.cap)
 
     def value(self, lse: Tensor, lam: float) -> Tensor:
@@ -143,6 +144,9 @@ def alternate(
         if rule == "plan":
             short = (column - at.z).abs().sum((1, 2, 3))
             done = (at.moves.cost(plan) <= at.eps * (1 + tol)) & (short <= tol)
+        elif rule == "published":
+            off = (at.z.sum((1, 2, 3)) - 1).abs()  # of the total: not where the mass lies
+            done = (at.moves.cost(plan) <= at.eps * (1 + tol)) & (off <= tol)
         else:
             value = at.value(lse, lam)
             done = (value - at.dual).abs() <= tol * value.abs()
@@ -157,7 +161,7 @@ def alternate(
             mine = torch.isin(moves.owner, rows)
             shares[:, mine] = plan[:, left[at.moves.owner]]
             at, column = at.keep(~left), column[~left]
-        at.columns(column, lam)
+        at.columns(column, lam, momentum=rule != "published")
 
     image = image.clamp(0, 1) if bound else image  # z <= r up to rounding
     duals = {"beta": beta, "phi": phi, "psi": psi}

@@ -34,7 +34,7 @@ def dual_projection(
     Parameters
     ----------
     x : Tensor (B, C, H, W)
-        Clean images in [0, 1], each with some mass.
+        Clean images in [0, 1]. A black one comes back as it is.
     w : Tensor (B, C, H, W) or TransportPlan
         A stepped image: G is then the plan that stays at x after a step of w - x of the image,
         which is a step of (w - x)(j) for every source i of pixel j,
@@ -61,7 +61,7 @@ def dual_projection(
     Raises
     ------
     ValueError
-        For x outside [0, 1] or black, w of another shape, ground cost or not finite, eps negative
+        For x outside [0, 1], w of another shape, ground cost or not finite, eps negative
         or not finite, tol not above 0.
 
     Notes

@@ -24,7 +24,7 @@ def exact_projection(
     Parameters
     ----------
     x : Tensor (B, C, H, W)
-        Clean images in [0, 1], each with some mass.
+        Clean images in [0, 1]. A black one comes back as it is.
     w : Tensor (B, C, H, W)
         Images to project: any finite values.
     eps : float or Tensor (B,)
@@ -47,7 +47,7 @@ def exact_projection(
     ImportError
         Where cvxpy or Clarabel is missing.
     ValueError
-        For x outside [0, 1] or black, w of another shape or not finite, eps negative or not
+        For x outside [0, 1], w of another shape or not finite, eps negative or not
         finite.
     RuntimeError
         Where the solver fails.

@@ -9,7 +9,7 @@ from wotlab.ground import GroundCost
 from wotlab.projections.alternate import alternate
 from wotlab.projections.result import Projection
 
-RULES = ("plan", "dual")
+RULES = ("plan", "published", "dual")
 
 
 def constrained_sinkhorn(
@@ -33,7 +33,7 @@ def constrained_sinkhorn(
     Parameters
     ----------
     x : Tensor (B, C, H, W)
-        Clean images in [0, 1], each with some mass.
+        Clean images in [0, 1]. A black one comes back as it is.
     w : Tensor (B, C, H, W)
         Images to project: any finite values.
     eps : float or Tensor (B,)
@@ -46,10 +46,14 @@ def constrained_sinkhorn(
         possible at lam = 10 and 1.02 times at 1000; the more pixels, the larger lam has to be.
     tol : float > 0
         0.01 for attacks and 0.1 for training, as in the paper; 1e-6 to compare with an optimum.
-    rule : "plan" or "dual"
-        When to stop. "plan" (Hu et al.): the plan costs at most eps (1 + tol) and its image
-        differs from z by at most tol, in l1 and as a share of the mass. "dual" (Wong et al.):
-        the dual changed by at most tol of its value in an iteration.
+    rule : "plan", "published" or "dual"
+        When to stop. "plan", ours: the plan costs at most eps (1 + tol) and its image differs
+        from z by at most tol, in l1 and as a share of the mass. "published" (Hu et al., eq. 12):
+        the plan costs at most eps (1 + tol) and the total mass of z is off by at most tol; it
+        does not see that z and the plan's image differ, so that z may lie far outside the ball.
+        Their blocks are then climbed without momentum. (Their released code allows 0.001 in
+        place of tol eps, and waits until the dual changes by less than 1e-4.) "dual" (Wong et
+        al.): the dual changed by at most tol of its value in an iteration.
     max_iter : int
         Iterations of both blocks.
     bound : bool
@@ -67,7 +71,7 @@ def constrained_sinkhorn(
     Raises
     ------
     ValueError
-        For x outside [0, 1] or black, w of another shape or not finite, eps negative or not
+        For x outside [0, 1], w of another shape or not finite, eps negative or not
         finite, lam or tol not above 0, an unknown rule, duals of other shapes.
 
     Notes

@@ -40,7 +40,7 @@ def unbalanced_sinkhorn(
     Parameters
     ----------
     x : Tensor (B, C, H, W)
-        Clean images in [0, 1], each with some mass.
+        Clean images in [0, 1].
     w : Tensor (B, C, H, W)
         Stepped images: any finite values.
     cost : GroundCost
@@ -70,7 +70,7 @@ def unbalanced_sinkhorn(
     Raises
     ------
     ValueError
-        For x outside [0, 1] or black, w of another shape or not finite, an unknown variant,
+        For x outside [0, 1], w of another shape or not finite, an unknown variant,
         weights or tol not above 0.
 
     Notes

@@ -12,7 +12,8 @@ from wotlab import checks
 class Scaled:
     """A projection's input in float64, each image scaled to mass 1 over all its channels.
 
-    `x` stays in pixels, because the plans are built from it; x / mass has mass 1.
+    `x` stays in pixels, because the plans are built from it; x / mass has mass 1. A black image
+    is alone in its ball: its budget is 0, and its mass is taken as 1.
     """
 
     x: Tensor  # (B, C, H, W), pixels
@@ -27,14 +28,17 @@ def scaled(x: Tensor, w: Tensor, eps: float | Tensor) -> Scaled:
     Raises
     ------
     ValueError
-        For x outside [0, 1] or black, w not finite or unlike x, eps negative or not finite.
+        For x outside [0, 1], w not finite or unlike x, eps negative or not finite.
     """
-    checks.images("x", x)
+    checks.images("x", x, black=True)
     checks.tensor("w", w, 4, "(B, C, H, W)")
     checks.same_shape("w", w, "x", x)
     x, w = x.detach().double(), w.detach().double()
     mass = x.sum((1, 2, 3), keepdim=True)
-    return Scaled(x, w / mass, mass, budgets(eps, x))
+    black = mass == 0
+    eps = budgets(eps, x).masked_fill(black.flatten(), 0)
+    mass = mass.masked_fill(black, 1)
+    return Scaled(x, w / mass, mass, eps)
 
 
 def budgets(eps: float | Tensor, x: Tensor) -> Tensor:

@@ -9,11 +9,17 @@ H, W), y (B,), whose images have the places `index` (B,) in the data set. It may
 - `state_dict()` and `load_state_dict(state)`: what goes into checkpoints,
 - `gather(fabric)`, called before each checkpoint and after each epoch: share its state with the
   other processes.
+
+All its attributes are settings, and a checkpoint is continued only by a defense with the same ones.
+What changes from minibatch to minibatch is a tensor, a network or an optimizer, goes into
+`state_dict`, or has a name that begins with an underscore.
 """
 
 from wotlab.training.adversarial_transport import AdversarialTransport
-from wotlab.training.defenses import MART, PGDAT, TRADES, FastAT, FreeAT, WassersteinAT
+from wotlab.training.defenses import MART, PGDAT, TRADES, WassersteinAT
+from wotlab.training.fast import FastAT, FreeAT
 from wotlab.training.fit import Fit, fit
+from wotlab.training.generative import GenerativeIWDD
 from wotlab.training.got import GOT
 from wotlab.training.iwdd import IWDD
 from wotlab.training.joint import JointCost, JointTransport
@@ -29,6 +35,7 @@ __all__ = [
     "FastAT",
     "Fit",
     "FreeAT",
+    "GenerativeIWDD",
     "JointCost",
     "JointTransport",
     "Standard",

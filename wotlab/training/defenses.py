@@ -1,4 +1,4 @@
-"""Adversarial training in its usual forms: PGD-AT, TRADES, MART, fast and free, Wasserstein."""
+"""Adversarial training in its usual forms: PGD-AT, TRADES, MART, Wasserstein."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from lightning_fabric.wrappers import is_wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab import checks
+from wotlab import checks, draws
 from wotlab.attacks import AttackResult, mirror_ascent, pgd
 from wotlab.attacks.objective import divergence
-from wotlab.balls import LinfBall, WassersteinBall
+from wotlab.balls import WassersteinBall
 
 Attack = Callable[..., AttackResult]
 
@@ -165,90 +165,6 @@ class MART(PGDAT):
         return (boosted + self.beta * missed * divergence(clean, moved)).mean()
 
 
-class FastAT(PGDAT):
-    r"""PGD-AT with one step from a random start (Wong, Rice and Kolter, 2020).
-
-    Parameters
-    ----------
-    ball : LinfBall
-    eps
-        As for `PGDAT`.
-    step : float > 0
-        Length of the step in units of eps: 1.25 in the paper. Much larger ones overfit: the
-        network then breaks under two steps while it withstands one.
-
-    Raises
-    ------
-    ValueError
-        For step <= 0.
-    """
-
-    def __init__(self, ball: LinfBall, eps=None, *, step: float = 1.25):
-        checks.positive("step", step)
-        one = partial(
-            pgd, steps=1, step_size=lambda x, eps: step * eps, random_start=True,
-            early_stop=False,
-        )  # fmt: skip
-        super().__init__(ball, eps, one)
-
-
-class FreeAT(Bounded):
-    r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
-
-    Each minibatch is trained on `repeats` times; the gradient of each backward pass moves the
-    weights, and its sign, by eps, the perturbation, which goes on into the next minibatch.
-
-    Parameters
-    ----------
-    ball : LinfBall
-    repeats : int >= 1
-        m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
-    eps
-        As for `PGDAT`.
-
-    Raises
-    ------
-    ValueError
-        For a ball of another kind, or repeats < 1.
-    """
-
-    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps=None):
-        if not isinstance(ball, LinfBall):
-            raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
-        checks.count("repeats", repeats)
-        super().__init__(ball, eps)
-        self.repeats, self.change, self.last = repeats, None, None
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Mean cross-entropy of the perturbed minibatch."""
-        self._learn()
-        z = x.clone()
-        if self.change is not None:
-            few = min(len(x), len(self.change))  # a last minibatch may be smaller
-            z[:few] += self.change[:few].to(x)
-        self.last = self.now.project(x, z).requires_grad_()
-        self.base = x
-        return F.cross_entropy(model(self.last), y)
-
-    def _learn(self) -> None:
-        """Step along the gradient that the last backward pass left at the images."""
-        if self.last is not None and self.last.grad is not None:
-            eps = self.now.eps
-            change = self.last.detach() - self.base + eps * self.last.grad.sign()
-            change = change.clamp(-eps, eps)
-            if self.change is not None and len(self.change) > len(change):
-                change = torch.cat([change, self.change[len(change) :]])
-            self.change, self.last = change, None
-
-    def state_dict(self) -> dict:
-        """The perturbation, so that a resumed run goes on with it."""
-        self._learn()
-        return {"change": self.change}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.change, self.last = state["change"], None
-
-
 class WassersteinAT(PGDAT):
     r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
 
@@ -300,7 +216,7 @@ class WassersteinAT(PGDAT):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the attacked minibatch, or the mixture with the features."""
         if self.noise:
-            x = (x + self.noise * torch.randn_like(x)).clamp(0, 1)
+            x = (x + self.noise * draws.normal(x)).clamp(0, 1)
         z = self.attacked(model, x, y)
         if self.features is None:
             return F.cross_entropy(model(z), y)

@@ -17,8 +17,10 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.training import checkpoints
+from wotlab.attacks.objective import attacked
+from wotlab.training import checkpoints, inputs, settings
 from wotlab.training.batches import Places, as_dataset, minibatches
+from wotlab.training.counter import Gradients
 from wotlab.training.standard import Standard
 
 CLEAN_EVERY = 20  # minibatches between two looks at the loss on clean images
@@ -36,7 +38,7 @@ class Fit:
         propagated back through the network, by the attack and by the weights' step together.
         `seconds`: of the epoch, without validation. `validation`, if there was one.
     best : int or None
-        With `validate`, the epoch (from 0) whose weights the model has.
+        With `validate`, the epoch (from 0) whose weights the model has; None if all were NaN.
     """
 
     history: list[dict] = field(default_factory=list)
@@ -72,8 +74,11 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Left in the mode (train or eval) that it came in.
-    data : Dataset of (image, label), or a pair of tensors (images, labels)
+        In eval mode it is put into train mode as a whole; in train mode its parts that are in
+        eval mode, such as a frozen BatchNorm, stay so. In the end each part is in the mode that
+        it came in.
+    data : Dataset of (image, label), or a pair of tensors or arrays (images, labels)
+        Images (C, H, W) in [0, 1] and class numbers.
     defense : object with `loss(model, x, y, index)`, optional
         `Standard()` by default. `index` are the images' places in `data`. What else it may have
         is said in `wotlab.training`.
@@ -92,8 +97,9 @@ def fit(
         Decay of an exponential moving average of the weights, such as 0.999. The model ends with
         the averaged weights, and these are validated.
     validate : function of the model, optional
-        Called after each epoch in eval mode; the larger, the better, such as the accuracy under
-        an attack on images kept aside. The model ends with the weights of the best epoch.
+        Called after each epoch in eval mode; returns a number (or a `Share`), the larger, the
+        better, such as the accuracy under an attack on images kept aside. The model ends with the
+        weights of the best epoch; NaN is never the best.
     seed : int
         Of shuffling and of the model's own randomness (dropout). The same seed gives the same
         weights on the same machine, resumed or not; the global random state is left alone.
@@ -118,11 +124,14 @@ def fit(
     Raises
     ------
     ValueError
-        For numbers out of range, data without labels or places, a checkpoint that is damaged or
-        belongs to another network, data set or setting.
+        For numbers out of range, a model without weights that learn, data without labels or
+        places, images out of [0, 1], labels that are no classes of the model, a checkpoint that is
+        damaged or
+        belongs to another network, defense, data set or setting; it says which.
     FloatingPointError
         When the loss is no longer finite. The checkpoint then holds the last good state.
     """
+    inputs.check_model(model)
     data = as_dataset(data)
     checks.count("epochs", epochs)
     checks.count("batch_size", batch_size)
@@ -137,15 +146,12 @@ def fit(
         optimiser = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
     else:
         optimiser = optimizer(model)
-    mode = model.training
     run = _Run(model, data, defense or Standard(), fabric, batch_size, seed, workers)
     run.prepare(optimiser, schedule, ema, validate)
     run.resume(checkpoint, save_every)
-    try:
-        with run.counter, tqdm(disable=not progress or fabric.global_rank > 0) as bar:
-            run.train(epochs, bar)
-    finally:
-        model.train(mode)
+    bar = tqdm(disable=not progress or fabric.global_rank > 0)
+    with run.counter, bar, inputs.train_mode(model), torch.enable_grad():
+        run.train(epochs, bar)
     return run.done
 
 
@@ -154,27 +160,6 @@ def _alone(device: torch.device) -> Fabric:
     if device.type == "cuda":
         return Fabric(accelerator="cuda", devices=[device.index or 0])
     return Fabric(accelerator=device.type, devices=1)
-
-
-class Gradients:
-    """Counts the images whose loss is propagated back through the network, whoever asks for it."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.images = model, 0
-
-    def __enter__(self) -> "Gradients":
-        self.hook = self.model.register_forward_hook(self.watch)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.hook.remove()
-
-    def watch(self, model: nn.Module, given, logits: Tensor) -> None:
-        if logits.requires_grad:
-            logits.register_hook(self.count)
-
-    def count(self, gradient: Tensor) -> None:
-        self.images += len(gradient)
 
 
 class _Run:
@@ -186,12 +171,16 @@ class _Run:
         if hasattr(defense, "prepare"):
             defense.prepare(len(data))
         self.counter, self.done, self.position = Gradients(model), Fit(), 0
-        self.tally = _tally()
+        self.tally, self.classes = _tally(), None
 
     def prepare(self, optimiser, schedule, ema, validate) -> None:
         """Everything with a state, in `parts`."""
-        self.wrapped, self.optimiser = self.fabric.setup(self.model, optimiser)
-        schedule, count = schedule or (lambda epoch: 1.0), len(self.places(0))
+        # a compiled model stays as it is: attacks and steps then call the one that is watched
+        self.wrapped, self.optimiser = self.fabric.setup(
+            self.model, optimiser, _reapply_compile=False
+        )
+        given, count = schedule, len(self.places(0))
+        schedule = schedule or (lambda epoch: 1.0)
         self.scheduler = LambdaLR(optimiser, lambda minibatch: schedule(minibatch / count))
         self.parts = {
             "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
@@ -207,14 +196,18 @@ class _Run:
         if hasattr(self.defense, "state_dict"):
             self.parts["defense"] = self.defense
         self.validate, self.best = validate, {}
-        self.fingerprint = checkpoints.fingerprint(
-            self.model, optimiser, self.defense, len(self.data), self.batch_size, self.seed
-        )
+        self.settings = (optimiser, self.defense, given, ema, validate)
 
     def resume(self, checkpoint, save_every: float) -> None:
         self.checkpoint, self.save_every = checkpoint, save_every
+        if checkpoint is not None:
+            if hasattr(self.defense, "at_epoch"):
+                self.defense.at_epoch(0)  # one that has been used before is described as a new one
+            self.words = settings.of_run(
+                self.model, *self.settings, self.data, self.batch_size, self.seed
+            )
         if checkpoint is not None and Path(checkpoint).exists():
-            rest = checkpoints.resume(checkpoint, self.parts, self.fingerprint)
+            rest = checkpoints.resume(checkpoint, self.parts, self.words)
             self.done, self.best = Fit(rest["history"], rest["best_epoch"]), rest["best"]
             self.position, self.tally = rest["position"], rest["tally"]
             if self.fabric.global_rank > 0:  # what is counted there is counted by the first one
@@ -222,6 +215,8 @@ class _Run:
         self.saved = time.monotonic()
 
     def train(self, epochs: int, bar: tqdm) -> None:
+        smallest = min((len(part) for part in self.places(0).parts), default=0)
+        inputs.check_sizes(self.model, smallest)
         for epoch in range(self.done.epochs, epochs):
             places = self.places(epoch)
             if bar.total is None:
@@ -243,7 +238,6 @@ class _Run:
         )  # fmt: skip
 
     def epoch(self, epoch: int, places: Places, bar: tqdm) -> None:
-        self.model.train()
         count = len(places)
         places.skip(self.position)
         batches = minibatches(self.data, places, self.workers)
@@ -273,8 +267,14 @@ class _Run:
 
     def minibatch(self, x: Tensor, y: Tensor, index: Tensor, size: int) -> None:
         """One step of the weights, or several on the same images if the defense wants them."""
+        y = inputs.as_labels(y)
+        inputs.check_images(x)
         x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
-        x = x.to(next(self.model.parameters()).dtype)
+        x = x.to(next(w for w in self.model.parameters() if w.is_floating_point()).dtype)
+        if self.classes is None:
+            with self.fabric.autocast(), torch.random.fork_rng(range(torch.cuda.device_count())):
+                self.classes = inputs.check_classes(self.model, x[:8])
+        inputs.check_labels(y, self.classes)
         if self.position % CLEAN_EVERY == 0:
             self.look(x, y)
         # processes average their gradients: with unequal parts, weigh each by its images
@@ -297,13 +297,10 @@ class _Run:
             self.tally["loss"] += mean * size
             self.tally["seen"] += size
 
-    @torch.no_grad()
     def look(self, x: Tensor, y: Tensor) -> None:
         """The loss on the clean images, as they are classified."""
-        self.model.eval()
-        with self.fabric.autocast():
+        with attacked(self.model), self.fabric.autocast():
             loss = F.cross_entropy(self.model(x), y, reduction="sum")
-        self.model.train()
         self.tally["clean_loss"] += float(loss)
         self.tally["clean_seen"] += len(x)
 
@@ -344,11 +341,13 @@ class _Run:
         self.position, self.tally = 0, _tally()
         if self.validate is not None:
             candidate = self.model if self.average is None else self.average.module
-            candidate.eval()
-            entry["validation"] = self.fabric.broadcast(float(self.validate(candidate)))
+            with attacked(candidate), torch.enable_grad():
+                value = inputs.as_number(self.validate(candidate))
+            entry["validation"] = self.fabric.broadcast(value)
             self.counter.images = 0  # an attack that validates is no training
             values = [past["validation"] for past in self.done.history]
-            if not values or entry["validation"] > max(values):
+            values = [value for value in values if not math.isnan(value)]
+            if entry["validation"] > max(values, default=-math.inf):
                 self.done.best = epoch
                 self.best = {k: w.detach().cpu().clone() for k, w in candidate.state_dict().items()}
         self.done.history.append(entry)
@@ -366,7 +365,7 @@ class _Run:
             return
         if self.fabric.global_rank == 0:
             rest = {
-                "fingerprint": self.fingerprint, "history": self.done.history,
+                "run": self.words, "history": self.done.history,
                 "best_epoch": self.done.best, "best": self.best,
                 "position": self.position, "tally": self.tally,
             }  # fmt: skip

@@ -1,4 +1,4 @@
-"""IWDD: adversarial training on the internal Wasserstein ball."""
+"""IWDD with a direct attack: adversarial training on the internal Wasserstein ball."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,10 @@ from wotlab.training.defenses import PGDAT, Attack
 
 
 class IWDD(PGDAT):
-    r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)] (Tan et al., Algorithm 2).
+    r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
+
+    The inner maximum is sought by an attack that keeps to the ball. The paper's Algorithm 2 seeks
+    it by a generator against a critic, which keep to no ball: that is `GenerativeIWDD`.
 
     Parameters
     ----------
@@ -22,9 +25,7 @@ class IWDD(PGDAT):
     eps : function of the epoch, optional
         As for `PGDAT`.
     attack : attack, optional
-        As for `PGDAT`. By default ten steps of `pgd` on the ball, which never leave it. The
-        paper's own, a generator against a critic, is `wotlab.attacks.iwda`: it bounds no
-        distance, and takes about a hundred times as long a minibatch.
+        As for `PGDAT`. By default ten steps of `pgd` on the ball, which never leave it.
     beta : float > 0
         Weight of the clean images, 0.1 in the paper.
 

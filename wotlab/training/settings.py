@@ -1,0 +1,193 @@
+"""What a run of training is made of, in words that are the same in every process."""
+
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, TensorDataset
+
+EPOCHS = [k / 4 for k in range(401)]  # where schedules are compared
+LOOKS = 16  # images of a data set that are compared
+PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
+
+Words = dict[str, str]
+
+
+def of_run(
+    model: nn.Module, optimiser: Optimizer, defense, schedule, ema, validate, data, batch_size, seed
+) -> Words:
+    """What must agree for a checkpoint to be continued, by name."""
+    groups = [
+        {k: v for k, v in group.items() if k != "params"} | {"tensors": len(group["params"])}
+        for group in optimiser.param_groups
+    ]
+    return {
+        "network": _hash(*(f"{k} {list(w.shape)}" for k, w in model.state_dict().items())),
+        **describe("optimizer", [type(optimiser).__name__, *groups]),
+        **describe("defense", defense),
+        "schedule": over_epochs(schedule),
+        "ema": of_number(ema),
+        "validate": "None" if validate is None else "given",
+        "data": of_data(data),
+        "batch_size": of_number(batch_size),
+        "seed": of_number(seed),
+    }
+
+
+def differences(then: Words, now: Words) -> list[str]:
+    """Where two runs differ, in words."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return [f"{name} (then {then.get(name)}, now {now.get(name)})" for name in names]
+
+
+def describe(name: str, thing, seen: tuple[int, ...] = ()) -> Words:
+    """All settings within a thing, by their names: numbers, words, balls, attacks, schedules.
+
+    Of an object these are its attributes, but for what changes as it works: tensors, networks,
+    what its `state_dict` gives, and names that begin with an underscore.
+    """
+    if thing is None or isinstance(thing, PLAIN):
+        return {name: of_number(thing)}
+    if id(thing) in seen:
+        return {}
+    seen = (*seen, id(thing))
+    if isinstance(thing, partial):
+        parts = {"": thing.func, **dict(enumerate(thing.args)), **thing.keywords}
+    elif isinstance(thing, types.MethodType):
+        parts = {"": thing.__func__, "self": thing.__self__}
+    elif isinstance(thing, types.FunctionType):
+        return {name: of_function(thing, seen)}
+    elif isinstance(thing, (list, tuple)):
+        parts = dict(enumerate(thing))
+    elif isinstance(thing, dict):
+        parts = thing
+    elif isinstance(thing, torch.Generator):
+        return {name: f"generator of seed {thing.initial_seed()}"}
+    elif isinstance(thing, (type, types.BuiltinFunctionType)):
+        return {name: thing.__name__}
+    elif isinstance(thing, (Tensor, nn.Module)) or not hasattr(thing, "__dict__"):
+        return {name: type(thing).__name__}
+    else:
+        parts = {"": type(thing), **dict(_attributes(thing))}
+    words: Words = {}
+    for key, part in parts.items():
+        inner = f"{name}.{key}" if key != "" else name
+        if key == "eps" and callable(part):
+            words[inner] = over_epochs(part)
+        else:
+            words |= describe(inner, part, seen)
+    return words
+
+
+def _attributes(thing) -> Iterator[tuple[str, object]]:
+    """Settings of an object. What it learns or remembers is not among them."""
+    if dataclasses.is_dataclass(thing):
+        yield from ((f.name, getattr(thing, f.name)) for f in dataclasses.fields(thing))
+        return
+    state = thing.state_dict() if hasattr(thing, "state_dict") else {}
+    for name, value in sorted(vars(thing).items()):
+        learned = value is None or isinstance(value, (Tensor, nn.Module, Optimizer))
+        if not (learned or name in state or name.startswith("_")):
+            yield name, value
+
+
+def of_number(thing) -> str:
+    """The same word for 6 and 6.0."""
+    if isinstance(thing, (int, float, np.number)) and not isinstance(thing, bool):
+        return repr(float(thing)).removesuffix(".0")
+    return repr(thing)
+
+
+def over_epochs(function: Callable[[float], float] | None) -> str:
+    """A schedule by its values, since two ways to write it are one schedule."""
+    if function is None:
+        return "None"
+    return _hash(*(_value(function, epoch) for epoch in EPOCHS))
+
+
+def _value(function, epoch: float) -> str:
+    try:
+        return repr(float(function(epoch)))
+    except Exception as error:  # of a list, say, that has an entry an epoch
+        return type(error).__name__
+
+
+def of_function(function: types.FunctionType, seen: tuple[int, ...] = ()) -> str:
+    """A function of a module by its name; another one by what it does, and with which numbers."""
+    if "<" not in function.__qualname__ and function.__module__ != "__main__":
+        return f"{function.__module__}.{function.__qualname__}"
+    code = function.__code__
+    used = {k: v for k, v in function.__globals__.items() if k in code.co_names}
+    closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    given = {
+        "defaults": function.__defaults__, **(function.__kwdefaults__ or {}), **used,
+        **{k: cell.cell_contents for k, cell in closure.items() if _filled(cell)},
+    }  # fmt: skip
+    # lists, tensors and objects around a function may be where it writes, not what it reads
+    kept = {k: v for k, v in given.items() if _is_setting(v)}
+    return _hash(*_of_code(code), *sorted(map(str, describe("", kept, seen).items())))
+
+
+def _is_setting(value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    kinds = (*PLAIN, types.FunctionType, partial)
+    return isinstance(value, kinds) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    )
+
+
+def _filled(cell) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _of_code(code: types.CodeType) -> Iterator[str]:
+    yield code.co_code.hex()
+    yield from (*code.co_names, *code.co_varnames)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant)
+        else:  # the words of a set have another order in every process
+            yield repr(sorted(map(repr, constant)) if type(constant) is frozenset else constant)
+
+
+def of_data(data: Dataset) -> str:
+    """A data set by its length, its labels, and a few of its images."""
+    if isinstance(data, TensorDataset):
+        x, y = data.tensors
+        few = x[:: max(1, len(x) // LOOKS)]
+        return f"{len(data)} images, {_hash(_bytes(few), _bytes(y))}"
+    few = range(0, len(data), max(1, len(data) // LOOKS))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        looks = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            looks.append([tuple(map(_bytes, data[k])) for k in few])
+    if looks[0] != looks[1]:  # crops and flips by chance: their labels must do
+        looks = [[label for _, label in look] for look in looks]
+    return f"{len(data)} images, {_hash(repr(looks[0]))}"
+
+
+def _bytes(part) -> bytes:
+    if isinstance(part, Tensor):
+        kind = f"{part.dtype} {list(part.shape)} ".encode()
+        return kind + part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return repr(part).encode()
+
+
+def _hash(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
