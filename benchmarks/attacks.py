@@ -1,66 +1,75 @@
 """How fast are the attacks on the plan? Ratios to the published ones, measured in one run.
 
-MNIST test images and the networks that Wong et al. and Hu et al. released, where WOTLAB_DATA and
-WOTLAB_CHECKPOINTS say where they lie; else scikit-learn's digits, enlarged, and Wong's network
-trained on them. All in float32, 100 images at a time.
+MNIST test images and the networks that Wong et al. and Hu et al. released, where --data (or
+WOTLAB_DATA) and --checkpoints say where they lie; else scikit-learn's digits, enlarged, and Wong's
+network trained on them. Everybody gets the same images, 100 at a time, in float32, the same 5x5
+window, and the same tolerance of 1e-4 on budget, mass and range.
 
 1. `radius` against Hu's attack: `pgd` with `constrained_sinkhorn`, eps growing by 0.01 a step up
-   to 2. In our version of it images that break leave the batch, as in `radius`. Once as it is by
-   default, once quick: an image leaves as soon as one step has not made its budget smaller.
-2. `transport` at one eps against 100 steps of Frank-Wolfe as published, bisection included.
+   to 2, in our own fast version: images that break leave the batch, as in `radius`. Once as
+   published, once repaired at each step, so that its radii hold. `radius` as it is by default, and
+   quick: an image leaves as soon as one step has not made its budget smaller. All times hold one
+   exact certificate an image. Mean radii as Hu et al. count them, and with an image outside its
+   ball as unbroken.
+2. `transport`, by default and quick, at one eps against Frank-Wolfe as published, its final
+   projection included; also what its images before that projection leave, which do not count.
 3. Memory of `transport` on 10,000 images.
 4. Every attack on one network at one eps: what it claims, what of it an exact certificate
-   confirms, and its time.
+   confirms, its gradients and its time.
 
     python benchmarks/attacks.py [--images 100]
 """
 
-import argparse
 import os
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
+from common import in_turns, mnist, options, parse, save, timed
+from torch import Tensor, nn
 
 import wotlab
-from wotlab import WassersteinBall, attacks, certify, models, projections, results
+from wotlab import WassersteinBall, attacks, certify, models, projections
+from wotlab.attacks.ascent import Last, attack, climber
+from wotlab.attacks.frank_wolfe import Published
 from wotlab.experiments import hu
 from wotlab.experiments.frame import NETWORKS
+from wotlab.plans import TOLERANCE
 
-EPS = 100 / 784
-QUICK, THOROUGH = {"steps": 20, "restarts": 0}, {"steps": 50, "restarts": 3}
-
-
-def wu(x, w, eps, cost, warm=None):
-    return projections.dual_projection(x, w, eps, cost, max_iter=100)
-
-
-def unbalanced(variant, x, w, eps, cost, warm=None):
-    return projections.unbalanced_sinkhorn(x, w, cost, variant=variant, iterations=10)
-
-
-PUBLISHED = {"repaired": False, "steps": 40}
+EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
+RADIUS = {"quick": {"patience": 1}, "thorough": {}}
+TRANSPORT = {"quick": {"steps": 20, "restarts": 0}, "default": {}}
+FRANK_WOLFE = (100, 300)  # steps; the paper takes 300
+HU = {
+    "published": {
+        "projection": partial(projections.constrained_sinkhorn, rule="published"),
+        "repaired": False,
+    },
+    "repaired": {},
+}
+SUBRAMANYAM = {
+    variant: partial(projections.unbalanced_sinkhorn, variant=variant, iterations=10)
+    for variant in ("printed", "corrected")
+}
+STEP = {"rule": "sign", "step_size": 0.02, "steps": 10}  # Subramanyam's
 TABLE = {
     "fgsm": attacks.fgsm,
-    "pgd-wong-published": partial(attacks.pgd, **hu.ATTACKS["wong"], **PUBLISHED),
-    "pgd-hu-published": partial(attacks.pgd, **PUBLISHED),
+    "pgd-wong-published": partial(attacks.pgd, **hu.ATTACKS["wong"], repaired=False),
+    "pgd-hu-published": partial(attacks.pgd, **HU["published"]),
     "pgd-hu": attacks.pgd,
     "pgd-unbalanced-printed": partial(
-        attacks.pgd, projection=partial(unbalanced, "printed"), step_size=0.02,
-        repaired=False, steps=10,
+        attacks.pgd, projection=SUBRAMANYAM["printed"], repaired=False, **STEP
     ),
     "pgd-unbalanced-corrected": partial(
-        attacks.pgd, projection=partial(unbalanced, "corrected"), step_size=0.02, steps=10
+        attacks.pgd, projection=SUBRAMANYAM["corrected"], **STEP
     ),
-    "pgd-wu": partial(attacks.pgd, projection=wu, steps=10),
-    "frank-wolfe-published": partial(attacks.frank_wolfe, repaired=False, steps=100),
+    "pgd-wu": partial(attacks.pgd, projection=partial(projections.dual_projection, max_iter=100)),
+    "frank-wolfe-published": partial(attacks.frank_wolfe, published=True),
     "frank-wolfe": attacks.frank_wolfe,
     "mirror-ascent": attacks.mirror_ascent,
-    "transport": partial(attacks.transport, steps=50),
+    "transport": attacks.transport,
 }  # fmt: skip
 MEMORY = """
 import torch, wotlab
@@ -73,106 +82,150 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """
 
 
-def released() -> tuple[dict, torch.Tensor, torch.Tensor, str] | None:
-    """Networks by name, test images, and how to call them; None where they are not at hand."""
-    folder = Path(os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"))
-    names = [n for n in ("standard", "wong2019", "hu2020") if (folder / NETWORKS[n]).exists()]
-    try:
-        x, y = wotlab.data.load("mnist", "test", download=False).tensors(slice(0, 10_000))
-    except (OSError, ValueError):
-        return None
+def networks(given) -> tuple[dict[str, nn.Module], Tensor, Tensor, str]:
+    """The released networks that are at hand, else one trained here; and the first images."""
+    x, y, samples = mnist("test", slice(0, given.images), given.data)
     found = {}
-    for name in names:
-        found[name] = models.build("wong-mnist")
-        models.load_weights(found[name], folder / NETWORKS[name])
-    return (found, x, y, "MNIST test images 0 to {}") if found else None
+    for name in ("standard", "wong2019", "hu2020"):
+        file = Path(given.checkpoints) / NETWORKS[name]
+        if samples.startswith("MNIST") and file.exists():
+            found[name] = models.build("wong-mnist").eval()
+            models.load_weights(found[name], file)
+    if not found:
+        found["trained"] = models.build("wong-mnist", seed=0)
+        a, b, _ = mnist("train", slice(0, 5000), given.data)
+        wotlab.training.fit(found["trained"], (a, b), epochs=5, lr=0.05, progress=False)
+    return found, x, y, samples
 
 
-def enlarged() -> tuple[dict, torch.Tensor, torch.Tensor, str]:
-    def load(split):
-        x, y = wotlab.data.load("digits", split).tensors()
-        return torch.nn.functional.interpolate(x, size=28, mode="bilinear"), y
-
-    model = models.build("wong-mnist", seed=0)
-    wotlab.training.fit(model, load("train"), epochs=5, lr=0.05, progress=False)
-    name = "scikit-learn digits 0 to {} of the test split, enlarged to 28x28"
-    return {"digits": model}, *load("test"), name
+def wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x).argmax(1) != y
 
 
-def timed(attack, repeats: int = 1) -> tuple[float, object]:
-    """Median seconds of `repeats` runs, and what the last one gave."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        done = attack()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds), done
+def left(broken: Tensor) -> float:
+    """Accuracy in %."""
+    return 100 - 100 * float(broken.double().mean())
+
+
+def mean(eps: Tensor, right: Tensor) -> float:
+    """Mean radius of the images that are right from the start; the largest where none is known."""
+    return float(eps.clamp(max=LARGEST)[right].mean())
+
+
+def radii(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:
+    """`radius` beside Hu's attack."""
+    right = ~wrong(model, x, y)
+    ball = WassersteinBall(LARGEST)
+
+    def ours(settings: dict):
+        found = attacks.radius(model, x, y, largest=LARGEST, batch_size=BATCH, **settings)
+        return found, certify(x, found.x_adv, ball)
+
+    def theirs(settings: dict):
+        done = attacks.pgd(
+            model, x, y, ball, steps=hu.STEPS, schedule=hu.grow, batch_size=BATCH, **settings
+        )
+        if "repaired" in settings:  # without repair `pgd` asks for the exact distances itself
+            return done, done
+        return done, certify(x, done.x_adv, ball)
+
+    taken = in_turns(
+        given.rounds,
+        {case: partial(ours, settings) for case, settings in RADIUS.items()}
+        | {kind: partial(theirs, settings) for kind, settings in HU.items()},
+    )
+
+    def certified(eps: Tensor, seen) -> Tensor:
+        """The radii of images that lie in their ball; infinite where they do not."""
+        inside = (seen.cost <= eps * (1 + TOLERANCE) + torch.finfo(x.dtype).eps) & (
+            torch.maximum(seen.mass_error, seen.box_error) <= TOLERANCE
+        )
+        return torch.where(inside, eps, torch.inf)
+
+    for kind in HU:
+        them, (done, distance) = taken[kind]
+        eps = torch.where(wrong(model, done.x_adv, y), hu.grow(0) * done.steps, torch.inf)
+        for case, settings in RADIUS.items():
+            us, (found, seen) = taken[case]
+            save(
+                given.out, "radius-speed", f"{name}-{kind}-{case}", them / us, "times as fast",
+                samples, us + them, **settings, ours_seconds=us, theirs_seconds=them,
+                ours_mean=mean(found.eps, right), theirs_mean=mean(eps, right),
+                ours_mean_certified=mean(certified(found.eps, seen), right),
+                theirs_mean_certified=mean(certified(eps, distance), right), rounds=given.rounds,
+            )  # fmt: skip
+
+
+def before_projection(model: nn.Module, x: Tensor, y: Tensor, ball, steps: int) -> Tensor:
+    """The last images of the published Frank-Wolfe, as the network sees them on the way."""
+    rule = partial(Published, ball, 1e-3, steps + 1)  # it projects in a step that is not taken
+    run = climber(rule, steps, early_stop=False, progress=False, kind=Last)
+    return attack(run, model, x, y, ball, targeted=False, loss="ce", batch_size=BATCH).x_adv
+
+
+def at_one_eps(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:
+    """`transport` beside the published Frank-Wolfe."""
+    ball = WassersteinBall(EPS)
+    works = {
+        case: partial(attacks.transport, model, x, y, ball, batch_size=BATCH, **settings)
+        for case, settings in TRANSPORT.items()
+    } | {
+        steps: partial(
+            attacks.frank_wolfe, model, x, y, ball, published=True, steps=steps, batch_size=BATCH
+        )
+        for steps in FRANK_WOLFE
+    }
+    taken = in_turns(given.rounds, works)
+    for steps in FRANK_WOLFE:
+        them, theirs = taken[steps]
+        before = before_projection(model, x, y, ball, steps)
+        for case, settings in TRANSPORT.items():
+            us, ours = taken[case]
+            save(
+                given.out, "attack-speed", f"{name}-frank-wolfe-{steps}-{case}", them / us,
+                "times as fast", samples, us + them, eps=EPS, **settings,
+                ours_seconds=us, theirs_seconds=them, ours_accuracy=left(ours.success),
+                theirs_accuracy=left(theirs.success), theirs_steps=steps,
+                theirs_accuracy_before_projection=left(wrong(model, before, y)),
+                rounds=given.rounds,
+            )  # fmt: skip
+
+
+def table(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:
+    """Every attack, once."""
+    ball = WassersteinBall(EPS)
+    for case, run in TABLE.items():
+        spent, done = timed(lambda: run(model, x, y, ball, batch_size=BATCH))  # noqa: B023
+        broken, seen = wrong(model, done.x_adv, y), certify(x, done.x_adv, ball)
+        save(
+            given.out, "attack-table", case, left(broken & seen.inside), "%", samples, spent,
+            eps=EPS, network=name, claimed=left(broken),
+            inside=100 * float(seen.inside.double().mean()),
+            largest_exact_w_over_eps=float((seen.cost / EPS).max()),
+            gradients=float(done.steps.double().mean()), attack_seconds=spent,
+        )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=100, help="the first so many test images")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="results", help="folder of the records")
-    given = parser.parse_args()
-    networks, x, y, name = released() or enlarged()
-    x, y, data = x[: given.images], y[: given.images], name.format(given.images - 1)
-    still = lambda broken: 100 - 100 * float(broken.double().mean())  # noqa: E731
-
-    def save(what: str, case: str, value: float, unit: str, seconds: float, **details) -> None:
-        record = results.Record(
-            what=what, case=case, value=value, unit=unit, samples=data, seed=None,
-            command=f"python benchmarks/attacks.py --images {given.images}",
-            seconds=seconds, details=details,
-        )  # fmt: skip
-        results.write(record, given.out)
-        print(f"{what} {case}: {value:.3g} {unit} {details}", flush=True)
-
-    for network, model in networks.items():
-        model.eval()
+    parser.add_argument(
+        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
+        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
+    )  # fmt: skip
+    given = parse(parser)
+    found, x, y, samples = networks(given)
+    for name, model in found.items():
         attacks.transport(model, x[:10], y[:10], WassersteinBall(EPS), steps=2)  # warm up
-        theirs, (mean, _) = timed(lambda: hu.radii(model, x, y, {}))  # noqa: B023
-        for case, options in (("quick", {"patience": 1}), ("thorough", {})):
-            ours, found = timed(
-                lambda: attacks.radius(model, x, y, batch_size=100, **options),  # noqa: B023
-                given.repeats,
-            )
-            save(
-                "radius-speed", f"{network}-{case}", theirs / ours, "times as fast", ours + theirs,
-                **options, ours_seconds=ours, theirs_seconds=theirs, theirs_mean=mean,
-                ours_mean=float(found.eps[found.eps > 0].clamp(max=2).mean()),
-            )  # fmt: skip
-        given_ball = (model, x, y, WassersteinBall(EPS))
-        published = partial(attacks.frank_wolfe, steps=100, repaired=False, batch_size=100)
-        theirs, fw = timed(lambda: published(*given_ball), given.repeats)  # noqa: B023
-        with torch.no_grad():
-            ignoring = model(fw.x_adv).argmax(1) != y
-        for case, options in (("quick", QUICK), ("thorough", THOROUGH)):
-            attack = partial(attacks.transport, batch_size=100, **options)
-            ours, done = timed(lambda: attack(*given_ball), given.repeats)  # noqa: B023
-            save(
-                "attack-speed", f"{network}-{case}", theirs / ours, "times as fast", ours + theirs,
-                eps=EPS, ours_seconds=ours, theirs_seconds=theirs, **options,
-                ours_accuracy=still(done.success), theirs_accuracy=still(fw.success),
-                theirs_accuracy_without_the_pixel_bound=still(ignoring),
-            )  # fmt: skip
-
-    network = "hu2020" if "hu2020" in networks else "digits"
-    model, ball = networks[network], WassersteinBall(EPS)
-    for case, attack in TABLE.items():
-        spent, done = timed(lambda: attack(model, x, y, ball))  # noqa: B023
-        with torch.no_grad():
-            wrong = model(done.x_adv).argmax(1) != y
-        seen = certify(x, done.x_adv, ball)
-        save(
-            "attack-table", case, still(wrong & seen.inside), "%", spent, eps=EPS,
-            network=network, claimed=still(wrong), inside=100 * float(seen.inside.double().mean()),
-            largest_exact_w_over_eps=float((seen.cost / EPS).max()), attack_seconds=spent,
-        )  # fmt: skip
-    spent, memory = timed(
-        lambda: subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
-    )
-    save("attack-memory", "10000-images", int(memory.stdout) / 1024, "MiB", spent)
+        radii(given, name, model, x, y, samples)
+        at_one_eps(given, name, model, x, y, samples)
+    name = "hu2020" if "hu2020" in found else next(iter(found))
+    table(given, name, found[name], x, y, samples)
+    memory = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
+    peak = int(memory.stdout) / 1024
+    save(given.out, "attack-memory", "10000-images", peak, "MiB",
+         "scikit-learn digits, enlarged to 28x28, 250 test images 40 times", 0.0)  # fmt: skip
 
 
 if __name__ == "__main__":

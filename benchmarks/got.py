@@ -1,84 +1,79 @@
-"""What does GOT's transport term cost? Its seconds, in % of a training step of PGD-AT at batch 128.
+"""What does GOT cost beside PGD-AT, at batch 128? Seconds in % of a training step of PGD-AT.
 
-The term is the potential's ascent, the cost matrix, the transport and its gradient in latents and
-logits; a step is the attack, the loss, its gradient and the optimizer's move. (GOT also runs the
-clean images through the network once, as TRADES does.) The first MNIST training images where
-WOTLAB_DATA has them, else scikit-learn's digits, enlarged. Medians of `--rounds` rounds.
+Two numbers: the transport term alone (the potential's ascent, the cost matrix, the transport and
+its gradient in latents and logits), and all that a step of GOT takes more than a step of PGD-AT,
+the clean images' way through the network and back included. A step is the attack, the loss, its
+gradient and the optimizer's move. The first MNIST training images where they are at hand, else
+scikit-learn's digits, enlarged.
 
     python benchmarks/got.py [--rounds 9]
 """
 
-import argparse
-import sys
-import time
-from statistics import median
+from functools import partial
 
 import torch
+from common import in_turns, mnist, options, parse, save
 from torch import Tensor, nn
-from training import images
 
-from wotlab import models, results
+from wotlab import models
 from wotlab.experiments.got import defense
-from wotlab.training import GOT, PGDAT
+from wotlab.training import GOT
 
 BATCH = 128
 NETWORKS = {"wong-mnist": (40, 10), "cw-mnist": (40,)}  # steps of the attack; 40 in the paper
 KINDS = {"semi-dual": "s", "semi-dual-lm": "lm", "exact": "exact", "entropic": "entropic"}
 
 
-def step(model: nn.Module, rule: PGDAT, optimizer, x: Tensor, y: Tensor) -> float:
-    """Seconds of a step without the term."""
-    start = time.perf_counter()
-    optimizer.zero_grad()
+def step(model: nn.Module, rule, x: Tensor, y: Tensor) -> None:
+    """A whole step of training, which leaves the weights as they are."""
+    optimizer = torch.optim.Adam(model.parameters(), 0.0)
     rule.loss(model, x, y, torch.arange(len(x))).backward()
     optimizer.step()
-    return time.perf_counter() - start
+    optimizer.zero_grad()
 
 
-def transport(model: nn.Module, rule: GOT, x: Tensor, x_adv: Tensor, y: Tensor) -> float:
-    """Seconds of the term alone."""
-    with torch.no_grad(), rule.watch(model) as seen:
+def seen(model: nn.Module, rule: GOT, x: Tensor, x_adv: Tensor) -> tuple[tuple, tuple]:
+    """Latents and logits of the clean and of the attacked images."""
+    with torch.no_grad(), rule.watch(model) as latents:
         logits, moved = model(x), model(x_adv)
-    u, v = (
-        (z.requires_grad_(), p.requires_grad_()) for z, p in zip(seen, (logits, moved), strict=True)
-    )
-    start = time.perf_counter()
+    pairs = zip(latents, (logits, moved), strict=True)
+    return tuple((z.detach(), p.detach()) for z, p in pairs)
+
+
+def transport(rule: GOT, pairs: tuple[tuple, tuple], y: Tensor) -> None:
+    """The term alone, and its gradient."""
+    u, v = (tuple(w.clone().requires_grad_() for w in pair) for pair in pairs)
     if rule.term.kind == "semi-dual":
         rule.climb(u, v, y)
     rule.term(u, v, (y, y), rule.seen).backward()
-    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    given = parser.parse_args()
-    x, y, samples = images(BATCH)
+    parser = options(__doc__)
+    given = parse(parser)
+    x, y, samples = mnist("train", slice(0, BATCH), given.data)
     for name, lengths in NETWORKS.items():
         for steps in lengths:
             model, plain = models.build(name, seed=0), defense("pgd-at", "mnist", steps)
-            optimizer = torch.optim.Adam(model.parameters(), 1e-4)
             x_adv = plain.attacked(model, x, y)
-            rules = {kind: defense(f"got-pgd-{term}", "mnist") for kind, term in KINDS.items()}
-            taken = {kind: [] for kind in rules}
-            whole = []
-            for _ in range(given.rounds + 1):  # the first round warms up
-                whole.append(step(model, plain, optimizer, x, y))
-                for kind, rule in rules.items():
-                    taken[kind].append(transport(model, rule, x, x_adv, y))
-            unit = median(whole[1:])
-            for kind, values in taken.items():
-                record = results.Record(
-                    what="got-cost", case=f"{name}-pgd-{steps}-{kind}",
-                    value=100 * median(values[1:]) / unit, unit="% of a step of PGD-AT",
-                    samples=samples, seed=0, seconds=sum(values) + sum(whole),
-                    command=f"python benchmarks/got.py {' '.join(sys.argv[1:])}".strip(),
-                    details={"step_milliseconds": 1000 * unit, "batch": BATCH,
-                             "term_milliseconds": 1000 * median(values[1:]),
-                             "rounds": given.rounds},
+            terms, works = {}, {"pgd-at": partial(step, model, plain, x, y)}
+            for kind, term in KINDS.items():
+                rule = defense(f"got-pgd-{term}", "mnist", steps)
+                step(model, rule, x, y)  # warm up
+                works[kind] = partial(step, model, rule, x, y)
+                pairs = seen(model, rule, x, x_adv)
+                terms[f"{kind}-term"] = partial(transport, rule, pairs, y)
+            taken = in_turns(given.rounds, works | terms)
+            unit = taken["pgd-at"][0]
+            for kind in KINDS:
+                term, whole = taken[f"{kind}-term"][0], taken[kind][0]
+                save(
+                    given.out, "got-cost", f"{name}-pgd-{steps}-{kind}", 100 * term / unit,
+                    "% of a step of PGD-AT", samples, term + whole, seed=0, batch=BATCH,
+                    step_milliseconds=1000 * unit, term_milliseconds=1000 * term,
+                    got_step_milliseconds=1000 * whole,
+                    whole_step_more=100 * (whole / unit - 1), rounds=given.rounds,
                 )  # fmt: skip
-                results.write(record)
-                print(f"{record.case:36} {record.value:5.1f} %")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""How long do the internal distance and its attack take? Seconds, and exact matching against POT.
+"""How long do the internal distance and its attack take? Seconds, and exact matching beside others.
 
 A batch of 32 pieces of 32x32 of scikit-learn's photographs, 3x3 sliding patches, against the same
-with noise and against other pieces; IWDA with its defaults, without early stop, on one piece of
-64x64, on a GPU also on 16 at once. Medians of `--rounds` rounds, of the attack of at most 3; POT,
-which solves one pair at a time on one core, runs once.
+with noise and against other pieces: beside POT's network simplex on the same assignment problems,
+and beside SciPy's `linear_sum_assignment`, which `internal.exact` itself calls, after it has taken
+potentials off the costs. The rivals get the costs that wotlab computes, and are timed with them.
+Then IWDA with its defaults, without early stop, on one piece of 64x64, on a GPU also on 16 at once.
 
-    python benchmarks/internal.py [--rounds 5] [--device cuda]
+    python benchmarks/internal.py [--device cuda]
 """
-
-import argparse
-import sys
-import time
-from collections.abc import Callable
-from statistics import median
 
 import ot as pot
 import torch
+from common import in_turns, options, parse, save
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from wotlab import InternalWassersteinBall, PatchCost, attacks, data, internal, models, results
+from wotlab import InternalWassersteinBall, PatchCost, attacks, data, internal, models
 
 SAMPLES = "pieces of scikit-learn's photographs"
 
@@ -34,72 +31,74 @@ def pieces(count: int, size: int) -> Tensor:
     )
 
 
-def by_pot(x: Tensor, z: Tensor) -> None:
-    """The same distances by POT's network simplex, an image after the other."""
-    cost, none = PatchCost(), torch.tensor([]).numpy()
-    for a, b in zip(x.split(1), z.split(1), strict=True):
-        pot.emd2(none, none, cost.between(cost.cut(a.double()), cost.cut(b.double()))[0].numpy())
+def one_by_one(solve, x: Tensor, z: Tensor) -> Tensor:
+    """The distances by a solver that takes one matrix of costs at a time."""
+    cost = PatchCost()
+    pairs = zip(x.double().split(1), z.double().split(1), strict=True)
+    return torch.tensor(
+        [solve(cost.between(cost.cut(a), cost.cut(b))[0].numpy()) for a, b in pairs]
+    )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def by_pot(costs) -> float:
+    """The mean over patches, by the network simplex on uniform weights."""
+    return float(pot.emd2([], [], costs, numItermax=10_000_000))
 
 
-def record(case: str, value: float, unit: str, details: dict) -> None:
-    made = results.Record(
-        what="internal-speed", case=case, value=value, unit=unit, samples=SAMPLES, seed=0,
-        seconds=details["seconds"],
-        command=f"python benchmarks/internal.py {' '.join(sys.argv[1:])}".strip(),
-        details=details | {"threads": torch.get_num_threads()},
-    )  # fmt: skip
-    results.write(made)
-    print(f"{case}: {value:.2f} {unit} {details}", flush=True)
+def by_scipy(costs) -> float:
+    return float(costs[linear_sum_assignment(costs)].mean())
 
 
-def distances(rounds: range) -> None:
-    """Exact distances of a batch, and POT's."""
+def distances(given) -> None:
+    """Exact distances of a batch, and the rivals'."""
     x = pieces(32, 32)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    for case, z in {"noise": (x + 0.03 * noise).clamp(0, 1), "other pieces": x.roll(1, 0)}.items():
-        ours = [seconds(lambda z=z: internal.exact(x, z)) for _ in rounds]
-        theirs = [seconds(lambda z=z: by_pot(x, z)) for _ in rounds[:1]]
-        details = {
-            "seconds": median(ours),
-            "pot_seconds": median(theirs),
-            "rounds": len(rounds),
-            "pot_rounds": len(theirs),
+    for case, z in {"noise": (x + 0.03 * noise).clamp(0, 1), "other-pieces": x.roll(1, 0)}.items():
+        works = {
+            "ours": lambda z=z: internal.exact(x, z),
+            "pot": lambda z=z: one_by_one(by_pot, x, z),
+            "scipy": lambda z=z: one_by_one(by_scipy, x, z),
         }
-        record(f"exact-{case.replace(' ', '-')}", median(theirs) / median(ours), "x POT", details)
+        taken = in_turns(given.rounds, works)
+        seconds = {f"{who}_seconds": s for who, (s, _) in taken.items()}
+        found = {who: values for who, (_, values) in taken.items()}
+        apart = max(float((found["ours"] - found[who]).abs().max()) for who in ("pot", "scipy"))
+        save(
+            given.out, "internal-speed", f"exact-{case}", taken["pot"][0] / taken["ours"][0],
+            "x POT", SAMPLES, sum(seconds.values()), seed=0, **seconds,
+            times_scipy=taken["scipy"][0] / taken["ours"][0], largest_difference=apart,
+            rounds=given.rounds,
+        )  # fmt: skip
 
 
-def attack(case: str, count: int, rounds: range, device: str) -> None:
+def attack(given, case: str, count: int) -> None:
     """IWDA on some pieces at once."""
-    x, eye = pieces(count, 64).to(device), models.build("cifar-small", seed=0).eval().to(device)
+    x = pieces(count, 64).to(given.device)
+    eye = models.build("cifar-small", seed=0).eval().to(given.device)
     y = eye(x).argmax(1)
-    taken = [
-        seconds(lambda: attacks.iwda(
-            eye, x, y, InternalWassersteinBall(27.0), early_stop=False,
-            generator=torch.Generator().manual_seed(0),
-        ).cost.cpu())
-        for _ in rounds[:3]
-    ]  # fmt: skip
-    record(case, median(taken), "s", {"seconds": median(taken), "rounds": len(taken)})
+
+    def work() -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        ball = InternalWassersteinBall(27.0)
+        return attacks.iwda(eye, x, y, ball, early_stop=False, generator=draw).cost.cpu()
+
+    seconds, _ = in_turns(given.rounds, {case: work})[case]
+    save(
+        given.out, "internal-speed", case, seconds, "s", SAMPLES, seconds, seed=0,
+        rounds=given.rounds,
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__)
     parser.add_argument("--device", default="cpu", help='"cuda": the attack alone, there')
-    given = parser.parse_args()
-    rounds = range(given.rounds)
+    given = parse(parser)
     if given.device == "cpu":
-        distances(rounds)
-        attack("iwda-64", 1, rounds, given.device)
+        distances(given)
+        attack(given, "iwda-64", 1)
     else:
-        attack(f"iwda-64-{given.device}", 1, rounds, given.device)
-        attack(f"iwda-64-{given.device}-16-at-once", 16, rounds, given.device)
+        attack(given, f"iwda-64-{given.device}", 1)
+        attack(given, f"iwda-64-{given.device}-16-at-once", 16)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,35 @@ def test_truncated_idx_without_a_known_checksum_is_named(mnist):
         data.load("fashion-mnist", "test", root)
 
 
+@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_idx_files_cut_anywhere_are_named(mnist, name):
+    root, _, _, files = mnist
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    other = "t10k-labels-idx1-ubyte" if "images" in name else "t10k-images-idx3-ubyte"
+    for bad in [files[name][:k] for k in (0, 3, 4, 6, 7, 9, 14)] + [files[other], b"?" * 99]:
+        (folder / name).write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"{name} is truncated or no idx file; delete"):
+            data.load("fashion-mnist", "test", root)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [(np.arange(6), "hold 7 images and 6 labels"), (np.full(7, 200), "labels from 200 to 200"),
+     (np.full(7, 10), "from 10 to 10 for the 10 classes"), (np.arange(8), "7 images and 8 labels")],
+)  # fmt: skip
+def test_labels_that_do_not_fit_are_named(mnist, labels, says):
+    root, _, _, files = mnist
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(idx(labels) if "labels" in file else content)
+    with pytest.raises(ValueError, match=rf"t10k-labels-idx1-ubyte .*{says}"):
+        data.load("fashion-mnist", "test", root)
+
+
 def test_fashion_mnist_has_its_own_folder_and_classes(mnist):
     root, pixels, labels, files = mnist
     folder = root / "FashionMNIST" / "raw"
@@ -163,6 +192,10 @@ def test_tiny_imagenet(tiny):
     assert data.load("tiny-imagenet", "test", tiny.parent, size=32)[0][0].shape == (3, 32, 32)
     tiny.unlink()  # the folder is enough
     assert len(data.load("tiny-imagenet", "train", tiny.parent, download=False)) == 6
+    rows = tiny.parent / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    rows.write_text(rows.read_text().replace("n01", "n77"))
+    with pytest.raises(ValueError, match=r"val_annotations.txt gives .* 'n77'"):
+        data.load("tiny-imagenet", "test", tiny.parent)
 
 
 def test_a_damaged_tiny_imagenet_leaves_nothing_behind(tiny, monkeypatch):
@@ -257,11 +290,12 @@ def cifar(name: str, count: int, root: Path, monkeypatch) -> tuple[np.ndarray, n
     monkeypatch.setattr(data, "CIFAR_IMAGES", {"train": count * len(about["train"]), "test": count})
     pixels = RANDOM.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     labels = RANDOM.integers(0, 10, (count, about["labels"]), dtype=np.uint8)
+    classes = [f"class{k}" for k in range(10 if name == "cifar10" else 100)]
     records = np.concatenate([labels, pixels.reshape(count, -1)], 1).tobytes()
     archive = root / about["url"].split("/")[-1]
     with tarfile.open(archive, "w:gz") as tar:
         files = {file: records for file in about["train"] + about["test"]}
-        files[about["names"]] = b"cat\ndog\n\n"
+        files[about["names"]] = ("\n".join(classes) + "\n\n").encode()
         for file, content in files.items():
             info = tarfile.TarInfo(f"{about['folder']}/{file}")
             info.size = len(content)
@@ -282,12 +316,18 @@ def test_cifar(name, unpacked, tmp_path, monkeypatch):
     images = data.load(name, "test", tmp_path)
     x, y = images.tensors()
     assert np.allclose(x.numpy(), pixels / 255) and y.tolist() == labels.tolist()
-    assert images.classes == ["cat", "dog"]
+    assert images.classes[9] == "class9" and len(images.classes) == (
+        10 if name == "cifar10" else 100
+    )
     assert len(data.load(name, "train", tmp_path)) == 4 * len(data.CIFAR[name]["train"])
     if unpacked:
         path = tmp_path / data.CIFAR[name]["folder"] / data.CIFAR[name]["test"][0]
-        path.write_bytes(path.read_bytes()[:-1])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
         with pytest.raises(ValueError, match=r"hold .* bytes where"):
+            data.load(name, "test", tmp_path)
+        path.write_bytes(bytes([200] * len(whole)))
+        with pytest.raises(ValueError, match=rf"{path.name} of {name} hold labels from 200 to 200"):
             data.load(name, "test", tmp_path)
     else:
         archive.write_bytes(archive.read_bytes()[:-5])
@@ -298,10 +338,18 @@ def test_cifar(name, unpacked, tmp_path, monkeypatch):
 def test_svhn(tmp_path, monkeypatch):
     pixels = RANDOM.integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
     labels = np.array([[1], [10], [3], [9], [10]], dtype=np.uint8)
-    savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": labels})
-    checksum = md5((tmp_path / "test_32x32.mat").read_bytes())
-    entry = [*datasets.SVHN.split_list["test"][:2], checksum]
-    monkeypatch.setitem(datasets.SVHN.split_list, "test", entry)
+
+    def write(labels):
+        savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": labels})
+        checksum = md5((tmp_path / "test_32x32.mat").read_bytes())
+        entry = [*datasets.SVHN.split_list["test"][:2], checksum]
+        monkeypatch.setitem(datasets.SVHN.split_list, "test", entry)
+
+    for bad in (labels[:4], labels + 1):
+        write(bad)
+        with pytest.raises(ValueError, match=r"test_32x32\.mat hold"):
+            data.load("svhn", "test", tmp_path)
+    write(labels)
     x, y = data.load("svhn", "test", tmp_path).tensors()
     assert y.tolist() == [1, 0, 3, 9, 0]
     assert np.allclose(x.permute(2, 3, 1, 0).numpy(), pixels / 255)
@@ -360,12 +408,61 @@ def test_what_ships_with_libraries():
     assert small.tensors()[0].shape == (4, 3, 32, 32) and (wide - narrow).abs().max() < 0.01
 
 
+LISTS = [torch.tensor([3, 0, 4]), np.array([3, 0, 4]), [3, 0, 4], (3, 0, 4), [np.int64(3), 0, -293],
+         [torch.tensor(3), 0, 4]]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", LISTS)
+def test_any_kind_of_list_selects(which):
+    digits = data.load("digits")
+    x, y = digits.tensors()
+    images, labels = digits.tensors(which)
+    assert torch.equal(images, x[[3, 0, 4]]) and torch.equal(labels, y[[3, 0, 4]])
+
+
+def test_slices_and_single_places_keep_the_batch(folder):
+    digits = data.load("digits")
+    x, y = digits.tensors()
+    for which in (torch.tensor([3]), np.array([3]), [3], slice(3, 4), torch.arange(297) == 3):
+        images, labels = digits.tensors(which)
+        assert torch.equal(images, x[3:4]) and torch.equal(labels, y[3:4])
+    assert torch.equal(digits.tensors(slice(5, None, -2))[0], x[[5, 3, 1]])
+    assert torch.equal(digits.tensors(torch.arange(5))[0], x[:5])
+    assert digits.tensors([])[0].shape == (0, 1, 8, 8)
+    images = data.load(f"folder:{folder}", size=6)
+    for which in (torch.tensor([2]), np.array([2]), [2], slice(2, 3), slice(-1, None)):
+        assert images.tensors(which)[0].shape == (1, 3, 6, 6)
+        assert images.tensors(which)[1].tolist() == [1]
+    with pytest.raises(ValueError, match="which must name an image"):
+        images.tensors([])
+    for bad in (3, [0.5], torch.zeros(2, 2).long(), torch.ones(5).bool(), [297], [-298]):
+        with pytest.raises(ValueError, match="which must"):
+            digits.tensors(bad)
+
+
+def test_what_is_done_to_tensors_leaves_the_data_set_alone():
+    digits = data.load("digits")
+    for which in (slice(None), slice(0, 3), [0, 1]):
+        images, labels = digits.tensors(which)
+        before = images[0].clone(), int(labels[0])
+        images.zero_(), labels.fill_(9), digits[0][0].zero_()
+        images, labels = digits.tensors(which)
+        assert torch.equal(images[0], before[0]) and int(labels[0]) == before[1]
+
+
+@pytest.mark.parametrize("name", ["digits", "photographs", "mnist", "cifar10", "svhn"])
+def test_size_is_refused_where_there_is_one(name, tmp_path):
+    with pytest.raises(ValueError, match=f"size must be left out for {name}"):
+        data.load(name, "test", tmp_path, size=32)
+
+
 def test_unknown_names_and_splits_are_refused():
     with pytest.raises(ValueError, match="name must"):
         data.load("imagenet")
     with pytest.raises(ValueError, match="split must"):
         data.load("digits", "val")
-    for size in (0, -1, 2.5):
+    assert data.load("scenes", size=np.int64(8)).tensors()[0].shape == (4, 3, 8, 8)
+    for size in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="size must be a positive integer"):
             data.load("scenes", size=size)
     for name in ("photographs", "scenes"):

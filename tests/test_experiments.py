@@ -9,9 +9,10 @@ from torch import nn
 import wotlab
 from wotlab import LinfBall, attacks, data, models, results, training
 from wotlab.experiments import baselines, dro, frame, got, hu, linf, natural, strength, subramanyam
-from wotlab.projections import unbalanced_sinkhorn
+from wotlab.projections import constrained_sinkhorn, unbalanced_sinkhorn
 
 PIXELS = 784
+ROWS = dict(strength.ATTACKS)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,15 @@ def quick(single_thread, monkeypatch, tmp_path):
 
 def test_strength_falls_with_the_budget_and_is_certified(run, small):
     strength.strength(run)
-    found = {int(r.case.split("-")[-1]): r for r in results.read(strength.WHAT, run.out)}
+    found = {r.case: r for r in results.read(strength.WHAT, run.out)}
+    narrow = {b: found.pop(f"standard-transport-eps-{b}-window-5") for b in (200, 1600)}
+    found = {b: found.pop(f"standard-transport-eps-{b}") for b in (20, 200, 1600)} | found
     assert sorted(found) == [20, 200, 1600]
+    for budget, record in narrow.items():
+        assert record.details["window"] == 5 and record.printed is None
+        assert record.details["eps"] == found[budget].details["eps"]
+    assert set(narrow[1600].details["left"]) <= set(narrow[200].details["left"])
+    assert set(narrow[200].details["left"]) <= set(found[20].details["left"])
     values = [found[b].value for b in (20, 200, 1600)]
     assert values[0] >= values[1] >= values[2] and values[2] < values[0]
     for record in found.values():
@@ -87,12 +95,44 @@ def test_what_is_recorded_is_not_measured_again(run, monkeypatch):
     )
 
 
+def test_a_budget_alone_is_tried_on_all_images(run):
+    strength.strength(replace(run, only="*-eps-200"))
+    (record,) = results.read(strength.WHAT, run.out)
+    assert record.case == "standard-transport-eps-200" and record.details["total"] == 6
+    assert record.details["broken"] + record.details["count"] == 6
+
+
+def test_frank_wolfe_is_also_run_as_published(monkeypatch):
+    given = []
+    monkeypatch.setattr(strength.attacks, "frank_wolfe", lambda *a, **k: given.append(k))
+    for name in ("frank-wolfe", "frank-wolfe-published"):
+        ROWS[name]("model", "x", "y", "ball")
+    assert given == [{"steps": 300}, {"steps": 300, "published": True}]
+
+
+def test_rows_of_hu_stop_as_their_paper_says():
+    """Total mass alone: all but Wong's attack, which has its own projection."""
+    x = torch.zeros(1, 1, 6, 6)
+    x[..., 2:4, 2:4] = torch.tensor([[0.9, 0.4], [0.6, 0.8]])
+    w = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    cost = wotlab.GroundCost()
+    expected = constrained_sinkhorn(x, w, 0.1, cost, rule="published")
+    ours = constrained_sinkhorn(x, w, 0.1, cost)
+    assert (expected.image - ours.image).abs().max() > 1e-4
+    used = {v["projection"] for name, v in hu.ATTACKS.items() if name != "wong"}
+    assert used == {hu.HU, hu.cold}  # none is left to the default
+    for projection in used:
+        assert torch.equal(projection(x, w, 0.1, cost).image, expected.image)
+
+
 def test_hu_radius_is_where_the_image_breaks(run, small):
     model, x, y = small
     hu.several(run, "standard", ("hu", "wong"))
     found = {r.case: r for r in results.read("hu-growing", run.out)}
     radii = found["standard-hu"].details["radii"]
     assert found["standard-hu"].printed == 0.135 and len(radii) == 6
+    tests = {case: found[f"standard-{case}"].details["stop_test"] for case in ("hu", "wong")}
+    assert tests == {"hu": "published", "wong": "dual"}
     clean = (model(x).argmax(1) != y).tolist()
     for radius, wrong in zip(radii, clean, strict=True):
         assert (radius == 0) if wrong else (radius is None or radius > 0)
@@ -216,7 +256,7 @@ def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant
     x[:, :, 1:4, 1:4] = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     for size in (0.02, 0.2):  # one step, and ten
         w = x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
-        ours = subramanyam.project(variant, x, w, 0.2, None).image
+        ours = subramanyam.project(variant, x, w, subramanyam.BALL.cost).image
         full = unbalanced_sinkhorn(x, w, wotlab.GroundCost(None), variant=variant, iterations=10)
         assert (ours - full.image).abs().max() < 1e-6
         assert (ours - x).abs().max() > 0.01

@@ -31,7 +31,7 @@ def write_images(folder, classes, splits, size):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Three classes of 32x32, and attacks that are short."""
-    write_images(tmp_path / "cifar10-jpeg", "abc", {"train": 12, "test": 4}, 32)
+    write_images(tmp_path / "colours", "abc", {"train": 12, "test": 4}, 32)
     for name, value in (("FIRST", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1)):
         monkeypatch.setattr(iwd_networks, name, value)
     monkeypatch.setattr(iwd, "FEW", 6)
@@ -57,7 +57,7 @@ def goes_on_where_it_was(experiment, run):
 
 
 def test_a_part_of_a_folder_holds_every_class(run):
-    here = replace(run, dataset="cifar10-jpeg")
+    here = replace(run, dataset="colours")
     assert here.training_images(12)[1].bincount().tolist() == [4, 4, 4]
     assert here.training_images(10)[1].bincount().tolist() == [4, 3, 3]
     assert len(here.training_images(1000)[1]) == 36

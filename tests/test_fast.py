@@ -27,7 +27,7 @@ def fast_by_hand(x, floor, eps, step, seed):
     """Label 0 of `Valley`: the cross-entropy climbs away from the floor."""
     draw = torch.Generator().manual_seed(seed)
     delta = eps * (2 * torch.rand(x.shape, generator=draw, dtype=x.dtype) - 1)
-    start = (x + delta).clamp(0, 1)
+    start = x + delta  # as printed: not clamped to [0, 1] before the gradient
     moved = (start - x + step * eps * (start - floor).sign()).clamp(-eps, eps)
     return (x + moved).clamp(0, 1)
 
@@ -69,14 +69,15 @@ def test_fast_runs_in_eval_mode_and_leaves_no_gradient(digits):
     assert all(w.grad is None for w in model.parameters())
 
 
-def test_the_start_is_clamped_before_the_gradient():
-    """At black pixels and a floor below black, all of [0, 1] climbs; a start below it would not."""
+def test_the_start_is_not_clamped_before_the_gradient():
+    """At black pixels and a floor below black: starts beyond the floor climb on below black."""
     x, y = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
     model = Valley(torch.full_like(x, -0.02))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         z = FastAT(LinfBall(0.1)).attacked(model, x, y)
-    assert torch.allclose(z, x + 0.1)
+    assert torch.allclose(z, torch.where(z > 0.05, 0.1, 0.0))
+    assert float((z == 0).double().mean()) == pytest.approx(0.4, abs=0.1)  # (0.1 - 0.02) / 0.2
 
 
 def test_free_is_its_algorithm(digits):

@@ -73,6 +73,69 @@ def test_mala_in_many_dimensions():
     assert float(z.mean()) == pytest.approx(grid_mean(slope, lam), abs=0.01)
 
 
+def test_the_sign_chain_without_noise_climbs_to_the_corner():
+    """On a linear loss the largest value on the box is at x + eps sign(w), clamped to [0, 1]."""
+    draw = torch.Generator().manual_seed(0)
+    w = torch.randn(5, 12, generator=draw).double()
+    x = torch.rand(5, 12, generator=draw).double()
+    lo, hi = (x - EPS).clamp_min(0), (x + EPS).clamp_max(1)
+    chain = Chain("sign", sigma=1e-12, eta=0.05)
+    out = sample(lambda z: (w * z).sum(1), x, lo, hi, chain, 7)
+    assert torch.allclose(out, torch.where(w > 0, hi, lo), atol=1e-10)
+    once = sample(lambda z: (w * z).sum(1), x, lo, hi, chain, 1)
+    assert torch.allclose(once, (x + 0.05 * w.sign()).clamp(0, 1), atol=1e-10)
+
+
+def test_a_step_by_hand():
+    z, g = torch.tensor([[0.5, 0.1, 0.9]]).double(), torch.tensor([[0.4, -2.0, 3.0]]).double()
+    lo, hi = torch.zeros(1, 3).double(), torch.ones(1, 3).double()
+    for rule in ("projected", "reflected", "mala"):  # lam sigma^2 / 2 = 7 * 0.09 / 2
+        drift = Chain(rule, lam=7.0, sigma=0.3, eta=0.9).drift(z, g)
+        assert torch.allclose(drift, z + 0.315 * g)
+    chain = Chain("sign", lam=7.0, sigma=0.3, eta=0.9)
+    assert torch.allclose(chain.drift(z, g), z + 0.9 * g.sign())
+    noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    far = z + 0.315 * g + 0.3 * noise
+    assert bool((far < 0).any()) and bool((far > 1).any())
+    mirrored = 1 - (1 - far.remainder(2)).abs()
+    for rule, lands in (("projected", far.clamp(0, 1)), ("reflected", mirrored)):
+        made = Chain(rule, lam=7.0, sigma=0.3).move(z, g, lo, hi, torch.Generator().manual_seed(1))
+        assert torch.allclose(made, lands)
+
+
+@pytest.mark.parametrize(
+    ("z", "then", "lo", "hi"),
+    [(0.1, 0.25, -50.0, 50.0), (0.25, 0.1, -50.0, 50.0),  # no wall in reach
+     (0.05, 0.28, 0.0, 0.3), (0.28, 0.05, 0.0, 0.3), (0.02, 0.01, 0.0, 0.3)],
+)  # fmt: skip
+@pytest.mark.parametrize("rule", ["mala", "reflected"])
+def test_acceptance_is_that_of_metropolis_and_hastings(rule, z, then, lo, hi):
+    """min(1, p(z') q(z | z') / p(z) q(z' | z)), q the Gaussian step folded at the walls."""
+    lam, sigma, count = 6.0, 0.2, 40_000
+    loss = lambda z: -4 * (z - 0.2) ** 2 + z  # noqa: E731
+    slope = lambda z: -8 * (z - 0.2) + 1  # noqa: E731
+
+    def step(start, end):
+        mean = start + lam * sigma**2 / 2 * slope(start)
+        images = [t for k in range(-9, 10) for t in (end + 2 * k * (hi - lo),
+                                                     2 * lo - end + 2 * k * (hi - lo))]  # fmt: skip
+        return sum(math.exp(-((t - mean) ** 2) / (2 * sigma**2)) for t in images)
+
+    ratio = math.exp(lam * (loss(then) - loss(z))) * step(then, z) / step(z, then)
+    expected = min(1, ratio) if rule == "mala" else 1
+    now, new = (
+        tuple(
+            torch.full(s, v).double()
+            for s, v in (((count, 1), a), ((count, 1), slope(a)), ((count,), loss(a)))
+        )
+        for a in (z, then)
+    )
+    walls = torch.full((count, 1), lo).double(), torch.full((count, 1), hi).double()
+    chain = Chain(rule, lam=lam, sigma=sigma)
+    went = chain.accept(now, new, *walls, torch.Generator().manual_seed(0)).double().mean()
+    assert float(went) == pytest.approx(expected, abs=0.012)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-5, 5), st.floats(-1, 1), st.floats(0, 2))
 def test_folded_points_lie_inside_and_keep_their_distance_to_the_walls(z, lo, width):

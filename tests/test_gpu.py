@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, is_dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -81,6 +82,9 @@ ATTACKS = {
     "transport": lambda m, x, y: attacks.transport(m, x, y, MASS),
     "mirror ascent": lambda m, x, y: attacks.mirror_ascent(m, x, y, MASS, steps=20),
     "frank-wolfe": lambda m, x, y: attacks.frank_wolfe(m, x, y, MASS, steps=20),
+    "frank-wolfe, published": lambda m, x, y: attacks.frank_wolfe(
+        m, x, y, MASS, steps=5, published=True
+    ),
     "langevin": lambda m, x, y: attacks.langevin(m, x, y, LINF, generator=seeded()),
     "iwda": lambda m, x, y: attacks.iwda(
         m, x, y, ANY, steps=10, samples=2, early_stop=False, generator=seeded()
@@ -96,13 +100,14 @@ def test_attacks(work, case):
     same_on_both(work, case)
 
 
-@pytest.mark.parametrize("name", ["autoattack", "stadv"])
+@pytest.mark.parametrize("name", ["autoattack", "stadv", "stadv, adam"])
 def test_attacks_that_roundings_decide(name, case):
     """One draws on the device, the other begins at a kink: what they promise is compared."""
     model, x, y = (part.cuda() for part in case)
     attack, ball = {
         "autoattack": (attacks.library, LinfBall(0.2)),
         "stadv": (attacks.stadv, InternalWassersteinBall(1.0)),
+        "stadv, adam": (partial(attacks.stadv, optimizer="adam"), InternalWassersteinBall(1.0)),
     }[name]
     done = attack(model, x, y, ball)
     assert done.x_adv.is_cuda and bool(ball.contains(x, done.x_adv)[done.success].all())
@@ -168,6 +173,7 @@ DEFENSES = {
     "free": lambda: training.FreeAT(LINF, 2),
     "wasserstein": lambda: training.WassersteinAT(WassersteinBall(0.1)),
     "iwdd": lambda: training.IWDD(InternalWassersteinBall(0.05)),
+    "iwdd, generator": training.GenerativeIWDD,
     "chain": lambda: training.AdversarialTransport(LINF),
     "got": lambda: training.GOT.paper("GOT-PGD-S", "mnist"),
 }

@@ -129,3 +129,44 @@ def test_rounding_above_a_white_pixel_does_not_cost_the_budget():
     after, z = repair(moves, shares, 1.0)
     assert torch.allclose(moves.cost(after), before, rtol=1e-5)
     assert float(z.max()) <= 1 and torch.allclose(z.sum(), x.sum(), rtol=1e-6)
+
+
+def test_a_black_image_has_no_moves_and_costs_nothing():
+    x, _, _ = some(0, (2, 4, 5))
+    x[1] = 0
+    moves = Moves(x, GroundCost())
+    assert not (moves.owner == 1).any()
+    shares = torch.rand(moves.outside.shape, generator=torch.Generator().manual_seed(0)).double()
+    shares = shares.masked_fill(moves.outside, 0) / shares.masked_fill(moves.outside, 0).sum(0)
+    assert moves.total(torch.ones_like(moves.mass))[1] == 0
+    assert torch.allclose(moves.total(moves.mass), torch.tensor([1.0, 0, 1]).double())
+    assert moves.cost(shares)[1] == 0 and (moves.cost(shares)[[0, 2]] > 0).all()
+    for eps in (0.0, 0.3):
+        fixed, image = repair(moves, shares, eps)
+        assert fixed.isfinite().all() and image.isfinite().all() and (image[1] == 0).all()
+        assert (moves.cost(fixed) <= eps + 1e-12).all()
+        assert certify(x, moves.plan(fixed), WassersteinBall(eps), exact=False).inside.all()
+        assert certify(x, image, WassersteinBall(eps)).inside.all()
+    dark = Moves(torch.zeros(2, 1, 3, 3), GroundCost())  # nothing but black
+    _, image = repair(dark, dark.still(), 0.1)
+    assert (image == 0).all() and dark.cost(dark.still()).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [0.5, 14, 20])
+def test_prices_of_any_power_can_be_reckoned_with(p, dtype):
+    """Their squares are summed by attacks; a step too dear for that leaves the set of moves."""
+    x = torch.zeros(1, 1, 28, 28, dtype=dtype)
+    x[..., 10:20, 10:20] = 0.5
+    x[..., ::27, ::27] = 0.5  # from the corners every step is taken
+    moves = Moves(x, GroundCost(None, p))
+    assert moves.prices.square().sum().isfinite()
+    cost = moves.cost_model.costs(28, 28, dtype=torch.float64)
+    kept = ~moves.outside.all(1)
+    assert torch.allclose(moves.prices[kept, 0].double(), cost[kept])
+    assert cost[kept].max() >= min(cost.max(), 1e14)
+    shares = torch.full_like(moves.outside, 1.0, dtype=dtype).masked_fill(moves.outside, 0)
+    shares = shares / shares.sum(0)
+    assert torch.allclose(moves.plan(shares).cost(), moves.cost(shares), rtol=1e-3)
+    fixed, image = repair(moves, shares, 0.1)
+    assert image.isfinite().all() and float(moves.plan(fixed).cost()) <= 0.1 * (1 + 1e-4)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wotlab
-from wotlab import GroundCost, TransportPlan, WassersteinBall, certify, ot
+from wotlab import GroundCost, L2Ball, LinfBall, TransportPlan, WassersteinBall, certify, ot
 
 
 def noise(*shape, seed=0):
@@ -114,11 +114,134 @@ def test_public_names():
         assert getattr(wotlab, name) is not None
 
 
+@pytest.mark.slow
 def test_certify_in_several_processes_gives_the_same():
-    x = torch.rand(120, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    y = x.flip(-1)
+    x = noise(120, 1, 5, 5)
+    x[:110] = 0.5  # parts that differ: 50 and 50 images that do not move, and twenty that do
     ball = WassersteinBall(0.5)
-    one, two = certify(x, y, ball), certify(x, y, ball, processes=2)
+    one, two = certify(x, x.flip(-1), ball), certify(x, x.flip(-1), ball, processes=2)
     assert torch.equal(one.cost, two.cost) and torch.equal(one.inside, two.inside)
+    assert (one.cost[:110] == 0).all()
+    alone = [ball.distance(x[k : k + 1], x[k : k + 1].flip(-1)).item() for k in range(110, 120)]
+    assert two.cost[110:].tolist() == pytest.approx(alone) and min(alone) > 0
     with pytest.raises(ValueError, match="processes must be"):
-        certify(x, y, ball, processes=0)
+        certify(x, x, ball, processes=0)
+
+
+def test_the_budgets_tolerance_is_relative():
+    """A thousandth of the mass moves by a pixel; then a budget of thousands of pixels^4."""
+    x = torch.zeros(1, 1, 1, 9).double()
+    x[..., 0], x[..., 1] = 0.999, 0.001
+    z = x.clone()
+    z[..., 1], z[..., 2] = 0, 0.001
+    far = torch.zeros_like(x)
+    far[..., 8] = 1.0
+    for y, cost, way in ((z, GroundCost(), 1e-3), (far, GroundCost(None, 4), None)):
+        way = way or float(WassersteinBall(1.0, cost).distance(x, y))
+        for share, inside in ((0.99, False), (0.9995, False), (0.99995, True), (1.01, True)):
+            ball = WassersteinBall(share * way, cost)
+            assert bool(certify(x, y, ball).inside) is inside, (share, way)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_hides_no_lost_mass_and_no_cost(dtype):
+    x = torch.full((1, 1, 28, 28), 0.5).to(dtype)
+    lost = x.clone()
+    lost[..., 0, :2] = 0
+    verdict = certify(x, lost, WassersteinBall(20.0))
+    assert verdict.mass_error.item() == pytest.approx(2 / 784) and not verdict.inside
+    x[..., 0, 0], x[..., 0, 1] = 1, 0
+    moved = x.clone()
+    moved[..., 0, 0], moved[..., 0, 1] = 0, 1
+    way = 1 / x.float().sum().item()
+    for share, inside in ((0.99, False), (1.01, True)):
+        verdict = certify(x, moved, WassersteinBall(share * way))
+        assert bool(verdict.inside) is inside and verdict.cost.item() == pytest.approx(way)
+    plan = TransportPlan.identity(x, GroundCost())
+    assert certify(x, plan, WassersteinBall(0.0), exact=False).inside.all()
+
+
+def test_a_plan_is_charged_in_the_balls_cost_whatever_its_own():
+    x = torch.zeros(1, 1, 1, 9).double()
+    x[..., 2] = 1.0
+    for of_plan in (GroundCost(None, 0.5), GroundCost(9, 1, 1), GroundCost(None, 3)):
+        plan = TransportPlan.identity(x, of_plan)
+        mass = plan.mass.roll(4, 2)  # four steps to the right
+        plan = TransportPlan(mass, of_plan)
+        assert plan.image()[..., 6] == 1
+        for p, way in ((1, 4.0), (2, 16.0)):
+            ball = WassersteinBall(1.01 * way, GroundCost(5, p))
+            verdict = certify(x, plan, ball, exact=False)
+            assert verdict.cost.item() == way == certify(x, plan, ball).cost.item()
+            assert verdict.inside and not verdict.exact
+            assert not certify(x, plan, WassersteinBall(0.99 * way, ball.cost), exact=False).inside
+
+
+def test_a_plan_that_owes_mass_or_starts_elsewhere_proves_nothing():
+    cost = GroundCost(3)
+    x = torch.zeros(1, 1, 1, 5).double()
+    x[..., 1], x[..., 3] = 0.5, 0.5
+    mass = TransportPlan.identity(x, cost).mass
+    right = int((cost.offsets(1, 5) == torch.tensor([0, 1])).all(1).nonzero())
+    stay = int((cost.offsets(1, 5) == 0).all(1).nonzero())
+    mass[0, 0, right, 0, 1] += 0.4  # one pixel pays forward what another sends to it unpaid
+    mass[0, 0, stay, 0, 1] -= 0.4
+    mass[0, 0, right, 0, 3] -= 0.4
+    mass[0, 0, stay, 0, 3] += 0.4
+    owing = TransportPlan(mass, cost)
+    assert torch.allclose(owing.source(), x) and owing.cost().abs() < 1e-12  # looks free
+    for exact in (False, True):
+        with pytest.raises(ValueError, match="plan of mass of at least 0; its smallest entry is"):
+            certify(x, owing, WassersteinBall(0.1), exact=exact)
+    faint = x / 10_000  # every pixel is near every other, and yet it is another image
+    with pytest.raises(ValueError, match="starts at x"):
+        certify(faint, TransportPlan.identity(faint.roll(1, 3), cost), WassersteinBall(0.1))
+    rounded = TransportPlan(TransportPlan.identity(x.float(), cost).mass - 1e-9, cost)
+    assert certify(x.float(), rounded, WassersteinBall(0.1), exact=False).inside
+
+
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+def test_balls_without_mass_are_certified_by_their_distance(ball):
+    x = noise(2, 1, 3, 3) / 2
+    z = x.clone()
+    z[0, 0, 0, 0] += 0.3
+    z[1] = 0  # black: all the same here
+    distance = ball(1.0).distance(x, z)
+    for k in range(2):
+        one = slice(k, k + 1)
+        for share, inside in ((0.99, False), (1.01, True)):
+            verdict = certify(x[one], z[one], ball(share * float(distance[k])))
+            assert bool(verdict.inside) is inside and verdict.exact
+            assert torch.equal(verdict.cost, distance[one])
+    assert not certify(x, x + 1, ball(9.0)).inside.any()  # out of range
+    black = torch.zeros_like(x)
+    assert certify(black, black, ball(0.0)).inside.all()
+    half = certify(x.bfloat16(), z.bfloat16(), ball(2.0))
+    assert half.cost.dtype == torch.float32 and half.inside.all()
+    for no_ball in (GroundCost(), 0.1, None):
+        with pytest.raises(ValueError, match="ball must be a WassersteinBall"):
+            certify(x, z, no_ball)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_black_image_is_alone_in_its_ball(dtype):
+    x = torch.rand(4, 2, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[1:3] = 0
+    z = x.clone()
+    z[1, 0, 0, 0], z[2, 0, 0, 0], z[3] = 5e-5, 0.1, 0
+    verdict = certify(x, z, WassersteinBall(100.0))
+    assert verdict.inside.tolist() == [True, True, False, False]
+    assert verdict.cost.tolist() == [0, 0, torch.inf, torch.inf]
+    assert verdict.mass_error[:3].tolist() == [0, 0, torch.inf]
+    plan = TransportPlan.identity(x, GroundCost())
+    assert plan.cost().tolist() == [0] * 4
+    for exact in (True, False):
+        assert certify(x, plan, WassersteinBall(0.0), exact=exact).inside.all()
+
+
+def test_no_power_makes_a_price_of_nan():
+    for dtype in (torch.float32, torch.float64):
+        x = noise(1, 1, 28, 28).to(dtype)
+        for p in (0.5, 14, 25):
+            plan = TransportPlan.identity(x, GroundCost(None, p))
+            assert plan.cost().item() == 0

@@ -1,118 +1,146 @@
 """The README's numbers are those of the records."""
 
+import re
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from wotlab import results
-from wotlab.experiments.strength import BUDGETS, WHAT
+from wotlab.experiments import dro
+from wotlab.experiments.strength import BUDGETS, NEAR, WHAT
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-NETWORKS = {
-    "standard": "standard",
-    "wong2019": "Wong et al., robust",
-    "hu2020": "Hu et al., robust",
-    "ours": "`WassersteinAT`",
-}
-ATTACKS = {
-    "transport": "`transport`",
-    "mirror": "`mirror_ascent`",
-    "frank-wolfe": "`frank_wolfe`, repaired",
-}
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+read = partial(results.read, folder=ROOT / "results")  # those of this checkout
 
 
-def strength_rows() -> list[str]:
-    """The README's table of accuracies, from the records and their printed values."""
-    found = {r.case: r for r in results.read(WHAT)}
-    rows = []
-
-    def add(network: str, attack: str, values: list) -> None:
-        cells = ["" if v is None else f"{v:.1f}" for v in values]
-        rows.append(f"| {NETWORKS[network]} | {attack} | {' | '.join(cells)} |")
-
-    for network in NETWORKS:
-        for attack, name in ATTACKS.items():
-            records = [found.get(f"{network}-{attack}-eps-{b}") for b in BUDGETS]
-            if any(records):
-                add(network, name, [r.value for r in records])
-            if any(r and r.printed for r in records):
-                add(network, "Hu et al., as printed", [r.printed for r in records])
-    return rows
+def table(*heads: str) -> list[list[str]]:
+    """The rows of README's table whose head begins with these cells."""
+    lines = iter(README.splitlines())
+    for line in lines:
+        if line.startswith(f"| {' | '.join(heads)} |"):
+            next(lines)  # the rule below the head
+            rows = []
+            for row in lines:
+                if not row.startswith("|"):
+                    return rows
+                rows.append([cell.strip() for cell in row.strip("|").split("|")])
+    raise AssertionError(f"README has no table of {heads}")
 
 
-def test_table_of_strength_holds_each_record():
-    rows = strength_rows()
-    assert len(rows) > 4
-    assert {r.samples for r in results.read(WHAT)} == {"MNIST test images 0 to 999"}
-    for row in rows:
-        assert row in README, row
+def strengths() -> dict[tuple[str, str], list[str]]:
+    """Cells over the budgets by (network, attack), of measured and of printed values.
+
+    An attack that is measured at some budgets with a narrow window as well is named with it.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in read(WHAT):
+        network, attack = record.details["network"], record.details["attack"]
+        budget = round(record.details["eps"] * 784)
+        narrow = record.case.removeprefix(f"{network}-{attack}-eps-{budget}")
+        cells = found.setdefault((network, attack + narrow), [""] * len(BUDGETS))
+        cells[BUDGETS.index(budget)] = f"{record.value:.1f}"
+        if record.printed is not None:
+            cells = found.setdefault((network, "printed"), [""] * len(BUDGETS))
+            cells[BUDGETS.index(budget)] = f"{record.printed:.1f}"
+    for (network, attack), cells in found.items():
+        if attack.endswith(f"-window-{NEAR}"):  # below, the window is narrow anyway
+            wide = found[network, attack.removesuffix(f"-window-{NEAR}")]
+            cells[:] = [one or other for one, other in zip(cells, wide, strict=True)]
+    return found
+
+
+def test_table_of_strength_is_the_records():
+    """Each row is one series, and a label stands for one network or attack throughout."""
+    rows, known = table("network", "attack", *map(str, BUDGETS)), strengths()
+    named: dict[tuple[int, str], set[str]] = {}
+    shown = set()
+    for network, attack, *cells in rows:
+        same = {key for key, values in known.items() if values == cells}
+        assert same, f"no records give the row {network} | {attack} | {cells}"
+        for place, label in enumerate((network, attack)):
+            names = {key[place] for key in same}
+            named[place, label] = named.get((place, label), names) & names
+            assert named[place, label], f"{label} stands for several"
+        shown |= same
+    assert all(len(names) == 1 for names in named.values()), named
+    assert len(set.union(*named.values())) == len(named)  # and no name has two labels
+    networks = {network for network, _ in known}
+    assert shown >= {(network, "transport") for network in networks}
+    assert {r.samples for r in read(WHAT)} == {"MNIST test images 0 to 999"}
+    assert "first 1,000 MNIST test images" in README
 
 
 def test_transport_leaves_at_most_what_the_others_leave():
-    found = {r.case: r.value for r in results.read(WHAT)}
-    for case, left in found.items():
-        for other in ("mirror", "frank-wolfe"):
-            assert found[case.replace(f"-{other}-", "-transport-")] <= left, case
+    def ball(record):
+        return record.details["network"], record.details["eps"]
+
+    for where, group in groupby(sorted(read(WHAT), key=ball), key=ball):
+        group = list(group)
+        (best,) = [r.value for r in group if re.search("-transport-eps-[0-9]+$", r.case)]
+        others = [r.value for r in group if r.details["attack"] != "transport"]
+        assert best <= min(others, default=best), where
 
 
 def test_every_success_is_certified():
-    for record in results.read(WHAT):
+    for record in read(WHAT):
         assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.case
         assert record.details.get("refused_by_exact_lp", 0) == 0, record.case
 
 
 def test_speed_of_attacks_is_the_records():
     for what in ("radius-speed", "attack-speed"):
-        records = results.read(what)
+        records = read(what)
         assert records
         for record in records:
             if what == "radius-speed" or record.case.endswith("quick"):
                 theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
                 cell = f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s"
                 assert cell in README, cell
-    (memory,) = results.read("attack-memory")
+    (memory,) = read("attack-memory")
     assert f"{memory.value / 1024:.1f} GiB" in README
     assert memory.value < 2 * 1024
 
 
 def test_the_trained_network_is_the_record():
-    (trained,) = results.read("wasserstein-at")
+    (trained,) = read("wasserstein-at")
     assert f"{trained.value:.2f} %" in README
     assert trained.details["sha256"][:12] in README
 
 
 def test_table_of_speeds_holds_each_record():
-    for record in results.read("sinkhorn-speed"):
+    for record in read("sinkhorn-speed"):
         seconds = record.details["theirs_seconds"], record.details["ours_seconds"]
         cell = f"{record.value:,.0f} times ({seconds[0]:,.0f} s to {seconds[1]:.2g} s"
         assert cell in README, record.case
 
 
 def test_exact_speed_and_memory_are_the_records():
-    (exact,) = results.read("exact-speed")
-    (memory,) = results.read("sinkhorn-memory")
+    (exact,) = read("exact-speed")
+    (memory,) = read("sinkhorn-memory")
     assert f"{exact.details['ours_seconds']:.2g} s" in README
     assert f"{memory.value:,.0f} MiB" in README
     assert memory.value < 1024
 
 
-TRAINED = {
-    "pgd-40": "`PGDAT`, 40 steps",
-    "chain-sign": "`AdversarialTransport`",
-    "fast": "`FastAT`",
-    "free-8": "`FreeAT`, 8 repeats",
-    "pgd-7": "`PGDAT`, 7 steps",
-    "chain-reflected": "`AdversarialTransport`, reflected chain",
-    "standard": "`Standard`",
-}
+def test_table_of_training_is_the_records():
+    """Each row is one defense of its class, and those that the text compares are there."""
+    found = {r.case: r for r in read("linf-training")}
+    shown = set()
+    for label, *cells in table("defense", "clean", "PGD-100", "AutoAttack"):
+        same = {name for name in dro.DEFENSES if trained(found, name) == cells}
+        kinds = {name for name in same
+                 if label.startswith(f"`{type(dro.DEFENSES[name][0](1)).__name__}`")}  # fmt: skip
+        assert len(kinds) == 1, f"no defense gives the row {label} | {cells}"
+        shown |= kinds
+    assert shown >= {"pgd-40", "chain-sign", "standard"}
 
 
-def test_table_of_training_holds_each_record():
-    found = {r.case: r for r in results.read("linf-training")}
-    rows = {case.rsplit("-autoattack")[0] for case in found if case.endswith("-autoattack")}
-    assert rows >= {"pgd-40", "chain-sign", "standard"}
-    for name in rows:
-        cells = [f"{found[f'{name}-{kind}'].value:.1f}" for kind in ("clean", "pgd-100")]
-        auto = found[f"{name}-autoattack"]
-        low, high = auto.interval
-        cells.append(f"{auto.value:.1f} ({low:.1f} to {high:.1f})")
-        row = f"| {TRAINED[name]} | {' | '.join(cells)} |"
-        assert row in README, row
+def trained(found: dict, name: str) -> list[str] | None:
+    """The cells of a defense, if all are recorded."""
+    records = [found.get(f"{name}-{kind}") for kind in ("clean", "pgd-100", "autoattack")]
+    if not all(records):
+        return None
+    low, high = records[-1].interval
+    cells = [f"{record.value:.1f}" for record in records]
+    return [*cells[:2], f"{cells[2]} ({low:.1f} to {high:.1f})"]

@@ -150,6 +150,32 @@ def test_other_precisions_train_and_attack(precision):
         assert done.history[-1]["clean_loss"] < 0.6 * done.history[0]["clean_loss"], defense
 
 
+class Part(Fabric):
+    """One of two processes, without the other one."""
+
+    def __init__(self, rank: int):
+        super().__init__(accelerator="cpu", devices=1)
+        self.rank = rank
+
+    world_size = property(lambda self: 2)
+    global_rank = property(lambda self: self.rank)
+
+    def all_reduce(self, part, **options):
+        return part
+
+
+def test_parts_of_a_minibatch_weigh_by_their_images():
+    """7 and 6 images: the mean of both processes' steps is the step on 13."""
+    data, options = images(13), OPTIONS | {"batch_size": 13, "epochs": 1, "lr": 0.5}
+    whole, parts = plain(), [plain(), plain()]
+    fit(whole, data, **options)
+    for rank, model in enumerate(parts):
+        fit(model, data, fabric=Part(rank), **options)
+    for w, one, two in zip(*(m.parameters() for m in (whole, *parts)), strict=True):
+        assert torch.allclose((one + two) / 2, w, atol=1e-7)
+        assert not torch.allclose(one, w, atol=1e-4)
+
+
 TWO = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -10,7 +10,7 @@ from wotlab.ground import GroundCost
 from wotlab.moves import Moves, repair
 from wotlab.ot import wasserstein_distance
 from wotlab.patches import PatchCost
-from wotlab.plans import TOLERANCE, TransportPlan, certify
+from wotlab.plans import TransportPlan, certify
 from wotlab.projections import constrained_sinkhorn
 
 NOISE = 0.1  # deviation of a random start, in brightness, where eps is no brightness
@@ -25,6 +25,10 @@ class Ball:
 
     def __post_init__(self):
         checks.positive("eps", self.eps, zero=True)
+
+    def contains(self, x: Tensor, z: Tensor) -> Tensor:
+        """Whether z lies in the ball around x, by the certificate: booleans (B,)."""
+        return certify(x, z, self).inside
 
     def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What a random start adds to the images: Gaussian, of deviation 0.1."""
@@ -64,10 +68,6 @@ class LinfBall(Ball):
         """Largest change of a pixel: (B,)."""
         return (z - x).abs().amax((1, 2, 3))
 
-    def contains(self, x: Tensor, z: Tensor) -> Tensor:
-        """Whether z lies in the ball around x: booleans (B,)."""
-        return _in_range(z) & (self.distance(x, z) <= self.eps * (1 + TOLERANCE))
-
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """The nearest image of the ball, pixel by pixel."""
         return torch.minimum(torch.maximum(w, x - self.eps), x + self.eps).clamp(0, 1)
@@ -105,10 +105,6 @@ class L2Ball(Ball):
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Euclidean length of the change: (B,)."""
         return (z - x).flatten(1).norm(dim=1)
-
-    def contains(self, x: Tensor, z: Tensor) -> Tensor:
-        """Whether z lies in the ball around x: booleans (B,)."""
-        return _in_range(z) & (self.distance(x, z) <= self.eps * (1 + TOLERANCE))
 
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """Clamped to [0, 1], then pulled towards x: in the ball, since x lies in [0, 1]."""
@@ -159,10 +155,6 @@ class WassersteinBall(Ball):
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Exact distance from x to z: (B,). See `wotlab.wasserstein_distance`."""
         return wasserstein_distance(x, z, self.cost)
-
-    def contains(self, x: Tensor, z: Tensor) -> Tensor:
-        """Whether z lies in the ball around x, by the exact certificate: booleans (B,)."""
-        return certify(x, z, self).inside
 
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """An image of the ball near w: `constrained_sinkhorn`, repaired.
@@ -261,10 +253,6 @@ class InternalWassersteinBall(Ball):
         """Exact distance from x to z, with a tile the upper bound: (B,)."""
         return internal.tiled(x, z, self.cost, tile=self.tile)
 
-    def contains(self, x: Tensor, z: Tensor) -> Tensor:
-        """Whether z lies in the ball around x, by the certificate: booleans (B,)."""
-        return certify(x, z, self).inside
-
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """An image of the ball near w. See `wotlab.internal.project`."""
         return internal.project(x, w, self.eps, self.cost, tile=self.tile)
@@ -282,7 +270,3 @@ def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
 def _largest(gradient: Tensor, size: float) -> Tensor:
     largest = gradient.abs().amax((1, 2, 3), keepdim=True)
     return size * gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-
-
-def _in_range(z: Tensor) -> Tensor:
-    return (torch.maximum(-z, z - 1) <= TOLERANCE).flatten(1).all(1)

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import math
 import os
 import socket
 import tarfile
@@ -21,7 +22,8 @@ from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 from torchvision.datasets.utils import download_url
 
-from wotlab.folders import IMAGENET10, ImageFolder, Listed, Ten
+from wotlab import checks
+from wotlab.folders import IMAGENET10, ImageFolder, Listed, Ten, Which, indices
 
 PATIENCE = 30  # seconds without an answer before a download is given up
 DIGITS_TRAIN = 1500  # of scikit-learn's 1,797 digits, in their order (by writer), the first ones
@@ -61,13 +63,32 @@ TINY = {
     "folder": "tiny-imagenet-200",
 }
 SCENES = ("astronaut", "cat", "coffee", "rocket")  # of scikit-image, those that ship with it
+SIZED = ("scenes", "tiny-imagenet", "imagenet10")  # may be resized, as image folders may
 NAMES = ("digits", "photographs", "scenes", *IDX, *CIFAR, "svhn", "tiny-imagenet", "imagenet10")
 
 
 class Images(Dataset):
     """Images held in memory: `data[i]` is (image float32 (C, H, W) in [0, 1], label)."""
 
-    def __init__(self, name: str, pixels: Tensor, labels: Tensor, classes: Sequence[str]):
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        where: object = None,
+    ):
+        where = where or name  # the files that a message should name
+        if len(pixels) != len(labels):
+            raise ValueError(
+                f"{where} hold {len(pixels)} images and {len(labels)} labels; delete them and load "
+                f"again"
+            )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise ValueError(
+                f"{where} hold labels from {int(labels.min())} to {int(labels.max())} for the "
+                f"{len(classes)} classes of {name}; delete them and load again"
+            )
         self.name, self.classes = name, list(classes)
         self._pixels, self._labels = pixels, labels.long()
 
@@ -77,10 +98,12 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return _unit(self._pixels[index]), int(self._labels[index])
 
-    def tensors(self, which: slice | Sequence[int] = slice(None)) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,) of a slice or of a list of indices."""
-        if not isinstance(which, slice):
-            which = list(which)
+    def tensors(self, which: Which = slice(None)) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of a slice, or of indices in any kind of list.
+
+        Copies: what is done to them leaves the data set as it is.
+        """
+        which = indices(which, len(self))
         return _unit(self._pixels[which]), self._labels[which]
 
 
@@ -116,7 +139,8 @@ def load(
     download : bool
         Fetch what is missing from its publisher, and check it.
     size : int, optional
-        For image folders and "scenes": resize the shorter side to it and cut out the centre.
+        Resize the shorter side to it and cut out the centre: for image folders, "scenes",
+        "tiny-imagenet" and "imagenet10". The others have one size.
 
     Returns
     -------
@@ -126,13 +150,16 @@ def load(
     Raises
     ------
     ValueError
-        For an unknown name or split, a size below 1, a file that is damaged or not what its
-        checksum says.
+        For an unknown name or split, a size below 1 or for images of one size, a file that is
+        damaged or not what its checksum says, labels that do not fit the images or the classes.
     FileNotFoundError
         For a file that is not there, if it may not be downloaded.
     ConnectionError
         If a download fails.
     """
+    if size is not None:
+        checks.count("size", size)
+        size = int(size)
     if name.startswith("folder:"):
         return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
     if name not in NAMES:
@@ -141,8 +168,8 @@ def load(
     if split not in (("test",) if alone else ("train", "test")):
         only = f' ({name} have "test" only)' if alone else ""
         raise ValueError(f'split must be "train" or "test"{only}; got {split!r}')
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a positive integer; got {size!r}")
+    if size is not None and name not in SIZED:
+        raise ValueError(f"size must be left out for {name}, whose images have one size")
     root = Path(root or os.environ.get("WOTLAB_DATA") or "~/.cache/wotlab").expanduser()
     if name == "digits":
         return _digits(split)
@@ -162,7 +189,7 @@ def load(
 
 
 def _unit(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.clone()
 
 
 def _digits(split: str) -> Images:
@@ -198,7 +225,7 @@ def _idx(name: str, split: str, root: Path, download: bool) -> Images:
     """MNIST and its like: big-endian header, then bytes."""
     kind = IDX[name]
     folder = root / kind.__name__ / "raw"
-    parts = []
+    parts, paths = [], []
     for file, md5 in kind.resources:
         if not file.startswith("train" if split == "train" else "t10k"):
             continue
@@ -210,17 +237,20 @@ def _idx(name: str, split: str, root: Path, download: bool) -> Images:
             urls = [mirror + file for mirror in kind.mirrors]
             packed = _fetch(folder / file, urls, md5, download, also=UNPACKED.get(plain.name))
             raw = _gunzip(packed)
-        parts.append(_parse_idx(plain, raw))
+        parts.append(_parse_idx(plain, raw, 1 if "labels" in file else 3))
+        paths.append(str(plain))
     pixels, labels = parts
-    return Images(name, pixels[:, None], labels, [c.split(" - ")[-1] for c in kind.classes])
+    classes = [c.split(" - ")[-1] for c in kind.classes]
+    return Images(name, pixels[:, None], labels, classes, " and ".join(paths))
 
 
-def _parse_idx(path: Path, raw: bytes) -> Tensor:
-    dims = raw[3] if len(raw) > 3 else 0
-    shape = np.frombuffer(raw[4 : 4 + 4 * dims], ">i4").tolist() if dims else []
-    if not shape or len(raw) != 4 + 4 * dims + int(np.prod(shape)):
+def _parse_idx(path: Path, raw: bytes, dims: int) -> Tensor:
+    begin = 4 + 4 * dims
+    shape = np.frombuffer(raw[4:begin], ">i4").tolist() if len(raw) >= begin else None
+    # bytes 0 0 8 (unsigned bytes) and the number of dimensions
+    if not shape or raw[:4] != bytes([0, 0, 8, dims]) or len(raw) != begin + math.prod(shape):
         raise ValueError(f"{path} is truncated or no idx file; delete it and load again")
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).copy()).view(shape)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=begin).copy()).view(shape)
 
 
 def _check_unpacked(name: str, path: Path, raw: bytes) -> None:
@@ -254,15 +284,18 @@ def _cifar(name: str, split: str, root: Path, download: bool) -> Images:
         rows[:, about["labels"] :].reshape(-1, 3, 32, 32),
         rows[:, about["labels"] - 1],
         classes,
+        f"{', '.join(files)} of {name}",
     )
 
 
 def _svhn(split: str, root: Path, download: bool) -> Images:
     url, file, md5 = datasets.SVHN.split_list[split]
-    content = loadmat(_fetch(root / file, [url], md5, download))
+    path = _fetch(root / file, [url], md5, download)
+    content = loadmat(path)
     pixels = torch.from_numpy(np.transpose(content["X"], (3, 2, 0, 1)).copy())
-    labels = torch.from_numpy(content["y"].astype(np.int64).ravel() % 10)  # 10 stands for 0
-    return Images("svhn", pixels, labels, list("0123456789"))
+    labels = torch.from_numpy(content["y"].astype(np.int64).ravel())
+    labels[labels == 10] = 0  # as the publisher writes it
+    return Images("svhn", pixels, labels, list("0123456789"), path)
 
 
 def _tiny(split: str, root: Path, download: bool, size: int | None) -> ImageFolder:

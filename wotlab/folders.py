@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
@@ -22,6 +23,27 @@ IMAGENET10 = {
     "n09472597": "volcano",
     "n12985857": "coral fungus",
 }
+
+
+Which = slice | Sequence[int] | np.ndarray | Tensor
+
+
+def indices(which: Which, count: int) -> Tensor:
+    """Places among `count` images, integers (B,): of a slice, of indices, or of booleans."""
+    if isinstance(which, slice):
+        return torch.tensor(range(count)[which], dtype=torch.long)
+    places = torch.as_tensor(which)
+    if places.dtype == torch.bool and places.shape == (count,):
+        return places.nonzero()[:, 0]
+    whole = not (places.is_floating_point() or places.is_complex() or places.dtype == torch.bool)
+    if places.ndim != 1 or (len(places) and not whole):
+        raise ValueError(
+            f"which must be a slice, a list of indices or {count} booleans; got "
+            f"{places.dtype} of shape {tuple(places.shape)}"
+        )
+    if bool(((places < -count) | (places >= count)).any()):
+        raise ValueError(f"which must hold indices of {count} images; got {places.tolist()}")
+    return places.long().cpu() % max(count, 1)
 
 
 class ImageFolder(Dataset):
@@ -49,10 +71,12 @@ class ImageFolder(Dataset):
                 f"{self._files.samples[index][0]} is no image that can be read; remove it"
             ) from error
 
-    def tensors(self, which: slice | Sequence[int] = slice(None)) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, size, size) and labels (B,) of a slice or of a list of indices."""
-        indices = range(len(self))[which] if isinstance(which, slice) else which
-        images, labels = zip(*(self[k] for k in indices), strict=True)
+    def tensors(self, which: Which = slice(None)) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, size, size) and labels (B,) of a slice, or of indices in any list."""
+        places = indices(which, len(self)).tolist()
+        if not places:
+            raise ValueError("which must name an image; it is empty")
+        images, labels = zip(*(self[k] for k in places), strict=True)
         if len({image.shape for image in images}) > 1:
             raise ValueError("the images have several sizes; give load(..., size=pixels)")
         return torch.stack(images), torch.tensor(labels)
@@ -67,8 +91,13 @@ class Listed(datasets.ImageFolder):
 
     @staticmethod
     def make_dataset(directory: str, class_to_idx: dict[str, int], *rest, **more) -> list:
-        rows = (Path(directory) / "val_annotations.txt").read_text().splitlines()
-        cells = (row.split("\t") for row in rows if row)
+        path = Path(directory) / "val_annotations.txt"
+        cells = [row.split("\t") for row in path.read_text().splitlines() if row]
+        if strange := {cell[1] if len(cell) > 1 else "" for cell in cells} - set(class_to_idx):
+            raise ValueError(
+                f"{path} gives images a class that wnids.txt does not list: {min(strange)!r}; "
+                f"delete the folder and load again"
+            )
         return [
             (str(Path(directory) / "images" / file), class_to_idx[name])
             for file, name, *box in cells

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wotlab.ground import GroundCost
+from wotlab.ground import GroundCost, wide
 from wotlab.plans import TransportPlan
 
 
@@ -30,7 +30,10 @@ class Moves:
     stay : int
         The step that goes nowhere.
     outside : Tensor, booleans (K, N)
-        Which moves leave the image.
+        Which moves leave the image, or cost more than the dtype can reckon with: in float32
+        from about 1e16 on for a window of 55x55, beyond any budget.
+
+    An image that is black has no pixels here: it costs 0, and what is sent is black.
     """
 
     def __init__(self, x: Tensor, cost: GroundCost):
@@ -41,16 +44,19 @@ class Moves:
         padded = F.pad(x, self._pad)
         self._size = padded[0].numel()
         steps = cost.offsets(h, w, device=x.device)
-        self.prices = cost.costs(h, w, device=x.device, dtype=x.dtype)[:, None]
+        # what climbs on plans sums the squares of the prices over the steps
+        most = torch.finfo(x.dtype).max ** 0.5 / len(steps)
+        prices = cost.costs(h, w, device=x.device, dtype=wide(x.device))[:, None]
+        self.prices = prices.clamp_max(most).to(x.dtype)
         self.stay = int((steps == 0).all(1).nonzero())
         self._source = padded.reshape(-1).nonzero().squeeze(1)
         jumps = steps[:, 0] * padded.shape[-1] + steps[:, 1]
         self._target = self._source + jumps[:, None]
         self.owner = self._source // self._size
         self.pixels = padded.reshape(-1)[self._source]
-        self.mass = self.pixels / x.sum((1, 2, 3))[self.owner]
+        self.mass = (self.pixels / x.sum((1, 2, 3), dtype=prices.dtype)[self.owner]).to(x.dtype)
         border = F.pad(torch.zeros_like(x), self._pad, value=1.0)
-        self.outside = border.reshape(-1)[self._target] > 0
+        self.outside = (border.reshape(-1)[self._target] > 0) | (prices > most)
 
     def read(self, image: Tensor) -> Tensor:
         """Value of the images (B, C, H, W) where each move ends, 0 outside: (K, N)."""

@@ -137,11 +137,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
     checks.images("x", x, black=True)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
-    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.long:
-        found = (tuple(y.shape), y.dtype) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(
-            f"y must be {len(x)} class numbers, a tensor of dtype int64 (y.long()); got {found}"
-        )
+    checks.labels("y", y, len(x))
     if y.device != x.device:
         raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
     place = next((w.device for w in model.parameters()), x.device)

@@ -49,6 +49,13 @@ class _Broken(Exception):
     """The image at hand is broken, and its search over."""
 
 
+def value(objective: Objective, x: Tensor, flow: Tensor, tau: float) -> tuple[Tensor, ...]:
+    """The bent images, max(-loss, 0) + tau roughness, which the paper minimises, and broken."""
+    z = warp(x, flow).clamp(0, 1)
+    loss, broken = objective.value(z)
+    return z, (-loss).clamp_min(0) + tau * roughness(flow), broken
+
+
 def search(objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool) -> Found:
     """L-BFGS on the flow of one image after the other; of what breaks the least value is kept."""
     found = Found(x)
@@ -56,15 +63,14 @@ def search(objective: Objective, x: Tensor, tau: float, steps: int, early_stop: 
     for row in torch.arange(len(x), device=x.device).split(1):
         one, image, looks = objective.select(row), x[row], 0
 
-        def value(flat: np.ndarray, row=row, one=one, image=image) -> tuple[float, np.ndarray]:
+        def look(flat: np.ndarray, row=row, one=one, image=image) -> tuple[float, np.ndarray]:
             nonlocal looks
             with torch.enable_grad():
                 flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
-                z = warp(image, flow.requires_grad_()).clamp(0, 1)
-                loss, broken = one.value(z)
-                total = (-loss).clamp_min(0) + tau * roughness(flow)
+                z, total, broken = value(one, image, flow.requires_grad_(), tau)
                 (slope,) = torch.autograd.grad(total.sum(), flow)
-            found.offer(row, z.detach(), broken, torch.zeros_like(loss), -total.detach(), looks)
+            total = total.detach()
+            found.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
             looks += 1
             if early_stop and bool(broken):
                 raise _Broken
@@ -72,7 +78,7 @@ def search(objective: Objective, x: Tensor, tau: float, steps: int, early_stop: 
 
         try:
             start = np.zeros(2 * image[0, 0].numel())
-            minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
+            minimize(look, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
         except _Broken:
             continue
     return found

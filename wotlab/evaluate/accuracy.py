@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab import checks
-from wotlab.attacks.objective import attacked
+from wotlab.attacks.objective import attacked, logits_of
 from wotlab.attacks.result import AttackResult
 from wotlab.evaluate.shares import Share, share
 from wotlab.training.batches import as_dataset
@@ -84,7 +84,10 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) 
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The same for one minibatch, of a model in eval mode."""
     _check_labels(x, y)
-    logits = model(as_weights(model, x))
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
+    logits = logits_of(model, x.to(next(model.parameters(), x).device))
     if logits.ndim != 2 or len(logits) != len(x):
         raise ValueError(
             f"model must return logits (B, classes) for images {tuple(x.shape)}; "
@@ -98,14 +101,6 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; got {low}..{high}"
         )
     return logits.argmax(1).to(y.device) == y
-
-
-def as_weights(model: nn.Module, x: Tensor) -> Tensor:
-    """Images on the device and in the dtype of a model's weights."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
-    return x.to(next((w for w in model.parameters() if w.is_floating_point()), x))
 
 
 def _check_labels(x: Tensor, y: Tensor) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab import draws
-from wotlab.attacks.objective import Objective, are_probabilities, attacked
+from wotlab.attacks.objective import Objective, are_probabilities, attacked, logits_of, wide
 from wotlab.attacks.result import AttackResult
 from wotlab.balls import LinfBall, WassersteinBall
-from wotlab.evaluate.accuracy import are_right, as_weights
+from wotlab.evaluate.accuracy import are_right
 from wotlab.evaluate.shares import Share, share
 from wotlab.projections import constrained_sinkhorn
 
@@ -117,8 +117,8 @@ def sanity(
     if far is None and isinstance(ball, LinfBall):
         far = 1.0
     if far is not None:
-        wide = attack(model, x, y, replace(ball, eps=far))
-        doubts += _of_the_far_end(y, far, share(int((right & ~wide.success).sum()), len(x)))
+        at_far = attack(model, x, y, replace(ball, eps=far))
+        doubts += _of_the_far_end(y, far, share(int((right & ~at_far.success).sum()), len(x)))
     rivals = {"random images of the ball": _random(model, x, y, ball, generator)}
     for name, other in (others or {}).items():
         rivals[name] = other(model, x, y, ball).success
@@ -128,9 +128,8 @@ def sanity(
 
 
 def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
-    x = as_weights(model, x)
-    logits = model(x)
-    if not torch.equal(logits, model(x)):
+    logits = logits_of(model, x)
+    if not torch.equal(logits, logits_of(model, x)):
         yield Doubt(
             "random model",
             "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
@@ -147,7 +146,6 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
     """Of the loss that attacks here climb, and of the cross-entropy that others climb."""
     if not len(x):
         return
-    x = as_weights(model, x)
 
     def flat(loss: Callable[[Tensor], Tensor]) -> float:
         with torch.enable_grad():
@@ -156,7 +154,7 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
         return float((g.flatten(1).abs().amax(1) == 0).double().mean())
 
     odds = flat(lambda z: Objective(model, y, False, "ce").value(z)[0])
-    plain = flat(lambda z: F.cross_entropy(model(z), y, reduction="none"))
+    plain = flat(lambda z: F.cross_entropy(logits_of(model, z), y, reduction="none"))
     if odds > FLAT:
         yield Doubt(
             "zero gradients",
@@ -224,13 +222,13 @@ def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
     Every pixel is pushed as far as brightness goes, so that the projection ends near the ball's
     boundary whatever its distance: noise of a fixed size would stay deep inside a large ball.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision cannot keep the mass
+    x = wide(x)  # half precision cannot keep the mass
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     with attacked(model):
         for _ in range(TRIALS):
             noise = (draws.uniform(x, generator) - 0.5).sign()
             z = _in_the_ball(ball, x, x + noise)
-            broken |= model(as_weights(model, z)).argmax(1) != y
+            broken |= logits_of(model, z).argmax(1) != y
     return broken
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from wotlab import attacks, models, training
-from wotlab.balls import L2Ball, LinfBall, WassersteinBall
+from wotlab.balls import L2Ball, LinfBall
 from wotlab.experiments.frame import NETWORKS, Run
 from wotlab.experiments.linf import spent, stands
-from wotlab.experiments.subramanyam import EPS, RULE, STEP, WINDOW, project
+from wotlab.experiments.subramanyam import BALL, RULE, STEP, WINDOW, project
 
 SOURCE = "Subramanyam (2021), table "
 LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
@@ -72,9 +72,7 @@ def defend(run: Run, dataset: str = "mnist") -> nn.Module:
         attacks.pgd, steps=STEPS, step_size=STEP, rule=RULE,
         projection=partial(project, "corrected"), repaired=False, early_stop=False,
     )  # fmt: skip
-    defense = training.WassersteinAT(
-        WassersteinBall(EPS), attack=attack, noise=NOISE, features=model[-2]
-    )
+    defense = training.WassersteinAT(BALL, attack=attack, noise=NOISE, features=model[-2])
     images, labels = run.load("train").tensors(slice(0, None if whole else SHORT_IMAGES))
     fit = training.fit(
         model, (images, labels), defense, epochs=epochs, batch_size=BATCH, lr=lr,

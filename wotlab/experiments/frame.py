@@ -24,7 +24,7 @@ TITLES = {
     "digits": "8x8 digits,",
     "mnist": "MNIST",
     "fashion-mnist": "Fashion-MNIST",
-    "cifar10-jpeg": "JPEG copy of CIFAR-10",
+    "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",

@@ -37,7 +37,6 @@ TERMS = {  # what stands behind `got-pgd-` or `got-trades-`
 WEAK = 1.0  # beta of rows that end in -weak; the paper's is 10
 MIDDLE = "9"  # the last pooling of the Carlini-Wagner network
 SEEDS = (0, 1, 2)
-FILES = {"cifar10": "cifar10-jpeg"}  # where a data set lies under another name
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def table(number: int, run: Run) -> None:
     """Tables 1 to 5. What 4 and 5 do not train is in table 1."""
     which = TABLES[number]
     for data in which.data:
-        here = replace(run, dataset=FILES.get(data, data))
+        here = replace(run, dataset=data)
         rows = trials(f"got-table-{1 if number > 3 else number}", which.network, data,
                       which.rows, plan_of(run))  # fmt: skip
         for name, row in rows:
@@ -172,7 +171,7 @@ def sweep(number: int, run: Run) -> None:
     base = TABLES[SWEEPS[number]]
     what = f"got-table-{number}"
     for data in base.data:
-        here = replace(run, dataset=FILES.get(data, data)).first(plan_of(run).few)
+        here = replace(run, dataset=data).first(plan_of(run).few)
         steps, step = (40, 0.01) if data == "mnist" else (20, 0.003)
         budgets = BUDGETS.get(data, BUDGETS["colour"])
         protocols = {

@@ -1,7 +1,7 @@
 """The networks that Tan et al. attack and defend: trained here, or published.
 
-The ten classes of ImageNet with torchvision's networks where data and a GPU are at hand, and a
-JPEG copy of CIFAR-10 with a small network.
+The ten classes of ImageNet with torchvision's networks where data and a GPU are at hand, and
+CIFAR-10 with a small network.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,16 @@ from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.experiments import linf
 from wotlab.experiments.frame import Run
 from wotlab.experiments.linf import Trial
-from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, Standard
+from wotlab.training import (
+    IWDD,
+    MART,
+    PGDAT,
+    TRADES,
+    FastAT,
+    FreeAT,
+    GenerativeIWDD,
+    Standard,
+)
 from wotlab.training.defenses import madry
 
 LINF = LinfBall(8 / 255)
@@ -38,7 +47,8 @@ DEFENSES: dict[str, Callable[[int], object]] = {  # by the paper's names, with a
     "pgd": lambda steps: PGDAT(LINF, attack=madry(steps)),
     "trades": lambda steps: TRADES(LINF, attack=madry(steps, "kl")),
     "mart": lambda steps: MART(LINF, attack=madry(steps)),
-    "iwdd": iwdd,
+    "iwdd": iwdd,  # against the direct attack
+    "iwdd-generator": lambda steps: GenerativeIWDD(),  # as printed, Algorithm 2
 }
 
 
@@ -94,4 +104,4 @@ def settings(run: Run) -> Iterator[Setting]:
     if run.device.type == "cuda" and (run.data / "imagenet").is_dir():
         for network, size in SIDES.items():
             yield Setting(replace(run, dataset="imagenet10", size=size), network)
-    yield Setting(replace(run, dataset="cifar10-jpeg"), "cifar-small")
+    yield Setting(replace(run, dataset="cifar10"), "cifar-small")

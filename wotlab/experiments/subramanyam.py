@@ -6,7 +6,6 @@ each pixel to itself gives the same image to 1e-6 (a test compares them), in a t
 time.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +18,7 @@ from wotlab.projections import Projection, unbalanced_sinkhorn
 
 EPS, RULE, STEP, STEPS = 0.2, "sign", 0.02, 10
 ITERATIONS, WINDOW = 10, 1
+BALL = WassersteinBall(EPS, GroundCost(WINDOW))
 PRINTED = {"wong2019": 0.0, "hu2020": 4.66, "standard": 1.7}  # accuracy in %
 VARIANTS = ("printed", "corrected", "l2")
 
@@ -41,29 +41,20 @@ def table_1(run: Run) -> None:
             )  # fmt: skip
 
 
-def project(variant: str, x: Tensor, w: Tensor, *_, warm=None) -> Projection:
-    """His projection with the full cost matrix, by a plan that joins each pixel to itself."""
-    done = unbalanced_sinkhorn(
-        x, w, GroundCost(WINDOW), variant=variant, iterations=ITERATIONS
-    )  # fmt: skip
-    if variant == "printed":
-        # A pixel that was black gets mass from its neighbours or from nowhere. The nearest one is
-        # so expensive that beta is near 1, and z = w + (tau / gamma) exp(-beta / tau) is w. Without
-        # neighbours beta has no value, and the projection takes 0 for it.
-        done = replace(done, image=torch.where(x > 0, done.image, w))
-    return done
+def project(variant: str, x: Tensor, w: Tensor, cost: GroundCost) -> Projection:
+    """His projection with the full cost matrix, by a plan with the window of `cost`."""
+    return unbalanced_sinkhorn(x, w, cost, variant=variant, iterations=ITERATIONS)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> tuple[evaluate.Share, dict]:
-    ball = WassersteinBall(EPS)
     done = attacks.pgd(
-        model, x, y, ball, steps=STEPS, step_size=STEP, rule=RULE,
+        model, x, y, BALL, steps=STEPS, step_size=STEP, rule=RULE,
         projection=partial(project, variant), repaired=False, batch_size=100,
     )  # fmt: skip
     z = done.x_adv.clamp(0, 1)
     with torch.no_grad():
         right = model(z).argmax(1) == y
-    seen = certify(x, z, ball)
+    seen = certify(x, z, BALL)
     kept = int((right | ~seen.inside).sum())
     return evaluate.share(int(right.sum()), len(x)), {
         "accuracy_by_images_inside_the_ball": 100 * kept / len(x),

@@ -225,6 +225,11 @@ def entropic(
     ------
     ValueError
         For images or patches as `exact`; for reg <= 0 or max_iter < 1.
+
+    Warns
+    -----
+    UserWarning
+        If a problem has not converged in `max_iter` iterations.
     """
     cost = cost or PatchCost()
     check(x, z)

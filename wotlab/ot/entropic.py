@@ -160,7 +160,7 @@ def sinkhorn_divergence(
         warnings.warn(
             f"sinkhorn_divergence: {int((~done).sum())} of {len(done)} problems did not converge "
             f"in {max_iter} iterations (marginals off by up to {worst:.1e}, tol is {tol:.1e}), so "
-            f"that their values may be far off; take a larger max_iter or reg",
+            f"that their values are not final; take a larger max_iter or reg",
             stacklevel=2,
         )
     return ab.value - (aa.value + bb.value) / 2

@@ -89,7 +89,7 @@ class Optimum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        a, b, cost = inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors
         of_a = of_b = of_cost = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             of_a, of_b = (
@@ -97,7 +97,7 @@ class Optimum(torch.autograd.Function):
             )
         if ctx.needs_input_grad[3]:
             of_cost = gradient[:, None, None] * FirstOrder.apply(ctx.plans(), *inputs)
-            of_cost = of_cost if cost.ndim == 3 else of_cost.sum(0)
+            of_cost = of_cost if inputs[2].ndim == 3 else of_cost.sum(0)
         return None, of_a, of_b, of_cost, None, None
 
 

@@ -50,7 +50,7 @@ def unbalanced_sinkhorn(
         "corrected": z = [gamma w - tau + sqrt((gamma w - tau)^2 + 4 gamma tau s)] / (2 gamma), the
         exact minimum; the iteration converges to the problem's optimum.
         "printed": z = w + (tau / gamma) exp(-beta / tau), eq. 15. It drops a -1, which makes every
-        pixel brighter by tau / gamma, and stops unconverged. (Eq. 14 has a minus sign instead and
+        pixel that mass comes near brighter by tau / gamma, and stops unconverged. (Eq. 14 has a minus sign instead and
         diverges.)
         "l2": tau/2 |.|^2 in place of both KL, z = (tau s + gamma w) / (tau + gamma), eq. 36 to 40.
     gamma, eta, tau : float > 0
@@ -178,7 +178,9 @@ class _Printed(_KL):
     """The paper's z, from the conjugate of KL without its -1."""
 
     def image(self, log_s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.w + (self.tau / self.gamma) * (-v * (self.eta / self.tau)).exp()
+        brighter = (self.tau / self.gamma) * (-v * (self.eta / self.tau)).exp()
+        # the farther the mass, the larger beta: where none comes near, its exponential is 0
+        z = self.w + torch.where(log_s.isneginf(), 0, brighter)
         return z, z.clamp_min(FLOOR).log()
 
 

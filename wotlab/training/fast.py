@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab import checks, draws
+from wotlab import checks
 from wotlab.attacks.objective import Objective, attacked
 from wotlab.balls import LinfBall
 from wotlab.training.defenses import Bounded, bare
@@ -21,8 +21,8 @@ class FastAT(Bounded):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
     delta is uniform in [-eps, eps] for each pixel, and g is the gradient of the cross-entropy at
-    x + delta, clamped to [0, 1]. The network learns from x + clamp(delta + step * eps * sign(g),
-    -eps, eps), clamped to [0, 1], whatever the loss there.
+    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from
+    x + clamp(delta + step * eps * sign(g), -eps, eps), clamped to [0, 1], whatever the loss there.
 
     Parameters
     ----------
@@ -46,11 +46,12 @@ class FastAT(Bounded):
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch after the one step."""
-        model, eps = bare(model), self.now.eps
+        model = bare(model)
         with attacked(model):
-            start = self.now.project(x, x + eps * (2 * draws.uniform(x) - 1))
+            # as printed: clamped here, half of the black pixels would all start from 0
+            start = x + self.now.noise(x)
             gradient, _, _ = Objective(model, y, False, "ce").gradient(start)
-            return self.now.project(x, start + self.step * eps * gradient.sign())
+            return self.now.project(x, start + self.step * self.now.eps * gradient.sign())
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the attacked minibatch."""

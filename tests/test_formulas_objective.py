@@ -1,0 +1,183 @@
+"""What attacks climb, from the logits by hand, and at which classes the strongest one aims."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from wotlab import WassersteinBall, attacks
+from wotlab.attacks.mirror import Mirror
+from wotlab.attacks.objective import Objective
+from wotlab.moves import Moves
+
+LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.0], [0.0, 9.0, 1.0, 2.0]], dtype=torch.double)
+CLEAN = torch.tensor([[2.0, 0.0, -1.0, 5.0], [1.0, 1.0, 0.0, -3.0]], dtype=torch.double)
+Y = torch.tensor([0, 1])
+
+
+class Direct(nn.Module):
+    """The image's pixels are its logits."""
+
+    def forward(self, z):
+        return z.flatten(1)
+
+
+def as_images(logits):
+    return logits[:, None, None]
+
+
+def objective(loss="ce", targeted=False, clean=None):
+    return Objective(Direct(), Y, targeted, loss, clean)
+
+
+def by_hand(loss):
+    p, q = CLEAN.softmax(1), LOGITS.softmax(1)
+    own = q[[0, 1], Y]
+    return {
+        "ce": ((1 - own) / own).log(),
+        "margin": torch.tensor([3.0 - 1.0, 2.0 - 9.0]).double(),
+        "kl": (p * (p / q).log()).sum(1),
+    }[loss]
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "kl"])
+def test_losses_are_their_formulas_and_change_their_sign_when_targeted(loss):
+    z = as_images(LOGITS)
+    value, broken = objective(loss, clean=CLEAN).value(z)
+    assert torch.allclose(value, by_hand(loss))
+    assert broken.tolist() == [True, False]
+    value, broken = objective(loss, targeted=True, clean=CLEAN).value(z)
+    assert torch.allclose(value, -by_hand(loss))
+    assert broken.tolist() == [False, True]
+    reverse = (LOGITS.softmax(1) * (LOGITS.log_softmax(1) - CLEAN.log_softmax(1))).sum(1)
+    assert not torch.allclose(by_hand("kl"), reverse, rtol=0.1)  # or the first line shows little
+
+
+def test_towards_a_class_the_loss_is_its_logit_minus_the_labels():
+    aims = torch.tensor([3, 2])
+    towards = objective("margin").towards(aims)
+    for some, rows in ((towards, [0, 1]), (towards.select(torch.tensor([1])), [1])):
+        gradient, loss, _ = some.gradient(as_images(LOGITS[rows]))
+        assert loss.tolist() == [[0.0 - 1.0, 1.0 - 9.0][k] for k in rows]
+        slope = torch.zeros(2, 4).double()
+        slope[[0, 1], aims], slope[[0, 1], Y] = 1, -1
+        assert torch.equal(gradient, as_images(slope[rows]))
+
+
+def test_a_selection_keeps_labels_and_clean_logits():
+    for loss in ("ce", "margin", "kl"):
+        some = objective(loss, clean=CLEAN).select(torch.tensor([False, True]))
+        value, broken = some.value(as_images(LOGITS[1:]))
+        assert torch.allclose(value, by_hand(loss)[1:]) and broken.tolist() == [False]
+
+
+class Fixed(nn.Module):
+    """Logits that depend on an image's mass alone, which no plan changes; a slope for the look."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, z):
+        which = (5 * z.detach().mean((1, 2, 3))).round().long() - 1  # of masses 0.2, 0.4, 0.6
+        return self.logits[which] + 1e-9 * z.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.fixture
+def retries(monkeypatch):
+    """What `transport` asks for after its first run; none of it is done."""
+    seen = []
+
+    def retry(rule, objective, x, steps, found, *, aims=None, progress=False):
+        seen.append((type(rule).__name__, getattr(rule, "noise", None), steps, aims))
+
+    monkeypatch.setattr(sys.modules["wotlab.attacks.transport"], "retry", retry)
+    return seen
+
+
+ORDERED = torch.tensor([[9.0, 1.0, 3.0, 2.0], [0.0, 1.0, 2.0, 9.0], [5.0, 9.0, 7.0, 6.0]])
+BEST, OTHERS = torch.tensor([0, 3, 1]), torch.tensor([[2, 3, 1], [2, 1, 0], [2, 3, 0]])
+
+
+def transported(**options):
+    x = 0.2 + 0.02 * torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    x[1:] += torch.tensor([0.2, 0.4])[:, None, None, None]
+    y = options.pop("y", BEST)
+    return attacks.transport(Fixed(ORDERED), x, y, WassersteinBall(0.1), **options)
+
+
+@pytest.mark.parametrize("restarts", [1, 2, 3, 5])
+def test_restarts_aim_at_the_likeliest_other_classes_first(restarts, retries):
+    transported(steps=4, restarts=restarts, step_size=0.5)
+    *runs, last = retries
+    assert len(runs) == restarts
+    for turn, (rule, noise, steps, aims) in enumerate(runs):
+        assert rule == "Mirror" and steps == 4
+        if turn < 3:  # four classes: three others
+            assert torch.equal(aims, OTHERS[:, turn]) and not noise
+        else:
+            assert aims is None and noise == 3.0 * 0.5
+    assert last[0] == "FrankWolfe" and last[2] == 8 and last[3] is None
+
+
+def test_targeted_restarts_start_from_noise(retries):
+    transported(steps=4, restarts=2, targeted=True, y=OTHERS[:, 0])
+    assert [(rule, noise, aims) for rule, noise, _, aims in retries[:-1]] == 2 * [
+        ("Mirror", 3.0, None)
+    ]
+
+
+def test_no_restarts_no_second_run(retries):
+    transported(steps=4, restarts=0)
+    assert retries == []
+
+
+def test_the_images_that_still_stand_keep_their_own_aims(monkeypatch):
+    seen, towards = [], Objective.towards
+
+    def spy(self, aim):
+        seen.append((self.y.tolist(), aim.tolist()))
+        return towards(self, aim)
+
+    monkeypatch.setattr(Objective, "towards", spy)
+    y = BEST.clone()
+    y[1] = 0  # misread as it is: no run for it
+    transported(steps=1, restarts=2, y=y)
+    assert seen == [([0, 1], [2, 2]), ([0, 1], [3, 3])]  # of images 0 and 2
+
+
+def mirrored(x, *gradients, **options):
+    """Mirror ascent's rule after a step along each of these gradients."""
+    rule = Mirror(WassersteinBall(0.2), **options)
+    rule.start(x)
+    for t, gradient in enumerate(gradients):
+        nothing = x.new_zeros(len(x))
+        rule.step(x, gradient, nothing, nothing.bool(), t)
+    return rule
+
+
+def test_mirror_ascent_adds_up_its_gradients_with_momentum():
+    generator = torch.Generator().manual_seed(0)
+    x, *g = (torch.rand(2, 1, 4, 5, generator=generator, dtype=torch.double) for _ in range(4))
+    moves = Moves(x, WassersteinBall(0.2).cost)
+    n = [v / v.amax((1, 2, 3), keepdim=True) for v in g]
+    for size, m in ((1.0, 0.0), (0.5, 0.75)):
+        velocity = [n[0], m * n[0] + n[1], m * m * n[0] + m * n[1] + n[2]]
+        expected = sum(size * moves.read(v) for v in velocity)
+        found = mirrored(x, *g, step_size=size, momentum=m).scores
+        inside = found.isfinite()
+        assert torch.equal(inside, ~moves.outside)
+        assert torch.allclose(found[inside], expected[inside])
+
+
+def test_dropped_images_leave_mirror_ascent_as_if_they_had_never_been():
+    generator = torch.Generator().manual_seed(0)
+    x, first, second = torch.rand(3, 3, 1, 4, 5, generator=generator, dtype=torch.double)
+    keep, nothing = torch.tensor([True, False, True]), x.new_zeros(3)
+    rule = mirrored(x, first, step_size=1.0, momentum=0.75)
+    rule.select(keep)
+    z, cost = rule.step(x[keep], second[keep], nothing[:2], nothing[:2].bool(), 1)
+    alone = mirrored(x[keep], first[keep], step_size=1.0, momentum=0.75)
+    z_, cost_ = alone.step(x[keep], second[keep], nothing[:2], nothing[:2].bool(), 1)
+    assert torch.allclose(z, z_) and torch.allclose(cost, cost_)
