@@ -4,7 +4,6 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -63,13 +62,6 @@ EXPERIMENTS = {
 OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Whatever is wrong is said in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}\n")
-
-
 def count(text: str) -> int:
     """A positive integer."""
     if not text.isdecimal() or int(text) == 0:
@@ -95,8 +87,8 @@ def folder(text: str) -> Path:
 
 def main() -> None:
     if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
-        return zoo.main(sys.argv[2:], Parser)
-    parser = Parser(prog="python -m wotlab.experiments", description=__doc__)
+        return zoo.main(sys.argv[2:])
+    parser = frame.Parser(prog="python -m wotlab.experiments", description=__doc__)
     parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
     parser.add_argument(
         "--data",

@@ -57,7 +57,7 @@ def sweep(run: Run, what: str, recipes: dict, judges: dict) -> None:
     run = run.first(len(run.load("test")))
     names = ("clean", *judges)
     for case, recipe in recipes.items():
-        if not run.anew and all(run.recorded(what, f"{case}-{name}") for name in names):
+        if not any([run.due(what, f"{case}-{name}") for name in names]):
             continue
         model, history = zoo.trained(recipe)
         details = {

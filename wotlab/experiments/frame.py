@@ -1,5 +1,6 @@
 """What all experiments share: where things lie, what is done already, how a share is recorded."""
 
+import argparse
 import shlex
 import sys
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,13 @@ TITLES = {
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Whatever is wrong is said in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())}\n")
 
 
 class Refused(Exception):

@@ -5,7 +5,6 @@ dependency. A training is chaotic, so another processor gives other weights of t
 ships is one outcome, and its card says what was measured on it.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from wotlab import attacks, data, evaluate, models, results, training
 from wotlab.balls import InternalWassersteinBall, LinfBall
+from wotlab.experiments.frame import Parser
 from wotlab.gibbs import Chain
 from wotlab.training.defenses import madry
 
@@ -308,9 +308,9 @@ def make(name: str, folder: Path) -> None:
     print(f"{name}: {', '.join(map(str, shares))} in {seconds:.0f} s", flush=True)
 
 
-def main(arguments: list[str], kind: type[argparse.ArgumentParser]) -> None:
-    """The command line of `zoo`, by a parser of that kind."""
-    parser = kind(prog="python -m wotlab.experiments zoo", description=__doc__)
+def main(arguments: list[str]) -> None:
+    """The command line of `zoo`."""
+    parser = Parser(prog="python -m wotlab.experiments zoo", description=__doc__)
     parser.add_argument("--only", choices=list(RECIPES), help="one network; by default all")
     parser.add_argument("--out", type=Path, default=models.SHIPPED, help="folder of the weights")
     given = parser.parse_args(arguments)

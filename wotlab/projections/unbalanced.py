@@ -50,8 +50,8 @@ def unbalanced_sinkhorn(
         "corrected": z = [gamma w - tau + sqrt((gamma w - tau)^2 + 4 gamma tau s)] / (2 gamma), the
         exact minimum; the iteration converges to the problem's optimum.
         "printed": z = w + (tau / gamma) exp(-beta / tau), eq. 15. It drops a -1, which makes every
-        pixel that mass comes near brighter by tau / gamma, and stops unconverged. (Eq. 14 has a minus sign instead and
-        diverges.)
+        pixel that mass comes near brighter by tau / gamma, and stops unconverged. (Eq. 14 has a
+        minus sign instead and diverges.)
         "l2": tau/2 |.|^2 in place of both KL, z = (tau s + gamma w) / (tau + gamma), eq. 36 to 40.
     gamma, eta, tau : float > 0
         Weights of the distance to w, the entropy and the marginals; the paper's 0.5, 0.001, 0.01.
