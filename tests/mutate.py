@@ -54,10 +54,23 @@ def run(todo: list[Mistake], out: Path, processes: int, seconds: float) -> None:
     """Try the mistakes, `processes` at a time, and append each one's record to the file."""
     lines = trials.Coverage(say)
     begin, queue, running, done = time.monotonic(), list(todo), [], 0
+
+    def keep(kept: dict) -> None:
+        nonlocal done
+        with out.open("a") as file:
+            file.write(json.dumps(kept) + "\n")
+        done += 1
+        rate = (time.monotonic() - begin) / done
+        mark = "noticed " if kept["noticed"] else "SURVIVED"
+        say(f"{done}/{len(todo)} {rate:.1f} s each  {mark} {shown(kept)}")
+
     while queue or running:
         while queue and len(running) < processes:
             mistake = queue.pop(0)
             tests = lines.tests(mistake, seconds)
+            if not tests:  # pytest without a test would run them all
+                keep(record(mistake, tests, None, 0.0))
+                continue
             trial = trials.trial(mistake, tests, LONGEST * max(seconds, lines.spent(tests)))
             running.append((mistake, tests, trial))
         time.sleep(0.02)
@@ -66,13 +79,7 @@ def run(todo: list[Mistake], out: Path, processes: int, seconds: float) -> None:
             mistake, tests, fork = one
             if fork.result and fork.result["status"] not in (0, 1, 2, 4):
                 raise RuntimeError(f"pytest itself failed on {mistake.key}: {fork.result}")
-            kept = record(mistake, tests, fork.result, fork.seconds)
-            with out.open("a") as file:
-                file.write(json.dumps(kept) + "\n")
-            done += 1
-            rate = (time.monotonic() - begin) / done
-            mark = "noticed " if kept["noticed"] else "SURVIVED"
-            say(f"{done}/{len(todo)} {rate:.1f} s each  {mark} {shown(kept)}")
+            keep(record(mistake, tests, fork.result, fork.seconds))
 
 
 def shown(kept: dict) -> str:

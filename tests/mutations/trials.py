@@ -121,6 +121,9 @@ class Contexts(Watch):
 
     def _switch(self, name: str) -> None:
         self.now = name
+        if sys.gettrace() is None:  # an attack of another library has switched it off
+            self.coverage.stop()
+            self.coverage.start()
         self.coverage.switch_context(name)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
