@@ -8,6 +8,7 @@ from torch import nn
 
 from wotlab import L2Ball, LinfBall, WassersteinBall, attacks
 from wotlab.attacks import ascent
+from wotlab.warps import Transformations
 
 
 class Leaning(nn.Module):
@@ -96,3 +97,16 @@ def test_bent_images_go_on_as_if_alone_when_others_leave(optimizer):
         assert torch.allclose(alone.x_adv[0], together.x_adv[k], atol=1e-5)
         assert alone.steps[0] == together.steps[k]
         assert torch.allclose(together.cost[k], (x[k] - together.x_adv[k]).norm(), atol=1e-5)
+
+
+def test_transformations_that_nobody_chooses_are_the_usual_ones():
+    """`eot` without a transform turns, scales and shifts images as `Transformations()` does."""
+    x, y = halves(0.1, 0.2, 0.4)
+    runs = [
+        attacks.eot(
+            Leaning(), x, y, L2Ball(0.3), steps=2, generator=torch.Generator().manual_seed(0), **more
+        )
+        for more in ({}, {"transform": Transformations()}, {"transform": lambda z, generator: z})
+    ]
+    assert torch.equal(runs[0].x_adv, runs[1].x_adv)
+    assert not torch.equal(runs[0].x_adv, runs[2].x_adv)

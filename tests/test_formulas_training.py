@@ -1,0 +1,113 @@
+"""Trainings by hand: who looks at what and when, their own attacks, what a checkpoint is held to."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from wotlab import InternalWassersteinBall, PatchCost, WassersteinBall, attacks, internal
+from wotlab.training import IWDD, Standard, WassersteinAT, checkpoints, fit
+from wotlab.training.settings import over_epochs
+
+
+def images(count, seed=0):
+    x = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return x, torch.arange(count) % 2
+
+
+class Fixed(nn.Module):
+    """Logits (0, sum of x), whatever is learned; knows whether it was asked in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.asked = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, x):
+        if not self.training:
+            self.asked.append(x.detach().clone())
+        score = x.sum((1, 2, 3)) + 0 * self.weight
+        return torch.stack([0 * score, score], 1)
+
+
+@pytest.mark.parametrize(("count", "looks"), [(20, 1), (21, 2), (45, 3)])
+def test_every_twentieth_minibatch_is_looked_at_in_eval_mode(count, looks):
+    """From the first on; `clean_loss` is the mean over just those images."""
+    x, y = images(count)
+    model = Fixed()
+    done = fit(model, (x, y), Standard(), epochs=1, batch_size=1, lr=0.1, progress=False)
+    seen = [z for z in model.asked if len(z) == 1]
+    seen = seen[-looks:]  # the first minibatch is also asked for its number of classes
+    losses = [
+        float(nn.functional.cross_entropy(torch.tensor([[0.0, float(z.sum())]]), y[at][None]))
+        for z in seen
+        for at in [int((x - z).abs().amax((1, 2, 3)).argmin())]
+    ]
+    assert done.history[0]["clean_loss"] == pytest.approx(sum(losses) / looks, rel=1e-5)
+    assert len({float(z.sum()) for z in seen}) == looks
+    assert len(model.asked) - looks <= 2
+
+
+def linear(*shape):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], 2)).eval()
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(5)
+        model[1].weight.copy_(torch.randn(model[1].weight.shape, generator=draw))
+        model[1].bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("defense", "written_out"),
+    [
+        (
+            WassersteinAT(WassersteinBall(0.3)),
+            partial(attacks.mirror_ascent, steps=6, step_size=4.0),
+        ),
+        (IWDD(InternalWassersteinBall(2.0)), partial(attacks.pgd, steps=10)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_their_own_attacks_go_on_after_an_image_is_broken(defense, written_out):
+    x, _ = images(4)
+    model = linear(4, 4)
+    y = model(x).argmax(1)
+    made = defense.attacked(model, x, y)
+    whole = written_out(model, x, y, defense.ball, early_stop=False)
+    short = written_out(model, x, y, defense.ball)
+    assert whole.success.any()
+    assert torch.equal(made, whole.x_adv) and not torch.equal(made, short.x_adv)
+
+
+def test_schedules_are_compared_over_a_hundred_epochs():
+    """In quarters: what differs there alone is another schedule."""
+    base = over_epochs(lambda epoch: 1.0)
+    assert over_epochs(lambda epoch: 1) == base
+    for differs in (lambda e: e == 0, lambda e: e > 99.9, lambda e: e == 0.25, lambda e: e == 60.5):
+        assert over_epochs(lambda epoch, differs=differs: 2.0 if differs(epoch) else 1.0) != base
+    assert over_epochs(lambda epoch: 2.0 if epoch > 100 else 1.0) == base
+    assert over_epochs(lambda epoch: 2.0 if 4 * epoch % 1 else 1.0) == base
+
+
+def test_an_error_before_anything_is_written_is_the_one_that_is_raised(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match="read-only"):
+        checkpoints.save(tmp_path / "c.pt", {}, {})
+
+
+def test_a_critic_climbs():
+    """Its gap grows from that of random weights to the distance of two constant images."""
+    x = torch.full((3, 1, 4, 4), 0.3)
+    z = x + torch.tensor([0.0, 0.1, 0.3])[:, None, None, None]
+    gaps = [
+        internal.critic(x, z, PatchCost(), steps=steps, rate=1e-2,
+                        generator=torch.Generator().manual_seed(0))
+        for steps in (1, 100)
+    ]  # fmt: skip
+    assert gaps[1][0] == gaps[0][0] == 0  # the same image: nothing to tell apart
+    assert (gaps[1][1:] > gaps[0][1:]).all() and (gaps[1][1:] > 0).all()
+    known = internal.exact(x, z)
+    assert torch.allclose(gaps[1][1:], known[1:], rtol=0.5)
