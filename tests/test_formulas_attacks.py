@@ -1,5 +1,6 @@
 """What attacks share: which costs they report, whose images they judge, who leaves the batch."""
 
+import time
 from functools import partial
 
 import pytest
@@ -110,3 +111,21 @@ def test_transformations_that_nobody_chooses_are_the_usual_ones():
     ]
     assert torch.equal(runs[0].x_adv, runs[1].x_adv)
     assert not torch.equal(runs[0].x_adv, runs[2].x_adv)
+
+
+@pytest.mark.parametrize("made", ["pgd", "transfer", "radius", "library"])
+def test_seconds_are_those_that_passed(made):
+    x, y = halves(0.1, 0.2, 0.4)
+    ball = LinfBall(0.1)
+    run = {
+        "pgd": partial(attacks.pgd, Leaning(), x, y, ball, batch_size=1),
+        "transfer": partial(attacks.transfer, Leaning(), x, y, ball, source=Leaning()),
+        "radius": partial(attacks.radius, Leaning(), x, y, steps=5, batch_size=2),
+        "library": partial(
+            attacks.library, Leaning(), x, y, ball, version="custom", attacks=["apgd-ce"]
+        ),
+    }[made]
+    start = time.perf_counter()
+    done = run()
+    passed = time.perf_counter() - start
+    assert passed / 2 < done.seconds <= passed
