@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from wotlab import InternalWassersteinBall, PatchCost, WassersteinBall, attacks, internal
-from wotlab.training import IWDD, Standard, WassersteinAT, checkpoints, fit
+from wotlab import InternalWassersteinBall, LinfBall, PatchCost, WassersteinBall, attacks, internal
+from wotlab.gibbs import Chain
+from wotlab.training import (
+    IWDD,
+    AdversarialTransport,
+    Standard,
+    WassersteinAT,
+    checkpoints,
+    fit,
+)
 from wotlab.training.settings import over_epochs
 
 
@@ -111,3 +119,20 @@ def test_a_critic_climbs():
     assert (gaps[1][1:] > gaps[0][1:]).all() and (gaps[1][1:] > 0).all()
     known = internal.exact(x, z)
     assert torch.allclose(gaps[1][1:], known[1:], rtol=0.5)
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_sample_climbs_its_own_loss_however_many_there_are(together):
+    """A chain along the gradient itself: lam sigma^2 / 2 times that of one image's loss."""
+    x, y = images(4)
+    model, ball = linear(4, 4), LinfBall(0.3)
+    chain = Chain("projected", lam=0.02 / 1e-8, sigma=1e-4)
+    defense = AdversarialTransport(ball, chain)
+    defense.prepare(4)
+    for at in torch.arange(4).split(together):
+        defense.loss(model, x[at], y[at], at)
+    z = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(z), y, reduction="sum"), z)
+    assert slope.abs().max() > 0.5
+    expected = ball.project(x, x + 0.01 * slope)
+    assert torch.allclose(defense.recall(x, torch.arange(4)), expected, atol=1e-3)
