@@ -105,7 +105,13 @@ def test_transformations_that_nobody_chooses_are_the_usual_ones():
     x, y = halves(0.1, 0.2, 0.4)
     runs = [
         attacks.eot(
-            Leaning(), x, y, L2Ball(0.3), steps=2, generator=torch.Generator().manual_seed(0), **more
+            Leaning(),
+            x,
+            y,
+            L2Ball(0.3),
+            steps=2,
+            generator=torch.Generator().manual_seed(0),
+            **more,
         )
         for more in ({}, {"transform": Transformations()}, {"transform": lambda z, generator: z})
     ]

@@ -108,4 +108,3 @@ def test_no_number_is_left_out():
                     if isinstance(p.default, bool | int | float | str) and k not in HARMLESS
                 }
             assert not missing, (name, missing)
-

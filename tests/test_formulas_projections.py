@@ -78,6 +78,21 @@ def test_the_exact_projection_without_the_bound_exceeds_one():
     assert torch.allclose(free.image, free.plan.image(), atol=1e-14)  # no clamp at all
 
 
+@pytest.mark.parametrize(
+    "project", [constrained_sinkhorn, projected_sinkhorn, dual_projection, exact_projection]
+)
+def test_a_black_image_is_not_looked_at(project):
+    """Its budget counts as 0: no iteration, no multiplier, converged; the other is as if alone."""
+    x, w = pair(2, 1, 4, 4, seed=10)
+    x[0] = 0
+    both, other = project(x, w, 0.3, COST), project(x[1:], w[1:], 0.3, COST)
+    assert (both.image[0] == 0).all() and (both.plan.mass[0] == 0).all()
+    assert both.iterations[0] == 0 and both.converged.all() and both.iterations[1] > 0
+    assert torch.allclose(both.image[1:], other.image)
+    black = project(x[:1], w[:1], torch.tensor([0.3]), COST)
+    assert (black.image == 0).all() and black.iterations.tolist() == [0]
+
+
 # The multipliers: what the optimum's conditions say of them
 
 

@@ -11,6 +11,7 @@ from wotlab.gibbs import Chain
 from wotlab.training import (
     IWDD,
     AdversarialTransport,
+    FreeAT,
     Standard,
     WassersteinAT,
     checkpoints,
@@ -136,3 +137,39 @@ def test_a_sample_climbs_its_own_loss_however_many_there_are(together):
     assert slope.abs().max() > 0.5
     expected = ball.project(x, x + 0.01 * slope)
     assert torch.allclose(defense.recall(x, torch.arange(4)), expected, atol=1e-3)
+
+
+def test_features_are_compared_from_the_clean_image_to_the_attacked_one():
+    """0.9 CE + 0.1 KL(p | q), p on the clean, q on the attacked images: Subramanyam (2022)."""
+    x, y = images(4)
+    model = linear(4, 4)
+    features = model[1]
+
+    def elsewhere(model, x, y, ball):
+        return attacks.AttackResult(x / 9, *[None] * 7)
+
+    defense = WassersteinAT(WassersteinBall(0.3), attack=elsewhere, features=features)
+    loss = defense.loss(model, x, y, torch.arange(4))
+    z = x / 9
+    p, q = model(x).softmax(1), model(z).softmax(1)
+    forth, back = ((a * (a / b).log()).sum(1).mean() for a, b in ((p, q), (q, p)))
+    ce = nn.functional.cross_entropy(model(z), y)
+    assert (forth - back).abs() > 1e-3
+    assert torch.allclose(loss, 0.9 * ce + 0.1 * forth, atol=2e-6)
+
+
+def test_free_training_stores_what_its_last_gradient_asks_for():
+    """A checkpoint after the backward pass holds the perturbation that comes next."""
+    x, y = images(4)
+    model, ball = linear(4, 4), LinfBall(0.1)
+    defense = FreeAT(ball, repeats=2)
+    defense.loss(model, x, y, torch.arange(4)).backward()
+    slope = defense.last.grad.clone()
+    stored = defense.state_dict()
+    assert torch.allclose(stored["change"], 0.1 * slope.sign())
+    other = FreeAT(ball, repeats=2)
+    other.load_state_dict(stored)
+    straight, resumed = (d.loss(model, x, y, torch.arange(4)) for d in (defense, other))
+    assert torch.equal(straight, resumed)
+    z = ball.project(x, x + 0.1 * slope.sign())
+    assert torch.allclose(resumed, nn.functional.cross_entropy(model(z), y))
