@@ -48,7 +48,7 @@ def test_attacks_by_plans_report_the_plans_price_and_solve_no_transport(attack, 
 
 
 def test_transferred_images_are_judged_by_the_model_that_is_asked():
-    """The source reads all, and breaks where the lead is below 0.25; the model sees another edge."""
+    """The source reads all, and breaks where the lead is small; the model sees another edge."""
     x, y = halves(0.1, 0.2, 0.4, -0.2)
     source, model = Leaning(), Leaning(lead=-0.1)
     y_model = model(x).argmax(1)
@@ -135,3 +135,17 @@ def test_seconds_are_those_that_passed(made):
     done = run()
     passed = time.perf_counter() - start
     assert passed / 2 < done.seconds <= passed
+
+
+def test_a_random_start_is_of_the_generator_that_is_given():
+    """Also where the gradient is that of many transformations."""
+    x, y = halves(0.1, 0.2, 0.4)
+    attack = partial(attacks.eot, Leaning(), x, y, LinfBall(0.05), steps=1, random_start=True,
+                     transform=lambda z, generator: z, early_stop=False)  # fmt: skip
+    found = []
+    for seed, own in ((0, 5), (1, 5), (1, 6)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found.append(attack(generator=torch.Generator().manual_seed(own), step_size=1e-4))
+    assert torch.equal(found[0].x_adv, found[1].x_adv)
+    assert not torch.equal(found[1].x_adv, found[2].x_adv)

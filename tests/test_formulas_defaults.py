@@ -7,7 +7,9 @@ import inspect
 
 import pytest
 
-from wotlab import attacks, evaluate, internal, ot, plans, projections, training
+from wotlab import PatchCost, attacks, evaluate, internal, ot, plans, projections, training
+from wotlab.gibbs import Chain
+from wotlab.warps import Transformations
 
 CLIMB = {"targeted": False, "loss": "ce", "early_stop": True}
 NUMBERS = {
@@ -79,6 +81,9 @@ NUMBERS = {
     internal.entropic: {"reg": 0.05, "max_iter": 1000},
     internal.sliced: {"directions": 100},
     internal.tiled: {"tile": 32},
+    Transformations: {"rotation": 15.0, "translation": 0.05, "scaling": 0.1, "noise": 0.02},
+    Chain: {"rule": "reflected", "lam": 10.0, "sigma": 0.2, "eta": 0.2},
+    PatchCost: {"size": 3, "stride": 1, "norm": 1},
     plans.certify: {"exact": True, "tolerance": 1e-4},
 }  # fmt: skip
 

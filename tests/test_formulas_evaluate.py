@@ -107,8 +107,8 @@ def test_each_budget_is_tried_on_what_the_last_one_left():
     assert torch.equal(asked[0][1], x[1:]) and torch.equal(asked[1][1], x[4:])
     assert torch.equal(asked[2][1], x[7:]) and torch.equal(asked[2][2], y[7:])
     assert [each.count for each in curve.shares] == [4, 1, 0]
-    assert [left.tolist() for left in curve.left][0] == [False] * 4 + [True] * 4
-    assert [left.tolist() for left in curve.left][1] == [False] * 7 + [True]
+    assert curve.left[0].tolist() == [False] * 4 + [True] * 4
+    assert curve.left[1].tolist() == [False] * 7 + [True]
     assert str(curve).split("\n")[1].startswith("eps 0.2: 12.5% (")
 
 

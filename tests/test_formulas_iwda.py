@@ -53,7 +53,7 @@ def test_a_scale_begins_with_the_change_that_the_one_below_drew_last(monkeypatch
 
 
 def test_images_that_leave_take_their_changes_with_them(monkeypatch):
-    """One of three breaks at the end of the coarse scale; the others go on with their own changes."""
+    """One of three breaks at the end of the coarse scale; the others go on with their own."""
     kept = []
 
     def spy(net, x, coarse, generator):

@@ -127,7 +127,7 @@ def test_the_entropic_projections_multipliers_meet_its_conditions(bound):
 
 
 def test_the_dual_projections_multipliers_meet_its_conditions():
-    """Rows are G - psi C - phi on the simplex; phi only where a pixel is full, psi where eps binds."""
+    """Rows are G - psi C - phi on the simplex, phi at full pixels alone, psi where eps binds."""
     x, w = pair(4, 1, 5, 5, seed=4, step=0.7)
     eps = torch.tensor([0.05, 0.2, 0.4, 50.0], dtype=torch.double)
     found = dual_projection(x, w, eps, COST, tol=1e-9, max_iter=20_000)

@@ -1,4 +1,4 @@
-"""Trainings by hand: who looks at what and when, their own attacks, what a checkpoint is held to."""
+"""Trainings by hand: who looks at what and when, their own attacks, what checkpoints hold."""
 
 from functools import partial
 
