@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wotlab import GroundCost
+from wotlab import GroundCost, TransportPlan, WassersteinBall
 from wotlab.projections import (
     constrained_sinkhorn,
     dual_projection,
@@ -219,3 +219,22 @@ def test_a_warm_price_is_where_the_search_for_the_price_begins():
     zero = {"beta": first.duals["beta"], "psi": torch.zeros_like(first.duals["psi"])}
     found = [constrained_sinkhorn(x, w, 0.1, COST, tol=1e-6, warm=start) for start in (below, zero)]
     assert torch.equal(found[0].image, found[1].image)
+
+
+@pytest.mark.parametrize("name", ["beta", "psi"])
+def test_multipliers_of_other_images_are_refused(name):
+    x, w = pair(2, 1, 4, 4, seed=11)
+    duals = constrained_sinkhorn(x, w, 0.1, COST, max_iter=1).duals
+    for bad in (duals[name][:1], duals[name][..., None], duals[name].tolist(), None):
+        with pytest.raises(ValueError, match=f"warm must hold '{name}' of shape"):
+            constrained_sinkhorn(x, w, 0.1, COST, warm=duals | {name: bad})
+
+
+def test_a_repair_refuses_images_out_of_range():
+    x, _ = pair(2, 1, 4, 4, seed=12)
+    ball = WassersteinBall(0.1, COST)
+    plan = TransportPlan.identity(x, COST)
+    assert torch.allclose(ball.repair(x, plan).image(), x)
+    for bad in (2 * x, x - 1, x / 0):
+        with pytest.raises(ValueError, match="x must"):
+            ball.repair(bad, plan)

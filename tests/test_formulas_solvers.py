@@ -7,9 +7,10 @@ from wotlab import GroundCost, PatchCost, internal, ot
 from wotlab.attacks import pyramid
 from wotlab.attacks.frank_wolfe import bisected_prices
 from wotlab.attacks.prices import plan_at
+from wotlab.internal.critic import PatchCritics
 from wotlab.moves import Moves
 from wotlab.ot.entropic import _relaxation
-from wotlab.projections import Projection
+from wotlab.projections import Projection, budget, constrained_sinkhorn, dual_projection
 
 
 def random(*shape, seed=0):
@@ -117,7 +118,7 @@ def test_the_error_is_looked_at_every_tenth_iteration():
     assert any(count % 20 for count in told)
 
 
-def test_a_divergence_of_a_batch_is_that_of_each():
+def test_a_divergence_of_a_batch_is_that_of_each(recwarn):
     """The law that is hard for itself does not stop early because the others are done."""
     reg, tol = 0.02, 1e-9
     easy = torch.full((1, 12), 1 / 12, dtype=torch.double)
@@ -128,6 +129,7 @@ def test_a_divergence_of_a_batch_is_that_of_each():
     for k in range(2):
         one = ot.sinkhorn_divergence(a[k : k + 1], b[k : k + 1], cost, reg, tol=tol)
         assert float(one) == pytest.approx(float(both[k]), rel=1e-7)
+    assert not recwarn  # that some did not converge
     alike = ot.sinkhorn_divergence(a, a.flip(0), cost, reg, tol=tol)
     assert float(alike[0]) == pytest.approx(float(alike[1]), rel=1e-6)
 
@@ -179,3 +181,42 @@ def test_a_projection_without_multipliers_has_none():
     x = random(1, 1, 2, 2)
     assert Projection(x, None).duals == {}
     assert Projection(x, None).duals is not Projection(x, None).duals
+
+
+def test_generators_begin_with_hes_weights_and_a_last_layer_of_zero():
+    """Deviation sqrt(2 / (n 9)) from n channels: what goes in comes out as large."""
+    net = pyramid.Generators(20, 3, like=torch.zeros(1), generator=torch.Generator().manual_seed(0))
+    for k, n in enumerate((9, 32, 32)):
+        weight = getattr(net, f"weight{k}")
+        assert float(weight.detach().std()) == pytest.approx((2 / (9 * n)) ** 0.5, rel=0.02)
+    assert (net.weight3 == 0).all()
+    assert all((getattr(net, f"bias{k}") == 0).all() for k in range(4))
+
+
+def test_critics_begin_with_hes_weights():
+    net = PatchCritics(20, 27, like=torch.zeros(1), generator=torch.Generator().manual_seed(0))
+    for k, n in enumerate((27, 64, 64)):
+        weight = getattr(net, f"weight{k}")
+        assert float(weight.detach().std()) == pytest.approx((2 / n) ** 0.5, rel=0.05)
+        assert (getattr(net, f"bias{k}") == 0).all()
+
+
+@pytest.mark.parametrize("project", [constrained_sinkhorn, dual_projection])
+def test_the_search_for_the_price_is_told_the_right_slope(project, monkeypatch):
+    """Newton's method needs the cost's derivative in the price; a wrong one only makes it slow."""
+    checked, real = [], budget.price
+
+    def price(spent, eps, psi, slack):
+        near = psi + 0.1 + torch.linspace(0, 1, len(psi), dtype=torch.double)
+        _, slope = spent(near)
+        h = 1e-6
+        rise = (spent(near + h)[0] - spent(near - h)[0]) / (2 * h)
+        checked.append(torch.allclose(slope, rise, rtol=1e-3, atol=1e-5))
+        return real(spent, eps, psi, slack)
+
+    monkeypatch.setattr(budget, "price", price)
+    x = random(3, 1, 4, 4)
+    w = x + 2 * (random(3, 1, 4, 4, seed=1) - 0.5)
+    w = 20 * w if project is dual_projection else w
+    project(x, w, 0.1, GroundCost(3), max_iter=4)
+    assert len(checked) >= 4 and all(checked)

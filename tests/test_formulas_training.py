@@ -173,3 +173,11 @@ def test_free_training_stores_what_its_last_gradient_asks_for():
     assert torch.equal(straight, resumed)
     z = ball.project(x, x + 0.1 * slope.sign())
     assert torch.allclose(resumed, nn.functional.cross_entropy(model(z), y))
+
+
+def test_a_refused_checkpoint_says_what_was_then_and_what_is_now(tmp_path):
+    x, y = images(8)
+    options = {"epochs": 1, "lr": 0.1, "progress": False, "checkpoint": tmp_path / "c.pt"}
+    fit(linear(4, 4), (x, y), Standard(), batch_size=4, **options)
+    with pytest.raises(ValueError, match=r"\(then 4, now 2\)"):
+        fit(linear(4, 4), (x, y), Standard(), batch_size=2, **options)
