@@ -11,6 +11,7 @@ from wotlab.internal.critic import PatchCritics
 from wotlab.moves import Moves
 from wotlab.ot.entropic import _relaxation
 from wotlab.projections import Projection, budget, constrained_sinkhorn, dual_projection
+from wotlab.training.generative import Generator
 
 
 def random(*shape, seed=0):
@@ -121,7 +122,8 @@ def test_the_error_is_looked_at_every_tenth_iteration():
 def test_a_divergence_of_a_batch_is_that_of_each(recwarn):
     """The law that is hard for itself does not stop early because the others are done."""
     reg, tol = 0.02, 1e-9
-    easy = torch.full((1, 12), 1 / 12, dtype=torch.double)
+    easy = torch.zeros(1, 12, dtype=torch.double)
+    easy[0, 4] = 1  # done at once: all its mass stays where it is
     hard, other, cost = spread(3)
     hard = hard**6 / (hard**6).sum()
     a, b = torch.cat([easy, hard]), torch.cat([other, other])
@@ -191,6 +193,18 @@ def test_generators_begin_with_hes_weights_and_a_last_layer_of_zero():
         assert float(weight.detach().std()) == pytest.approx((2 / (9 * n)) ** 0.5, rel=0.02)
     assert (net.weight3 == 0).all()
     assert all((getattr(net, f"bias{k}") == 0).all() for k in range(4))
+
+
+def test_the_one_generator_adds_a_twentieth_and_stays_in_range():
+    """x at first, whatever the noise; then x + 0.05 of the last layer, between 0 and 1."""
+    torch.manual_seed(0)
+    net = Generator(1, like=torch.zeros(1))
+    x, noise = random(2, 1, 5, 5).float(), random(2, 1, 5, 5, seed=1).float()
+    assert torch.equal(net(x, noise), x)
+    with torch.no_grad():
+        net.bias3.fill_(3.0)
+    assert torch.allclose(net(x, noise), (x + 0.15).clamp(max=1))
+    assert (x + 0.15).max() > 1
 
 
 def test_critics_begin_with_hes_weights():
