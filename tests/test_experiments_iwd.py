@@ -34,6 +34,8 @@ def run(tmp_path, monkeypatch):
     write_images(tmp_path / "colours", "abc", {"train": 12, "test": 4}, 32)
     for name, value in (("FIRST", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1)):
         monkeypatch.setattr(iwd_networks, name, value)
+    monkeypatch.setattr(iwd_networks, "SMALL", "colours")
+    monkeypatch.setitem(frame.TITLES, "colours", "three colours")
     monkeypatch.setattr(iwd, "FEW", 6)
     monkeypatch.setattr(iwd_tables, "MANY", 6)
     monkeypatch.setattr(iwd, "DISTANCES", (0.4, 27.0))

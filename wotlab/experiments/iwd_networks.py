@@ -29,6 +29,7 @@ from wotlab.training.defenses import madry
 
 LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap
+SMALL = "cifar10"  # what the small network is trained on
 SIDES = {"resnet101": 224, "inception-v3": 299}
 # Short trainings: epochs of a network without a defense, then of rows from it, images and steps.
 FIRST, IMAGES, EPOCHS, STEPS = 4, 5_000, 2, 5
@@ -104,4 +105,4 @@ def settings(run: Run) -> Iterator[Setting]:
     if run.device.type == "cuda" and (run.data / "imagenet").is_dir():
         for network, size in SIDES.items():
             yield Setting(replace(run, dataset="imagenet10", size=size), network)
-    yield Setting(replace(run, dataset="cifar10"), "cifar-small")
+    yield Setting(replace(run, dataset=SMALL), "cifar-small")
