@@ -197,12 +197,16 @@ def test_defenses_train_and_go_on_where_they_were_stopped(make, digits, tmp_path
 
 
 def test_evaluation(case):
-    model, x, y = (part.cuda() for part in case)
+    model, x, y = (part.cuda() for part in copy.deepcopy(case))
     curve = evaluate.accuracy_curve(model, x, y, attacks.pgd, LINF, [0.0, 0.1, 0.3])
     assert curve.shares[0].value == evaluate.accuracy(model, (x, y)).value
     assert curve.shares[2].value < 1
-    weak = evaluate.sanity(model, x, y, attacks.pgd, LINF, far=1.0)
-    assert all(isinstance(doubt, evaluate.Doubt) for doubt in weak)
+    short = partial(attacks.pgd, steps=1, step_size=0.01)  # which moves a tenth of eps
+    here, there = (
+        [doubt.check for doubt in evaluate.sanity(*parts, short, LINF, generator=seeded())]
+        for parts in (case, (model, x, y))
+    )
+    assert here == there and "short steps" in here
 
 
 def test_weights_from_a_gpu_are_read_anywhere(tmp_path):
