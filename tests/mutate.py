@@ -1,6 +1,6 @@
 """Mistakes on purpose: do the tests notice?
 
-    .venv/bin/python tests/mutate.py [--only SUBSTRING] [--count N] [--seed S] [--out FILE]
+    .venv/bin/python tests/mutate.py [--only SUBSTRING] [--count N] [--seconds T] [--again]
 
 makes plausible mistakes in the attacks, defenses, projections, evaluations and solvers, one at a
 time, runs the tests that execute the changed line, and lists the mistakes that no test noticed.
@@ -20,8 +20,7 @@ sys.path[:0] = [str(HERE.parent)]  # the package of this checkout
 from mutations import trials  # noqa: E402
 from mutations.mistakes import Mistake, chosen  # noqa: E402
 
-SECONDS = 25.0  # of tests a mistake, the quickest first
-LONGEST = 60.0  # of the processor, then it counts as noticed
+LONGEST = 4.0  # times the seconds of the tests: who takes longer counts as noticed
 HARMLESS = HERE / "mutations" / "harmless.txt"
 
 
@@ -51,28 +50,36 @@ def record(mistake: Mistake, tests: list[str], result: dict | None, seconds: flo
     }
 
 
-def run(todo: list[Mistake], out: Path, processes: int) -> None:
+def run(todo: list[Mistake], out: Path, processes: int, seconds: float) -> None:
     """Try the mistakes, `processes` at a time, and append each one's record to the file."""
     lines = trials.Coverage(say)
     begin, queue, running, done = time.monotonic(), list(todo), [], 0
+
+    def keep(kept: dict) -> None:
+        nonlocal done
+        with out.open("a") as file:
+            file.write(json.dumps(kept) + "\n")
+        done += 1
+        rate = (time.monotonic() - begin) / done
+        mark = "noticed " if kept["noticed"] else "SURVIVED"
+        say(f"{done}/{len(todo)} {rate:.1f} s each  {mark} {shown(kept)}")
+
     while queue or running:
         while queue and len(running) < processes:
             mistake = queue.pop(0)
-            tests = lines.tests(mistake, SECONDS)
-            running.append((mistake, tests, trials.trial(mistake, tests, LONGEST)))
+            tests = lines.tests(mistake, seconds)
+            if not tests:  # pytest without a test would run them all
+                keep(record(mistake, tests, None, 0.0))
+                continue
+            trial = trials.trial(mistake, tests, LONGEST * max(seconds, lines.spent(tests)))
+            running.append((mistake, tests, trial))
         time.sleep(0.02)
         for one in [r for r in running if r[2].done()]:
             running.remove(one)
             mistake, tests, fork = one
             if fork.result and fork.result["status"] not in (0, 1, 2, 4):
                 raise RuntimeError(f"pytest itself failed on {mistake.key}: {fork.result}")
-            kept = record(mistake, tests, fork.result, fork.seconds)
-            with out.open("a") as file:
-                file.write(json.dumps(kept) + "\n")
-            done += 1
-            rate = (time.monotonic() - begin) / done
-            mark = "noticed " if kept["noticed"] else "SURVIVED"
-            say(f"{done}/{len(todo)} {rate:.1f} s each  {mark} {shown(kept)}")
+            keep(record(mistake, tests, fork.result, fork.seconds))
 
 
 def shown(kept: dict) -> str:
@@ -87,6 +94,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another choice of mistakes")
     parser.add_argument("--out", type=Path, default=HERE.parent / "_build" / "mutations.jsonl")
     parser.add_argument("--processes", type=int, default=2, help="mistakes at a time")
+    parser.add_argument("--seconds", type=float, default=25, help="of tests for each mistake")
     parser.add_argument("--again", action="store_true", help="try the survivors once more")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +106,7 @@ def main() -> int:
     start = time.monotonic()
     if todo:
         trials.preload()
-        run(todo, given.out, given.processes)
+        run(todo, given.out, given.processes, given.seconds)
     report(wanted, read(given.out), known, time.monotonic() - start)
     return 0
 
