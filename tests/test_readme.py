@@ -89,14 +89,15 @@ def test_every_success_is_certified():
 
 
 def test_speed_of_attacks_is_the_records():
-    for what in ("radius-speed", "attack-speed"):
-        records = read(what)
-        assert records
-        for record in records:
-            if what == "radius-speed" or record.case.endswith("quick"):
-                theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
-                cell = f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s"
-                assert cell in README, cell
+    shown = [r for r in read("radius-speed") if "-repaired-" in r.case]
+    shown += [r for r in read("attack-speed") if "-frank-wolfe-100-" in r.case]
+    assert len(shown) == 12
+    for record in shown:
+        theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
+        assert f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s" in README, record.case
+    published = [r for r in read("radius-speed") if "-published-" in r.case]
+    # with no image inside its ball the mean is that of the largest budget
+    assert all(r.details["theirs_mean_certified"] == 2 for r in published)
     (memory,) = read("attack-memory")
     assert f"{memory.value / 1024:.1f} GiB" in README
     assert memory.value < 2 * 1024
