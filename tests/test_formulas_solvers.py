@@ -233,3 +233,11 @@ def test_the_search_for_the_price_is_told_the_right_slope(project, monkeypatch):
     w = 20 * w if project is dual_projection else w
     project(x, w, 0.1, GroundCost(3), max_iter=4)
     assert len(checked) >= 4 and all(checked)
+
+
+def test_exact_costs_warn_only_where_they_could_not_be_solved(recwarn):
+    a, b, cost = spread()
+    assert ot.exact(a, b, cost).converged.all() and not recwarn
+    x = random(2, 1, 3, 3)
+    ot.wasserstein_distance(x, x.flip(3))
+    assert not recwarn

@@ -12,6 +12,7 @@ from wotlab.training import (
     IWDD,
     AdversarialTransport,
     FreeAT,
+    JointTransport,
     Standard,
     WassersteinAT,
     checkpoints,
@@ -181,3 +182,12 @@ def test_a_refused_checkpoint_says_what_was_then_and_what_is_now(tmp_path):
     fit(linear(4, 4), (x, y), Standard(), batch_size=4, **options)
     with pytest.raises(ValueError, match=r"\(then 4, now 2\)"):
         fit(linear(4, 4), (x, y), Standard(), batch_size=2, **options)
+
+
+def test_one_class_with_the_same_share_on_both_sides_does_not_excuse_the_others():
+    term = JointTransport("entropic", match_labels=True)
+    u = (torch.rand(4, 5), torch.rand(4, 3))
+    left, right = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
+    with pytest.raises(ValueError, match="class 0 has 50% of the clean batch and 25%"):
+        term(u, u, (left, right))
+    assert term(u, u, (left, left.flip(0))).isfinite()
