@@ -91,6 +91,7 @@ def test_a_black_image_is_not_looked_at(project):
     assert (both.image[0] == 0).all() and (both.plan.mass[0] == 0).all()
     assert both.iterations[0] == 0 and both.converged.all() and both.iterations[1] > 0
     assert torch.allclose(both.image[1:], other.image)
+    assert all(value.isfinite().all() for value in both.duals.values())
     black = project(x[:1], w[:1], torch.tensor([0.3]), COST)
     assert (black.image == 0).all() and black.iterations.tolist() == [0]
 
