@@ -149,3 +149,18 @@ def test_a_random_start_is_of_the_generator_that_is_given():
             found.append(attack(generator=torch.Generator().manual_seed(own), step_size=1e-4))
     assert torch.equal(found[0].x_adv, found[1].x_adv)
     assert not torch.equal(found[1].x_adv, found[2].x_adv)
+
+
+def test_transferred_images_are_judged_in_single_precision():
+    """Half precision would let an image count that is outside by half a thousandth."""
+    x, y = halves(0.1, 0.2)
+    x, source = x.half(), Leaning()
+
+    def attack(model, x, y, ball):
+        done = attacks.pgd(model, x, y, LinfBall(ball.eps + 5e-4), steps=1, step_size=1.0)
+        return done
+
+    done = attacks.transfer(Leaning(), x, y, LinfBall(0.15), source=source, attack=attack)
+    assert (Leaning()(done.x_adv).argmax(1) != y).all()
+    assert not done.success.any() and done.x_adv.dtype == torch.float32
+    assert done.mass_error.dtype == torch.float32

@@ -1,5 +1,7 @@
 """Projections stopped early, their multipliers and the numbers that they use unless told others."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -89,6 +91,7 @@ def test_a_black_image_is_not_looked_at(project):
     assert (both.image[0] == 0).all() and (both.plan.mass[0] == 0).all()
     assert both.iterations[0] == 0 and both.converged.all() and both.iterations[1] > 0
     assert torch.allclose(both.image[1:], other.image)
+    assert all(value.isfinite().all() for value in both.duals.values())
     black = project(x[:1], w[:1], torch.tensor([0.3]), COST)
     assert (black.image == 0).all() and black.iterations.tolist() == [0]
 
@@ -238,3 +241,26 @@ def test_a_repair_refuses_images_out_of_range():
     for bad in (2 * x, x - 1, x / 0):
         with pytest.raises(ValueError, match="x must"):
             ball.repair(bad, plan)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-5])
+def test_the_dual_rule_stops_where_the_dual_stands_still(tol):
+    """lam/2 |w - z|^2 + <beta, z> + sum x log(x / Z) - psi eps, by the multipliers of a turn."""
+    x, w = pair(1, 1, 4, 4, seed=13, step=0.6)
+    lam, eps = 50.0, 0.1
+    mass = x.sum()
+    prices = COST.costs(4, 4, dtype=torch.double)[:, None, None]
+
+    def dual(turn):
+        found = projected_sinkhorn(x, w, eps, COST, lam=lam, tol=tol, max_iter=turn)
+        beta, psi = found.duals["beta"], found.duals["psi"]
+        score = (COST.gather(beta) - psi * prices).masked_fill(~COST.inside(4, 4), -torch.inf)
+        start = torch.where(x > 0, x / mass * ((x / mass).log() - score.logsumexp(2)), 0).sum()
+        z = found.image / mass
+        ends = lam / 2 * (w / mass - z).square() + beta * z
+        return float(ends.sum() + start - psi * eps)
+
+    last = int(projected_sinkhorn(x, w, eps, COST, lam=lam, tol=tol).iterations)
+    values = [dual(turn) for turn in range(1, last + 1)]
+    still = [abs(b - a) <= tol * abs(b) for a, b in pairwise(values)]
+    assert last > 2 and still == [False] * (last - 2) + [True]

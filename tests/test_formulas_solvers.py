@@ -197,7 +197,6 @@ def test_generators_begin_with_hes_weights_and_a_last_layer_of_zero():
 
 def test_the_one_generator_adds_a_twentieth_and_stays_in_range():
     """x at first, whatever the noise; then x + 0.05 of the last layer, between 0 and 1."""
-    torch.manual_seed(0)
     net = Generator(1, like=torch.zeros(1))
     x, noise = random(2, 1, 5, 5).float(), random(2, 1, 5, 5, seed=1).float()
     assert torch.equal(net(x, noise), x)
@@ -234,3 +233,11 @@ def test_the_search_for_the_price_is_told_the_right_slope(project, monkeypatch):
     w = 20 * w if project is dual_projection else w
     project(x, w, 0.1, GroundCost(3), max_iter=4)
     assert len(checked) >= 4 and all(checked)
+
+
+def test_exact_costs_warn_only_where_they_could_not_be_solved(recwarn):
+    a, b, cost = spread()
+    assert ot.exact(a, b, cost).converged.all() and not recwarn
+    x = random(2, 1, 3, 3)
+    ot.wasserstein_distance(x, x.flip(3))
+    assert not recwarn

@@ -1,5 +1,6 @@
 """Trainings by hand: who looks at what and when, their own attacks, what checkpoints hold."""
 
+import time
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from wotlab.training import (
     IWDD,
     AdversarialTransport,
     FreeAT,
+    JointTransport,
     Standard,
     WassersteinAT,
     checkpoints,
@@ -66,19 +68,19 @@ def linear(*shape):
     return model
 
 
-@pytest.mark.parametrize(
-    ("defense", "written_out"),
-    [
-        (
-            WassersteinAT(WassersteinBall(0.3)),
-            partial(attacks.mirror_ascent, steps=6, step_size=4.0),
-        ),
-        (IWDD(InternalWassersteinBall(2.0)), partial(attacks.pgd, steps=10)),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_their_own_attacks_go_on_after_an_image_is_broken(defense, written_out):
-    x, _ = images(4)
+OWN = {
+    "WassersteinAT": (
+        lambda: WassersteinAT(WassersteinBall(0.3)),
+        partial(attacks.mirror_ascent, steps=6, step_size=4.0),
+    ),
+    "IWDD": (lambda: IWDD(InternalWassersteinBall(2.0)), partial(attacks.pgd, steps=10)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_their_own_attacks_go_on_after_an_image_is_broken(name):
+    make, written_out = OWN[name]
+    defense, (x, _) = make(), images(4)
     model = linear(4, 4)
     y = model(x).argmax(1)
     made = defense.attacked(model, x, y)
@@ -181,3 +183,29 @@ def test_a_refused_checkpoint_says_what_was_then_and_what_is_now(tmp_path):
     fit(linear(4, 4), (x, y), Standard(), batch_size=4, **options)
     with pytest.raises(ValueError, match=r"\(then 4, now 2\)"):
         fit(linear(4, 4), (x, y), Standard(), batch_size=2, **options)
+
+
+def test_one_class_with_the_same_share_on_both_sides_does_not_excuse_the_others():
+    term = JointTransport("entropic", match_labels=True)
+    u = (torch.rand(4, 5), torch.rand(4, 3))
+    left, right = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
+    with pytest.raises(ValueError, match="class 0 has 50% of the clean batch and 25%"):
+        term(u, u, (left, right))
+    assert term(u, u, (left, left.flip(0))).isfinite()
+
+
+@pytest.mark.parametrize(("save_every", "saves"), [(300.0, 1), (0.0001, 5)])
+def test_long_epochs_are_saved_on_the_way(save_every, saves, tmp_path, monkeypatch):
+    """After each of four minibatches that is due, and at the end; never without a file."""
+    made = []
+    monkeypatch.setattr(checkpoints, "save", lambda *given: (made.append(1), time.sleep(0.001)))
+
+    def run(**options):
+        slow = linear(4, 4)
+        slow.register_forward_hook(lambda *given: time.sleep(0.002))
+        fit(slow, images(8), Standard(), epochs=1, batch_size=2, lr=0.1, progress=False, **options)
+
+    run(checkpoint=tmp_path / "c.pt", save_every=save_every)
+    assert len(made) == saves
+    run()
+    assert len(made) == saves
