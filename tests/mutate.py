@@ -1,6 +1,6 @@
 """Mistakes on purpose: do the tests notice?
 
-    .venv/bin/python tests/mutate.py [--only SUBSTRING] [--count N] [--seconds T] [--again]
+    .venv/bin/python tests/mutate.py [--count N] [--seed S] [--seconds T] [--out FILE] [--again]
 
 makes plausible mistakes in the attacks, defenses, projections, evaluations and solvers, one at a
 time, runs the tests that execute the changed line, and lists the mistakes that no test noticed.

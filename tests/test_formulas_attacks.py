@@ -164,3 +164,19 @@ def test_transferred_images_are_judged_in_single_precision():
     assert (Leaning()(done.x_adv).argmax(1) != y).all()
     assert not done.success.any() and done.x_adv.dtype == torch.float32
     assert done.mass_error.dtype == torch.float32
+
+
+def test_the_last_image_is_kept_and_what_was_misread_stays_as_it_was():
+    """Whether it breaks or not; the first offer is the clean image and its own loss."""
+    found, index = ascent.Last(torch.zeros(3, 1, 1, 1)), torch.arange(3)
+    found.misread = torch.tensor([False, True, False])
+    for t, loss in ((0, 5.0), (1, 9.0), (2, 1.0)):
+        some = index if t < 2 else index[:2]
+        z = torch.full((len(some), 1, 1, 1), t / 10)
+        broken = torch.tensor([t == 1, True, False])[: len(some)]
+        go_on = found.offer(some, z, broken, 0.3 + z.flatten(), loss + z.flatten(), t)
+        assert go_on.all() and len(go_on) == len(some)
+    assert found.x_adv.flatten().tolist() == pytest.approx([0.2, 0.0, 0.1])
+    assert found.broken.tolist() == [False, True, False] and found.steps.tolist() == [2, 0, 1]
+    assert found.loss.tolist() == pytest.approx([1.2, 5.0, 9.1])
+    assert found.cost.tolist() == pytest.approx([0.5, 0.3, 0.4])

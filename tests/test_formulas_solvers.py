@@ -241,3 +241,19 @@ def test_exact_costs_warn_only_where_they_could_not_be_solved(recwarn):
     x = random(2, 1, 3, 3)
     ot.wasserstein_distance(x, x.flip(3))
     assert not recwarn
+
+
+def test_no_assignment_is_solved_where_the_nearest_patches_all_differ(monkeypatch):
+    """The nearest ones are then the best matching; where two share one, it has to be solved."""
+
+    def solve(block):
+        assert len(block) == 0, "solved"
+        return []
+
+    monkeypatch.setitem(internal.matching.__globals__, "solve", solve)
+    x = 0.1 + 0.8 * random(2, 1, 6, 6)
+    z = x + 0.001 * (random(2, 1, 6, 6, seed=1) - 0.5)
+    alike = (x - z).unfold(2, 3, 1).unfold(3, 3, 1).abs().sum((4, 5)).mean((1, 2, 3))
+    assert torch.allclose(internal.exact(x, z), alike)
+    with pytest.raises(AssertionError, match="solved"):
+        internal.exact(x, torch.full_like(x, 0.5))
