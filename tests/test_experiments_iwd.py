@@ -113,7 +113,7 @@ def test_defenses_go_on_from_one_network(run, monkeypatch):
     monkeypatch.setattr(iwd_tables, "JUDGES", {"pgd-10": iwd_tables.JUDGES["pgd-10"]})
     iwd_tables.defend(run)
     rows = found("iwd-table-3", run)
-    names = ("natural", "free", "fast", "pgd", "trades", "mart", "iwdd")
+    names = ("natural", "free", "fast", "pgd", "trades", "mart", "iwdd", "iwdd-generator")
     assert set(rows) == {f"{name}-{judge}" for name in names for judge in ("clean", "pgd-10")}
     assert rows["iwdd-clean"].details["start"] == "cifar-small-natural"
     assert "InternalWassersteinBall(eps=0.1" in rows["iwdd-clean"].details["defense_ball"]
