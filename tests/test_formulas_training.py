@@ -1,16 +1,20 @@
 """Trainings by hand: who looks at what and when, their own attacks, what checkpoints hold."""
 
+import os
 import time
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from wotlab import InternalWassersteinBall, LinfBall, PatchCost, WassersteinBall, attacks, internal
 from wotlab.gibbs import Chain
 from wotlab.training import (
+    GOT,
     IWDD,
+    PGDAT,
     AdversarialTransport,
     FreeAT,
     JointTransport,
@@ -19,6 +23,8 @@ from wotlab.training import (
     checkpoints,
     fit,
 )
+from wotlab.training.batches import Places
+from wotlab.training.got import linear as linear_potential
 from wotlab.training.settings import over_epochs
 
 
@@ -209,3 +215,31 @@ def test_long_epochs_are_saved_on_the_way(save_every, saves, tmp_path, monkeypat
     assert len(made) == saves
     run()
     assert len(made) == saves
+
+
+def test_the_order_of_an_epoch_is_that_of_a_plain_shuffled_loader():
+    loader = DataLoader(
+        torch.arange(23), 5, shuffle=True, generator=torch.Generator().manual_seed(7)
+    )
+    assert list(Places(23, 5, 7)) == [part.tolist() for part in loader]
+
+
+def test_a_checkpoint_is_written_beside_itself_under_its_own_name(tmp_path, monkeypatch):
+    """Two trainings may keep theirs in one folder."""
+    made, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (made.append((a, b)), real(a, b)))
+    for name in ("a.pt", "b.pt"):
+        checkpoints.save(tmp_path / name, {}, {"run": {}})
+    assert made == [(tmp_path / f"{n}.part", tmp_path / n) for n in ("a.pt", "b.pt")]
+
+
+def test_the_potential_of_got_climbs_the_term_between_clean_and_attacked():
+    """Adam's first step is its rate along the sign of the gradient, from phi = 0."""
+    draw = torch.Generator().manual_seed(0)
+    u, v = ((torch.randn(6, 4, generator=draw), torch.randn(6, 3, generator=draw)) for _ in "uv")
+    y, defense = torch.arange(6) % 3, GOT(PGDAT(LinfBall(0.1)), rate=0.01)
+    defense.climb(u, v, y)
+    zero = linear_potential(4)
+    (slope,) = torch.autograd.grad(defense.term(u, v, (y, y), zero), [zero.weight])
+    assert slope.abs().min() > 1e-4
+    assert torch.allclose(defense.phi.weight, 0.01 * slope.sign(), rtol=1e-3)
