@@ -160,7 +160,6 @@ def check(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> None:
             "model must be differentiable; its output does not depend on x (a no_grad or detach "
             "inside?)"
         )
-    logits = logits.detach()
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("model returns NaN or infinity on x; check its weights")
     if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
