@@ -32,7 +32,7 @@ elsewhere: alone
 	$(call CHECK,elsewhere)
 
 portable: elsewhere
-	$(call CHECK,threads)
+	$(call CHECK,threads) --maxprocesses=1 # two threads each are enough for two cores
 
 # Run the notebooks in place and store what they gave.
 execute: .venv/installed
