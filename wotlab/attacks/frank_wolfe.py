@@ -30,11 +30,15 @@ class FrankWolfe:
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
+        self.follow(gradient, t)
+        self.shares, z = repair(self.moves, self.shares, self.budget)
+        return z, self.moves.cost(self.shares)
+
+    def follow(self, gradient: Tensor, t: int) -> None:
+        """Move the plan a share 2 / (t + 2) of the way to the oracle's."""
         share = 2 / (t + 2)
         vertex = self.oracle(self.moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
         self.shares = (1 - share) * self.shares + share * vertex
-        self.shares, z = repair(self.moves, self.shares, self.budget)
-        return z, self.moves.cost(self.shares)
 
     def oracle(self, scores: Tensor, share: float) -> Tensor:
         """The plan of cost eps that is best for the scores, at the prices of full pixels."""
@@ -69,11 +73,9 @@ class Published(FrankWolfe):
     def step(
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        moves, share = self.moves, 2 / (t + 2)
+        moves = self.moves
         # the network sees the plan's image clamped, and no slope passes where the clamp holds
-        gradient = torch.where(moves.send(self.shares) > 1, 0, gradient)
-        vertex = self.oracle(moves.read(self.ball.step(gradient, 1.0) / self.gamma), share)
-        self.shares = (1 - share) * self.shares + share * vertex
+        self.follow(torch.where(moves.send(self.shares) > 1, 0, gradient), t)
         if t < self.steps - 1:
             return moves.send(self.shares).clamp(0, 1), moves.cost(self.shares)
         done = dual_projection(

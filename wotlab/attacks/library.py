@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wotlab import checks
 from wotlab.attacks.ascent import Found
-from wotlab.attacks.objective import are_right, attacked, check, dtype_of, logits_of, wide
+from wotlab.attacks.objective import are_right, attacked, check, logits_of, wide
 from wotlab.attacks.result import AttackResult, judge
 from wotlab.balls import L2Ball, LinfBall
 
@@ -44,7 +44,7 @@ class _FourClasses(_Cast):
 
 
 def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
-    others = model(x[:1].to(dtype_of(model, x))).shape[1] - 1
+    others = logits_of(model, x[:1]).shape[1] - 1
     model, x = _FourClasses(model), x.float()
     norm = "Linf" if isinstance(ball, LinfBall) else "L2"
     run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
@@ -147,7 +147,8 @@ def library(
         known = " or ".join(kind.__name__ for kind in balls)
         raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
     checks.count("batch_size", batch_size)
-    found, x = Found(wide(x)), wide(x)
+    x = wide(x)
+    found = Found(x)
     with attacked(model), torch.random.fork_rng(range(torch.cuda.device_count())):
         check(model, x, y)
         torch.manual_seed(seed)

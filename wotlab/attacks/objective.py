@@ -109,19 +109,32 @@ def objective_of(model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: s
     return Objective(model, y, targeted, loss, logits_of(model, x) if loss == "kl" else None)
 
 
+Modes = list[tuple[nn.Module, bool]]
+
+
+def modes_of(model: nn.Module) -> Modes:
+    """Each part of a network with its mode."""
+    return [(part, part.training) for part in model.modules()]
+
+
+def put(modes: Modes) -> None:
+    """Put each part into its mode."""
+    for part, mode in modes:
+        part.training = mode
+
+
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, and every part of it back in its own mode afterwards."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    modes = [(part, part.training) for part in model.modules()]
+    modes = modes_of(model)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        put(modes)
 
 
 def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import BatchNorm1d
 
 from wotlab import checks
-from wotlab.attacks.objective import attacked
+from wotlab.attacks.objective import attacked, modes_of, put
 from wotlab.plans import TOLERANCE
-
-Modes = list[tuple[nn.Module, bool]]
 
 
 def check_model(model: nn.Module) -> None:
@@ -36,17 +34,6 @@ def check_model(model: nn.Module) -> None:
         put(modes)
     if torch.is_inference_mode_enabled():
         raise ValueError("fit needs gradients: call it outside of torch.inference_mode()")
-
-
-def modes_of(model: nn.Module) -> Modes:
-    """Each part of a network with its mode."""
-    return [(part, part.training) for part in model.modules()]
-
-
-def put(modes: Modes) -> None:
-    """Put each part into its mode."""
-    for part, mode in modes:
-        part.training = mode
 
 
 @contextmanager
