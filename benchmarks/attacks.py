@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 import wotlab
 from wotlab import WassersteinBall, attacks, certify, models, projections
-from wotlab.attacks.ascent import Last, attack, climber
-from wotlab.attacks.frank_wolfe import Published
+from wotlab.attacks._frank_wolfe import Published
+from wotlab.attacks._loop import Last, attack, climber
+from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
-from wotlab.experiments.frame import NETWORKS
-from wotlab.plans import TOLERANCE
+from wotlab.experiments.runner import NETWORKS
 
 EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
 RADIUS = {"quick": {"patience": 1}, "thorough": {}}
@@ -50,7 +50,7 @@ HU = {
     "repaired": {},
 }
 SUBRAMANYAM = {
-    variant: partial(projections.unbalanced_sinkhorn, variant=variant, iterations=10)
+    variant: partial(projections.unbalanced_sinkhorn, variant=variant, max_iter=10)
     for variant in ("printed", "corrected")
 }
 STEP = {"rule": "sign", "step_size": 0.02, "steps": 10}  # Subramanyam's

@@ -2,7 +2,7 @@
 
 A batch of 32 pieces of 32x32 of scikit-learn's photographs, 3x3 sliding patches, against the same
 with noise and against other pieces: beside POT's network simplex on the same assignment problems,
-and beside SciPy's `linear_sum_assignment`, which `internal.exact` itself calls, after it has taken
+and beside SciPy's `linear_sum_assignment`, which `iwd.exact` itself calls, after it has taken
 potentials off the costs. The rivals get the costs that wotlab computes, and are timed with them.
 Then IWDA with its defaults, without early stop, on one piece of 64x64, on a GPU also on 16 at once.
 
@@ -15,7 +15,7 @@ from common import in_turns, options, parse, save
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from wotlab import InternalWassersteinBall, PatchCost, attacks, data, internal, models
+from wotlab import InternalWassersteinBall, PatchCost, attacks, data, iwd, models
 
 SAMPLES = "pieces of scikit-learn's photographs"
 
@@ -55,7 +55,7 @@ def distances(given) -> None:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     for case, z in {"noise": (x + 0.03 * noise).clamp(0, 1), "other-pieces": x.roll(1, 0)}.items():
         works = {
-            "ours": lambda z=z: internal.exact(x, z),
+            "ours": lambda z=z: iwd.exact(x, z),
             "pot": lambda z=z: one_by_one(by_pot, x, z),
             "scipy": lambda z=z: one_by_one(by_scipy, x, z),
         }

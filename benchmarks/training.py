@@ -14,7 +14,7 @@ from common import in_turns, mnist, options, parse, save
 
 from wotlab import models, training
 from wotlab.experiments.dro import DEFENSES
-from wotlab.experiments.linf import Trial
+from wotlab.experiments.trials import Trial
 
 
 def epoch(x: torch.Tensor, y: torch.Tensor, make, each: int) -> None:

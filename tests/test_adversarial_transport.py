@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from wotlab import LinfBall
 from wotlab.gibbs import Chain
-from wotlab.training import AdversarialTransport, adversarial_transport
+from wotlab.training import AdversarialTransport
+from wotlab.training import _adversarial_transport as adversarial_transport
 
 BALL = LinfBall(0.15)
 STILL = Chain("sign", sigma=1e-12, eta=1e-12)

@@ -24,7 +24,7 @@ PROJECTIONS = (
     {  # at the published weights the unbalanced one moves no mass
         name: getattr(wotlab.projections, name) for name in wotlab.projections.__all__[1:]
     }
-    | {"unbalanced_sinkhorn": partial(wotlab.projections.unbalanced_sinkhorn, eta=0.05, tau=2.0)}
+    | {"unbalanced_sinkhorn": partial(wotlab.projections.unbalanced_sinkhorn, reg=0.05, tau=2.0)}
 )
 
 
@@ -91,7 +91,7 @@ def test_linear_optimum(attack, options, light, eps, digits, single_thread):
     ball = WassersteinBall(eps)
     z = attack(Linear(w), x, y, ball, loss="margin", **options).x_adv
     start, gained = (x * w).sum((1, 2, 3)), (z * w).sum((1, 2, 3))
-    best = x.new_tensor([linear_optimum(a, w, eps, ball.cost) for a in x])
+    best = x.new_tensor([linear_optimum(a, w, eps, ball.ground_cost) for a in x])
     assert bool((gained <= best + 1e-6).all())
     assert float(((best - gained) / (best - start)).max()) < 1e-3
 
@@ -101,7 +101,7 @@ def test_frank_wolfe_learns_the_price_of_full_pixels(digits, single_thread):
     x = digits[0][:4].double()
     w = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     ball, y = WassersteinBall(0.2), torch.zeros(4, dtype=torch.long)
-    best = x.new_tensor([linear_optimum(a, w, ball.eps, ball.cost) for a in x])
+    best = x.new_tensor([linear_optimum(a, w, ball.eps, ball.ground_cost) for a in x])
     start, gaps = (x * w).sum((1, 2, 3)), []
     for steps in (10, 300):
         z = attacks.frank_wolfe(Linear(w), x, y, ball, loss="margin", steps=steps).x_adv
@@ -146,8 +146,8 @@ def test_published_frank_wolfe_is_two_steps_and_one_projection(network, digits, 
     """Its plan by hand: oracle, 2 / (t + 2), no bound on the way, the projection at the end."""
     x, y = digits[0][:3].double(), digits[1][:3]
     model, ball, gamma = copy.deepcopy(network).double().eval(), WassersteinBall(0.3), 0.05
-    done = attacks.frank_wolfe(model, x, y, ball, steps=2, gamma=gamma, published=True)
-    cost, inside = ball.cost, ball.cost.inside(8, 8)
+    done = attacks.frank_wolfe(model, x, y, ball, steps=2, reg=gamma, published=True)
+    cost, inside = ball.ground_cost, ball.ground_cost.inside(8, 8)
     prices = cost.costs(8, 8, dtype=torch.double)[:, None, None]
     plan, seen = wotlab.TransportPlan.identity(x, cost).mass, x
     for t in range(2):
@@ -458,7 +458,7 @@ def test_a_network_that_is_sure_of_itself_still_has_a_gradient(digits, network):
 
 
 def test_cross_entropy_in_the_direction_of_its_gradient(digits):
-    from wotlab.attacks.objective import Objective
+    from wotlab.attacks._objective import Objective
 
     x, y = digits
     model = models.build("digits-small", seed=2).double()

@@ -17,8 +17,8 @@ import wotlab
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
 from wotlab.gibbs import Chain
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, AdversarialTransport, Standard, fit
-from wotlab.training.defenses import madry
-from wotlab.training.settings import describe, of_data, over_epochs
+from wotlab.training._defenses import pgd_adversary
+from wotlab.training._settings import describe, of_data, over_epochs
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
@@ -145,8 +145,8 @@ def runs() -> dict:
         "ball": ({"defense": PGDAT(LINF)}, {"defense": PGDAT(LinfBall(0.3))}, "defense.ball.eps"),
         "kind of ball": ({"defense": PGDAT(LINF)}, {"defense": PGDAT(wotlab.L2Ball(0.1))}, "ball"),
         "steps": (
-            {"defense": PGDAT(LINF, attack=madry(2))},
-            {"defense": PGDAT(LINF, attack=madry(3))},
+            {"defense": PGDAT(LINF, attack=pgd_adversary(2))},
+            {"defense": PGDAT(LINF, attack=pgd_adversary(3))},
             "defense.attack.steps",
         ),
         "attack": (
@@ -160,21 +160,26 @@ def runs() -> dict:
             "defense.attack",
         ),
         "eps": (
-            {"defense": PGDAT(LINF, lambda epoch: 0.1 * epoch, madry(1))},
-            {"defense": PGDAT(LINF, lambda epoch: 0.2 * epoch, madry(1))},
+            {"defense": PGDAT(LINF, lambda epoch: 0.1 * epoch, pgd_adversary(1))},
+            {"defense": PGDAT(LINF, lambda epoch: 0.2 * epoch, pgd_adversary(1))},
             "defense.eps",
         ),
-        "beta": ({"defense": TRADES(LINF, attack=madry(1, "kl"))},
-                 {"defense": TRADES(LINF, attack=madry(1, "kl"), beta=3.0)}, "defense.beta"),
-        "defense": ({"defense": PGDAT(LINF, attack=madry(1))},
-                    {"defense": MART(LINF, attack=madry(1))}, "defense"),
+        "beta": (
+            {"defense": TRADES(LINF, attack=pgd_adversary(1, "kl"))},
+            {"defense": TRADES(LINF, attack=pgd_adversary(1, "kl"), beta=3.0)},
+            "defense.beta",
+        ),
+        "defense": ({"defense": PGDAT(LINF, attack=pgd_adversary(1))},
+                    {"defense": MART(LINF, attack=pgd_adversary(1))}, "defense"),
         "chain": ({"defense": AdversarialTransport(LINF, Chain("sign"))},
                   {"defense": AdversarialTransport(LINF, Chain("sign", eta=0.1))},
                   "defense.chain.eta"),
         "term": (
-            {"defense": GOT(PGDAT(LINF, attack=madry(1)))},
-            {"defense": GOT(PGDAT(LINF, attack=madry(1)), training.JointTransport(theta=0.2))},
-            "defense.term.theta",
+            {"defense": GOT(PGDAT(LINF, attack=pgd_adversary(1)))},
+            {"defense": GOT(
+                PGDAT(LINF, attack=pgd_adversary(1)), training.JointTransport(reg=0.2)
+            )},
+            "defense.term.reg",
         ),
         "schedule": ({"schedule": lambda epoch: 0.5**epoch}, {"schedule": lambda epoch: 0.6**epoch},
                      "schedule"),
@@ -239,7 +244,7 @@ def test_the_words_are_the_same_in_another_process():
 
 
 def test_a_defense_that_has_worked_is_described_as_a_new_one(digits, tmp_path):
-    linf = PGDAT(LINF, attack=madry(1))
+    linf = PGDAT(LINF, attack=pgd_adversary(1))
     free = training.FreeAT(LINF, 2, eps=lambda epoch: 0.1 * epoch)
     chain = AdversarialTransport(LINF, eps=lambda epoch: 0.1 * epoch)
     for defense in (free, chain, GOT(linf)):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import wotlab
-from wotlab import checks
+from wotlab._base import checks
 
 
 @pytest.mark.parametrize("number", [0.1, 3, np.float32(0.1), np.int64(3), torch.tensor(0.1)])

@@ -19,6 +19,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from wotlab import data
+from wotlab.data import _data
 
 RANDOM = np.random.default_rng(0)
 
@@ -34,7 +35,7 @@ def nothing_is_unpickled_and_nothing_downloaded(monkeypatch):
     def no_network(url, *arguments):
         raise URLError("no route to host")
 
-    monkeypatch.setattr(data, "download_url", no_network)
+    monkeypatch.setattr(_data, "download_url", no_network)
 
 
 def md5(content: bytes) -> str:
@@ -60,7 +61,7 @@ def mnist(tmp_path, monkeypatch):
         (folder / name).write_bytes(content)
     listed = [(name, md5(content)) for name, content in packed.items()]
     monkeypatch.setattr(datasets.MNIST, "resources", listed)
-    monkeypatch.setattr(data, "UNPACKED", {name: md5(c) for name, c in files.items()})
+    monkeypatch.setattr(_data, "UNPACKED", {name: md5(c) for name, c in files.items()})
     return tmp_path, pixels, labels, files
 
 
@@ -271,7 +272,7 @@ def test_half_a_download_never_counts(mnist, monkeypatch):
         (Path(folder) / name).write_bytes(whole[:50])
         raise RuntimeError("File not found or corrupted.")
 
-    monkeypatch.setattr(data, "download_url", interrupted)
+    monkeypatch.setattr(_data, "download_url", interrupted)
     with pytest.raises(ConnectionError, match="could not be downloaded"):
         data.load("mnist", "test", root)
     assert not path.exists() and not list(path.parent.glob("*.part"))
@@ -280,14 +281,15 @@ def test_half_a_download_never_counts(mnist, monkeypatch):
         assert checksum == md5(whole)
         (Path(folder) / name).write_bytes(whole)
 
-    monkeypatch.setattr(data, "download_url", complete)
+    monkeypatch.setattr(_data, "download_url", complete)
     assert len(data.load("mnist", "test", root)) == 7
     assert path.read_bytes() == whole
 
 
 def cifar(name: str, count: int, root: Path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     about = data.CIFAR[name]
-    monkeypatch.setattr(data, "CIFAR_IMAGES", {"train": count * len(about["train"]), "test": count})
+    counts = {"train": count * len(about["train"]), "test": count}
+    monkeypatch.setattr(_data, "CIFAR_IMAGES", counts)
     pixels = RANDOM.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     labels = RANDOM.integers(0, 10, (count, about["labels"]), dtype=np.uint8)
     classes = [f"class{k}" for k in range(10 if name == "cifar10" else 100)]

@@ -232,9 +232,9 @@ def undefended():
 @pytest.mark.parametrize(
     "defense",
     [
-        PGDAT(BALL, attack=training.defenses.madry(3)),
-        TRADES(BALL, attack=training.defenses.madry(3, "kl")),
-        MART(BALL, attack=training.defenses.madry(3)),
+        PGDAT(BALL, attack=training.pgd_adversary(3)),
+        TRADES(BALL, attack=training.pgd_adversary(3, "kl")),
+        MART(BALL, attack=training.pgd_adversary(3)),
         FastAT(BALL),
         FreeAT(BALL, repeats=3),
         AdversarialTransport(BALL, Chain("sign", sigma=0.05, eta=0.1)),

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
-from wotlab.attacks.adef import Deform, Nearest
-from wotlab.attacks.eot import Expected
-from wotlab.attacks.objective import Objective
-from wotlab.attacks.rows import keep_rows
-from wotlab.attacks.stadv import Bend, search, value
-from wotlab.warps import Transformations, compose, roughness, warp
+from wotlab.attacks._adam_rows import keep_rows
+from wotlab.attacks._adef import Deform, Nearest
+from wotlab.attacks._eot import Expected
+from wotlab.attacks._objective import Objective
+from wotlab.attacks._stadv import Bend, search, value
+from wotlab.transformations import Transformations, compose, roughness, warp
 
 ANY = InternalWassersteinBall(9.0)
 

@@ -8,7 +8,17 @@ from torch import nn
 
 import wotlab
 from wotlab import LinfBall, attacks, data, models, results, training
-from wotlab.experiments import baselines, dro, frame, got, hu, linf, natural, strength, subramanyam
+from wotlab.experiments import (
+    baselines,
+    dro,
+    got,
+    hu,
+    natural,
+    runner,
+    strength,
+    subramanyam,
+    trials,
+)
 from wotlab.projections import constrained_sinkhorn, unbalanced_sinkhorn
 
 PIXELS = 784
@@ -31,7 +41,7 @@ def small():
 @pytest.fixture
 def run(small, tmp_path):
     @dataclass(frozen=True)
-    class Small(frame.Run):
+    class Small(runner.Run):
         def load(self, split):
             x, y = small[1].repeat(10, 1, 1, 1), small[2].repeat(10)
             return data.Images(self.dataset, x, y, list("0123456789"))
@@ -233,7 +243,7 @@ def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatc
     monkeypatch.setattr(baselines, "AT_03", quick)
     monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3, 4), "standard": (4, 5, 6, 7)})
     monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2, 5), "subramanyam": (3, 4, 6)})
-    monkeypatch.setitem(frame.NETWORKS, "standard", "standard.safetensors")
+    monkeypatch.setitem(runner.NETWORKS, "standard", "standard.safetensors")
     models.save_weights(small[0], run.checkpoints / "standard.safetensors")
     baselines.table_2(run)
     baselines.table_3(run)
@@ -256,11 +266,11 @@ def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant
     x[:, :, 1:4, 1:4] = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     for size in (0.02, 0.2):  # one step, and ten
         w = x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
-        ours = subramanyam.project(variant, x, w, subramanyam.BALL.cost).image
-        full = unbalanced_sinkhorn(x, w, wotlab.GroundCost(None), variant=variant, iterations=10)
+        ours = subramanyam.project(variant, x, w, subramanyam.BALL.ground_cost).image
+        full = unbalanced_sinkhorn(x, w, wotlab.GroundCost(None), variant=variant, max_iter=10)
         assert (ours - full.image).abs().max() < 1e-6
         assert (ours - x).abs().max() > 0.01
-        five = unbalanced_sinkhorn(x, w, wotlab.GroundCost(5), variant=variant, iterations=10)
+        five = unbalanced_sinkhorn(x, w, wotlab.GroundCost(5), variant=variant, max_iter=10)
         near = nn.functional.max_pool2d(x, 5, 1, 2) > 0  # where mass is within the window
         assert (five.image - ours)[near].abs().max() < 1e-6
 
@@ -316,9 +326,9 @@ def test_tables_of_got_go_on_from_one_network(run, monkeypatch):
     table = got.Table("wong-mnist", ("mnist",), ("pgd-at", "got-trades-s"))
     monkeypatch.setitem(got.TABLES, 1, table)
     starts = []
-    train = linf.train
+    train = trials.train
     monkeypatch.setattr(
-        linf, "train", lambda run, row: starts.append((row.case, row.start)) or train(run, row)
+        trials, "train", lambda run, row: starts.append((row.case, row.start)) or train(run, row)
     )
     got.table(1, run)
     assert [case for case, _ in starts if case != "start"] == ["pgd-at", "got-trades-s"]
@@ -363,7 +373,7 @@ def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, mo
 def test_shifted_images_keep_their_pixels():
     x = torch.zeros(1, 3, 16, 16)
     x[:, :, 8, 8] = 1
-    shifted = linf.Shifted(x, torch.tensor([7]))
+    shifted = trials.Shifted(x, torch.tensor([7]))
     torch.manual_seed(0)
     seen = {tuple(shifted[0][0][0].nonzero()[0].tolist()) for _ in range(60)}
     assert len(shifted) == 1 and shifted[0][1] == 7 and shifted[0][0].shape == (3, 16, 16)

@@ -8,7 +8,7 @@ import torch
 
 from wotlab import data, evaluate, results
 from wotlab.experiments import __main__ as command
-from wotlab.experiments import dro, frame
+from wotlab.experiments import dro, runner
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_without_data_and_networks_nothing_ends_well(call, name, tmp_path):
 def test_without_networks_nothing_ends_well(call, monkeypatch):
     x = torch.rand(20, 1, 28, 28)
     images = data.Images("mnist", x, torch.zeros(20).long(), list("0123456789"))
-    monkeypatch.setattr(frame.Run, "load", lambda run, split: images)
+    monkeypatch.setattr(runner.Run, "load", lambda run, split: images)
     assert call("strength", "--images", "20", "--checkpoints", "nets") == (
         2, ["error: strength found nothing to do: it needs networks in nets"]
     )  # fmt: skip

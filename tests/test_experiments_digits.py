@@ -7,7 +7,7 @@ import torch
 
 from wotlab import evaluate, models, results
 from wotlab.experiments import digits, zoo
-from wotlab.experiments.frame import Run
+from wotlab.experiments.runner import Run
 
 
 @pytest.fixture

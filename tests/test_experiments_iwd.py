@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from wotlab import InternalWassersteinBall, attacks, data, internal, results
-from wotlab.experiments import frame, iwd, iwd_networks, iwd_tables
+from wotlab import InternalWassersteinBall, attacks, data, iwd, results
+from wotlab.experiments import iwd_attacks, iwd_networks, iwd_tables, runner
 from wotlab.experiments.iwd_networks import Setting, settings
 from wotlab.training import Standard
 
@@ -35,17 +35,17 @@ def run(tmp_path, monkeypatch):
     for name, value in (("FIRST", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1)):
         monkeypatch.setattr(iwd_networks, name, value)
     monkeypatch.setattr(iwd_networks, "SMALL", "colours")
-    monkeypatch.setitem(frame.TITLES, "colours", "three colours")
-    monkeypatch.setattr(iwd, "FEW", 6)
+    monkeypatch.setitem(runner.TITLES, "colours", "three colours")
+    monkeypatch.setattr(iwd_attacks, "FEW", 6)
     monkeypatch.setattr(iwd_tables, "MANY", 6)
-    monkeypatch.setattr(iwd, "DISTANCES", (0.4, 27.0))
-    short = iwd.ATTACKS | {
-        "adef": (partial(attacks.adef, steps=3), iwd.any_image),
-        "iwda": (partial(iwd.ATTACKS["iwda"][0], steps=2), iwd.any_image),
+    monkeypatch.setattr(iwd_attacks, "DISTANCES", (0.4, 27.0))
+    short = iwd_attacks.ATTACKS | {
+        "adef": (partial(attacks.adef, steps=3), iwd_attacks.any_image),
+        "iwda": (partial(iwd_attacks.ATTACKS["iwda"][0], steps=2), iwd_attacks.any_image),
     }
-    monkeypatch.setattr(iwd, "ATTACKS", {name: short[name] for name in FEW})
+    monkeypatch.setattr(iwd_attacks, "ATTACKS", {name: short[name] for name in FEW})
     (tmp_path / "out").mkdir()
-    return frame.Run(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
+    return runner.Run(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
 
 
 def found(what, run):
@@ -68,22 +68,22 @@ def test_a_part_of_a_folder_holds_every_class(run):
 
 
 def test_attacks_count_what_is_near_and_go_on(run):
-    iwd.attack_all(run)
+    iwd_attacks.attack_all(run)
     rows = found("iwd-attacks", run)
     assert len(rows) == 2 * len(FEW)
     for name in FEW[1:]:
         near, far = (rows[f"{name}-within-{d:g}"] for d in (0.4, 27))
         assert near.value <= far.value
         assert near.details["total"] + near.details["misread_from_the_start"] == 6
-    assert goes_on_where_it_was(iwd.attack_all, run)
+    assert goes_on_where_it_was(iwd_attacks.attack_all, run)
 
 
 def test_what_is_too_far_does_not_count(run):
     setting = next(settings(run))
     model, (x, y) = setting.model("natural"), setting.run.test_images()
     for d in (0.2, 1.0):
-        done = iwd.near(iwd.perform("fgsm", model, x, y, 4 * d), d)
-        assert torch.allclose(done.cost, internal.exact(x, done.x_adv))
+        done = iwd_attacks.near(iwd_attacks.perform("fgsm", model, x, y, 4 * d), d)
+        assert torch.allclose(done.cost, iwd.exact(x, done.x_adv))
         assert InternalWassersteinBall(d).contains(x[done.success], done.x_adv[done.success]).all()
 
 
@@ -155,7 +155,7 @@ def test_networks_of_the_paper_where_they_are_at_hand(run, monkeypatch):
         return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 1000))
 
     monkeypatch.setattr(iwd_networks.models, "build", build)
-    model, x, _, counted = iwd.right_ones(setting, setting.undefended)
+    model, x, _, counted = iwd_attacks.right_ones(setting, setting.undefended)
     assert model(x).shape[1] == 10 and x.shape[1:] == (3, 72, 72)
     assert len(x) + counted["misread_from_the_start"] == 10
     monkeypatch.setitem(iwd_tables.COLUMNS, 1, ("fgsm",))

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wotlab import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall, models, training
+from wotlab import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall, models
 from wotlab.training import FastAT, FreeAT, fit
+from wotlab.training._batches import Places
 
 BALL = LinfBall(0.15)
 
@@ -89,7 +90,7 @@ def test_free_is_its_algorithm(digits):
     fit(ours, (x, y), defense, epochs=2, batch_size=20, optimizer=sgd, progress=False)
     step, delta = sgd(theirs), torch.zeros_like(x)
     for epoch in range(2):
-        order = training.batches.Places(20, 20, epoch).parts[0]
+        order = Places(20, 20, epoch).parts[0]
         a, b = x[order], y[order]
         for _ in range(3):
             z = (a + delta).clamp(0, 1).requires_grad_()

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from wotlab import InternalWassersteinBall, LinfBall, attacks
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, JointTransport, fit
-from wotlab.training.batches import Places
-from wotlab.training.counter import Gradients
-from wotlab.training.defenses import madry
+from wotlab.training._batches import Places
+from wotlab.training._counter import Gradients
+from wotlab.training._defenses import pgd_adversary
 
 BALL = LinfBall(0.15)
 
@@ -123,8 +123,8 @@ def test_madrys_steps_reach_the_wall_from_anywhere():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()  # linear: signs are constant
     up = (model[1].weight[1] - model[1].weight[0]).detach().sign().view(1, 8, 8)
     with torch.random.fork_rng():
-        z = madry(5)(model, x, y, BALL).x_adv
-        short = madry(5, step=BALL.eps / 5)(model, x, y, BALL).x_adv
+        z = pgd_adversary(5)(model, x, y, BALL).x_adv
+        short = pgd_adversary(5, step=BALL.eps / 5)(model, x, y, BALL).x_adv
     assert torch.allclose(z, x + BALL.eps * up)
     assert not torch.allclose(short, x + BALL.eps * up)
 

@@ -8,8 +8,8 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from wotlab.attacks.adef import Deform, Nearest, least_field, smoothed
-from wotlab.attacks.objective import Objective
+from wotlab.attacks._adef import Deform, Nearest, least_field, smoothed
+from wotlab.attacks._objective import Objective
 
 
 def random(*shape, seed=0):

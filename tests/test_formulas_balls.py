@@ -10,8 +10,8 @@ from test_attacks import Linear
 from torch import nn
 
 from wotlab import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall, attacks
-from wotlab.attacks.ascent import Found
-from wotlab.plans import TOLERANCE
+from wotlab.attacks._loop import Found
+from wotlab.balls import TOLERANCE
 
 
 def image(*values):

@@ -7,9 +7,9 @@ import inspect
 
 import pytest
 
-from wotlab import PatchCost, attacks, evaluate, internal, ot, plans, projections, training
+from wotlab import PatchCost, attacks, certify, evaluate, iwd, ot, projections, training
 from wotlab.gibbs import Chain
-from wotlab.warps import Transformations
+from wotlab.transformations import Transformations
 
 CLIMB = {"targeted": False, "loss": "ce", "early_stop": True}
 NUMBERS = {
@@ -25,7 +25,7 @@ NUMBERS = {
         "smallest": 0.01, "largest": 4.0, "growth": 0.2, "patience": 8, "steps": 250,
         "loss": "ce", "step_size": 1.0, "momentum": 0.75,
     },
-    attacks.frank_wolfe: CLIMB | {"steps": 300, "gamma": 1e-3, "published": False},  # Wu (2020)
+    attacks.frank_wolfe: CLIMB | {"steps": 300, "reg": 1e-3, "published": False},  # Wu (2020)
     attacks.langevin: {"targeted": False, "steps": 40, "random_start": True, "early_stop": True},
     attacks.adef: {  # Alaifari et al. (2019)
         "targeted": False, "steps": 100, "candidates": 9, "sigma": 0.5, "overshoot": 1.2,
@@ -37,21 +37,21 @@ NUMBERS = {
     },
     attacks.iwda: {  # Tan et al. (2023); critics as in Gulrajani et al. (2017)
         "targeted": False, "tau": 0.1, "steps": 100, "critic_steps": 5, "most_scales": 3,
-        "samples": 1, "rate": 5e-4, "penalty": 10.0, "early_stop": True,
+        "samples": 1, "lr": 5e-4, "penalty": 10.0, "early_stop": True,
     },
     attacks.eot: {"samples": 8},
     attacks.library: {"name": "autoattack", "seed": 0},
     attacks.transfer: {"attack": attacks.pgd},
     projections.constrained_sinkhorn: {  # Hu et al. (2020)
-        "lam": 1000.0, "tol": 0.01, "rule": "plan", "max_iter": 2000, "bound": True,
+        "reg": 1e-3, "tol": 0.01, "rule": "plan", "max_iter": 2000, "bound": True,
     },
     projections.projected_sinkhorn: {  # Wong et al. (2019)
-        "lam": 1000.0, "tol": 1e-4, "max_iter": 2000, "clamp": False,
+        "reg": 1e-3, "tol": 1e-4, "max_iter": 2000, "clamp": False,
     },
     projections.dual_projection: {"tol": 1e-6, "max_iter": 2000, "bound": True},
     projections.exact_projection: {"bound": True},
     projections.unbalanced_sinkhorn: {  # Subramanyam (2021)
-        "variant": "corrected", "gamma": 0.5, "eta": 0.001, "tau": 0.01, "iterations": None,
+        "variant": "corrected", "gamma": 0.5, "reg": 0.001, "tau": 0.01, "max_iter": None,
         "tol": 1e-9,
     },
     training.TRADES: {"beta": 6.0},  # Zhang et al. (2019)
@@ -61,12 +61,12 @@ NUMBERS = {
     training.FreeAT: {"repeats": 8},  # Shafahi et al. (2019)
     training.IWDD: {"beta": 0.1},  # Tan et al. (2023)
     training.GenerativeIWDD: {
-        "beta": 0.1, "tau": 0.1, "critic_steps": 5, "rate": 5e-4, "penalty": 10.0,
+        "beta": 0.1, "tau": 0.1, "critic_steps": 5, "lr": 5e-4, "penalty": 10.0,
     },
     training.GOT: {  # Muhammad et al. (2021)
-        "beta": 10.0, "alpha": 1.0, "clean": 0.0, "ascent": 1, "rate": 1e-3, "hold": True,
+        "beta": 10.0, "alpha": 1.0, "clean": 0.0, "ascent": 1, "lr": 1e-3, "hold": True,
     },
-    training.JointTransport: {"kind": "semi-dual", "theta": 0.1, "match_labels": False},
+    training.JointTransport: {"kind": "semi-dual", "reg": 0.1, "match_labels": False},
     training.JointCost: {"latent": "cosine", "prediction": "kl", "lam": 1.0},
     training.AdversarialTransport: {"copies": 1, "steps": 1, "place": "cpu"},
     training.fit: {"batch_size": 128, "lr": 0.1, "seed": 0, "save_every": 300.0},
@@ -77,14 +77,14 @@ NUMBERS = {
     ot.unbalanced_sinkhorn: {"marginals": "kl", "tol": 1e-6, "max_iter": 10_000},
     ot.c_transform: {"reg": 0},
     ot.semi_dual: {"reg": 0},
-    internal.critic: {"steps": 500, "rate": 5e-4, "penalty": 10.0, "hidden": 64},
-    internal.entropic: {"reg": 0.05, "max_iter": 1000},
-    internal.sliced: {"directions": 100},
-    internal.tiled: {"tile": 32},
+    iwd.critic: {"steps": 500, "lr": 5e-4, "penalty": 10.0, "hidden": 64},
+    iwd.entropic: {"reg": 0.05, "max_iter": 1000},
+    iwd.sliced: {"directions": 100},
+    iwd.tiled: {"tile": 32},
     Transformations: {"rotation": 15.0, "translation": 0.05, "scaling": 0.1, "noise": 0.02},
     Chain: {"rule": "reflected", "lam": 10.0, "sigma": 0.2, "eta": 0.2},
     PatchCost: {"size": 3, "stride": 1, "norm": 1},
-    plans.certify: {"exact": True, "tolerance": 1e-4},
+    certify: {"exact": True, "tolerance": 1e-4},
 }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ HARMLESS = {  # arguments that change how a result is made, not which
 
 def test_no_number_is_left_out():
     """A new attack, projection, defense or measure has its line above."""
-    for module in (attacks, projections, training, evaluate, ot, internal):
+    for module in (attacks, projections, training, evaluate, ot, iwd):
         for name in module.__all__:
             made = getattr(module, name)
             if not callable(made) or made in NUMBERS:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from wotlab import InternalWassersteinBall, attacks
-from wotlab.attacks.pyramid import changed, resize, scales
+from wotlab.attacks._pyramid import changed, resize, scales
 
 ANY = InternalWassersteinBall(99.0)
-module = sys.modules["wotlab.attacks.iwda"]
+module = sys.modules["wotlab.attacks._iwda"]
 
 
 def scene(count=3, side=16):
@@ -35,7 +35,7 @@ def test_a_scale_begins_with_the_change_that_the_one_below_drew_last(monkeypatch
     monkeypatch.setattr(module, "changed", spy)
     model, x, y = scene()
     attacks.iwda(
-        model, x, y, ANY, steps=3, critic_steps=1, samples=2, rate=0.05, tau=1.0,
+        model, x, y, ANY, steps=3, critic_steps=1, samples=2, lr=0.05, tau=1.0,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     assert scales(16, 16, 3) == [(8, 8), (16, 16)]
@@ -74,7 +74,7 @@ def test_images_that_leave_take_their_changes_with_them(monkeypatch):
             return torch.where(moved[:, None], -logits, logits)
 
     done = attacks.iwda(
-        Loose(), x, y, ANY, steps=2, critic_steps=1, rate=0.005, tau=1.0,
+        Loose(), x, y, ANY, steps=2, critic_steps=1, lr=0.005, tau=1.0,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     assert done.success.tolist() == [False, True, False]

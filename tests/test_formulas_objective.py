@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from wotlab import WassersteinBall, attacks
-from wotlab.attacks.mirror import Mirror
-from wotlab.attacks.objective import Objective
-from wotlab.moves import Moves
+from wotlab.attacks._mirror_ascent import Mirror
+from wotlab.attacks._objective import Objective
+from wotlab.plans import Moves
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.0], [0.0, 9.0, 1.0, 2.0]], dtype=torch.double)
 CLEAN = torch.tensor([[2.0, 0.0, -1.0, 5.0], [1.0, 1.0, 0.0, -3.0]], dtype=torch.double)
@@ -92,7 +92,7 @@ def retries(monkeypatch):
     def retry(rule, objective, x, steps, found, *, aims=None, progress=False):
         seen.append((type(rule).__name__, getattr(rule, "noise", None), steps, aims))
 
-    monkeypatch.setattr(sys.modules["wotlab.attacks.transport"], "retry", retry)
+    monkeypatch.setattr(sys.modules["wotlab.attacks._transport"], "retry", retry)
     return seen
 
 
@@ -160,7 +160,7 @@ def mirrored(x, *gradients, **options):
 def test_mirror_ascent_adds_up_its_gradients_with_momentum():
     generator = torch.Generator().manual_seed(0)
     x, *g = (torch.rand(2, 1, 4, 5, generator=generator, dtype=torch.double) for _ in range(4))
-    moves = Moves(x, WassersteinBall(0.2).cost)
+    moves = Moves(x, WassersteinBall(0.2).ground_cost)
     n = [v / v.amax((1, 2, 3), keepdim=True) for v in g]
     for size, m in ((1.0, 0.0), (0.5, 0.75)):
         velocity = [n[0], m * n[0] + n[1], m * m * n[0] + m * n[1] + n[2]]

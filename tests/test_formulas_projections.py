@@ -99,7 +99,7 @@ def test_the_entropic_projections_multipliers_meet_its_conditions(bound):
     x, w = pair(4, 2, 5, 5, seed=3, step=0.7)
     eps = torch.tensor([0.05, 0.2, 0.4, 50.0], dtype=torch.double)
     lam = 300.0
-    find = {"lam": lam, "tol": 1e-8, "max_iter": 20_000, "bound": bound}
+    find = {"reg": 1 / lam, "tol": 1e-8, "max_iter": 20_000, "bound": bound}
     found = constrained_sinkhorn(x, w, eps, COST, **find)
     assert found.converged.all()
     mass = x.sum((1, 2, 3), keepdim=True)
@@ -181,10 +181,10 @@ def test_numbers_that_are_not_given_are_the_papers(project):
 def test_turns_of_the_unbalanced_projection(variant):
     """The paper's ten where its iteration does not converge; else as many as it takes."""
     x, w = pair(1, 1, 3, 3, seed=7)
-    found = unbalanced_sinkhorn(x, w, COST, variant=variant, tau=0.1, eta=0.001)
+    found = unbalanced_sinkhorn(x, w, COST, variant=variant, tau=0.1, reg=0.001)
     assert (found.iterations.tolist() == [10]) is (variant == "printed")
     assert bool(found.converged.all()) is (variant != "printed")
-    told = unbalanced_sinkhorn(x, w, COST, variant=variant, tol=1e-300, iterations=3)
+    told = unbalanced_sinkhorn(x, w, COST, variant=variant, tol=1e-300, max_iter=3)
     assert told.iterations.tolist() == [3] and not told.converged.any()
 
 
@@ -246,7 +246,7 @@ def test_the_dual_rule_stops_where_the_dual_stands_still(tol):
     prices = COST.costs(4, 4, dtype=torch.double)[:, None, None]
 
     def dual(turn):
-        found = projected_sinkhorn(x, w, eps, COST, lam=lam, tol=tol, max_iter=turn)
+        found = projected_sinkhorn(x, w, eps, COST, reg=1 / lam, tol=tol, max_iter=turn)
         beta, psi = found.duals["beta"], found.duals["psi"]
         score = (COST.gather(beta) - psi * prices).masked_fill(~COST.inside(4, 4), -torch.inf)
         start = torch.where(x > 0, x / mass * ((x / mass).log() - score.logsumexp(2)), 0).sum()
@@ -254,7 +254,7 @@ def test_the_dual_rule_stops_where_the_dual_stands_still(tol):
         ends = lam / 2 * (w / mass - z).square() + beta * z
         return float(ends.sum() + start - psi * eps)
 
-    last = int(projected_sinkhorn(x, w, eps, COST, lam=lam, tol=tol).iterations)
+    last = int(projected_sinkhorn(x, w, eps, COST, reg=1 / lam, tol=tol).iterations)
     values = [dual(turn) for turn in range(1, last + 1)]
     still = [abs(b - a) <= tol * abs(b) for a, b in pairwise(values)]
     assert last > 2 and still == [False] * (last - 2) + [True]

@@ -10,7 +10,7 @@ from torch import nn
 
 import wotlab
 from wotlab import GroundCost, WassersteinBall, attacks, certify
-from wotlab.attacks.radius import Cheapest, Growing
+from wotlab.attacks._radius import Cheapest, Growing
 
 W = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from wotlab import GroundCost, PatchCost, internal, ot
-from wotlab.attacks import pyramid
-from wotlab.attacks.frank_wolfe import bisected_prices
-from wotlab.attacks.prices import plan_at
-from wotlab.internal.critic import PatchCritics
-from wotlab.moves import Moves
-from wotlab.ot.entropic import _relaxation
-from wotlab.projections import Projection, budget, constrained_sinkhorn, dual_projection
-from wotlab.training.generative import Generator
+from wotlab import GroundCost, PatchCost, iwd, ot
+from wotlab.attacks import _pyramid as pyramid
+from wotlab.attacks._frank_wolfe import bisected_prices
+from wotlab.attacks._multipliers import plan_at
+from wotlab.iwd._critic import PatchCritics
+from wotlab.ot._entropic import _relaxation
+from wotlab.plans import Moves
+from wotlab.projections import Projection, constrained_sinkhorn, dual_projection
+from wotlab.projections import _budget as budget
+from wotlab.training._generative import Generator
 
 
 def random(*shape, seed=0):
@@ -142,11 +143,11 @@ def test_a_divergence_of_a_batch_is_that_of_each(recwarn):
 def test_more_patches_than_can_be_matched_are_refused_at_once():
     """148 x 148 patches are 21,904; 141 x 141 would be 19,881."""
     x = torch.full((1, 1, 150, 150), 0.5)
-    for ask in (internal.exact, internal.matching):
+    for ask in (iwd.exact, iwd.matching):
         with pytest.raises(ValueError, match="21904 patches are too many"):
             ask(x, x + 0.1)
     with pytest.raises(ValueError, match="tile must be smaller"):
-        internal.matching(x, x, PatchCost(), tile=150)
+        iwd.matching(x, x, PatchCost(), tile=150)
 
 
 @pytest.mark.parametrize("cost", [PatchCost(3, 1, 1), PatchCost(3, 1, 2)], ids=["l1", "l2"])
@@ -154,11 +155,11 @@ def test_an_internal_projection_spends_its_budget(cost):
     """All but the millionth part: patches here differ by more than they are moved."""
     x = 0.1 + 0.8 * random(3, 1, 5, 5, seed=4)
     w = x + 0.05 * (random(3, 1, 5, 5, seed=5) - 0.5).sign()
-    far = internal.exact(x, w, cost)
+    far = iwd.exact(x, w, cost)
     for share in (0.1, 0.5, 0.9):
         eps = share * float(far.min())
-        z = internal.project(x, w, eps, cost)
-        spent = internal.exact(x, z, cost)
+        z = iwd.project(x, w, eps, cost)
+        spent = iwd.exact(x, z, cost)
         assert (spent <= eps * (1 + 1e-5)).all() and (spent >= eps * (1 - 1e-5)).all()
 
 
@@ -250,10 +251,10 @@ def test_no_assignment_is_solved_where_the_nearest_patches_all_differ(monkeypatc
         assert len(block) == 0, "solved"
         return []
 
-    monkeypatch.setitem(internal.matching.__globals__, "solve", solve)
+    monkeypatch.setitem(iwd.matching.__globals__, "solve", solve)
     x = 0.1 + 0.8 * random(2, 1, 6, 6)
     z = x + 0.001 * (random(2, 1, 6, 6, seed=1) - 0.5)
     alike = (x - z).unfold(2, 3, 1).unfold(3, 3, 1).abs().sum((4, 5)).mean((1, 2, 3))
-    assert torch.allclose(internal.exact(x, z), alike)
+    assert torch.allclose(iwd.exact(x, z), alike)
     with pytest.raises(AssertionError, match="solved"):
-        internal.exact(x, torch.full_like(x, 0.5))
+        iwd.exact(x, torch.full_like(x, 0.5))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from wotlab import InternalWassersteinBall, LinfBall, PatchCost, WassersteinBall, attacks, internal
+from wotlab import InternalWassersteinBall, LinfBall, PatchCost, WassersteinBall, attacks, iwd
 from wotlab.gibbs import Chain
 from wotlab.training import (
     GOT,
@@ -20,12 +20,14 @@ from wotlab.training import (
     JointTransport,
     Standard,
     WassersteinAT,
-    checkpoints,
     fit,
 )
-from wotlab.training.batches import Places
-from wotlab.training.got import linear as linear_potential
-from wotlab.training.settings import over_epochs
+from wotlab.training import (
+    _checkpoints as checkpoints,
+)
+from wotlab.training._batches import Places
+from wotlab.training._got import linear as linear_potential
+from wotlab.training._settings import over_epochs
 
 
 def images(count, seed=0):
@@ -120,13 +122,13 @@ def test_a_critic_climbs():
     x = torch.full((3, 1, 4, 4), 0.3)
     z = x + torch.tensor([0.0, 0.1, 0.3])[:, None, None, None]
     gaps = [
-        internal.critic(x, z, PatchCost(), steps=steps, rate=1e-2,
+        iwd.critic(x, z, PatchCost(), steps=steps, lr=1e-2,
                         generator=torch.Generator().manual_seed(0))
         for steps in (1, 100)
     ]  # fmt: skip
     assert gaps[1][0] == gaps[0][0] == 0  # the same image: nothing to tell apart
     assert (gaps[1][1:] > gaps[0][1:]).all() and (gaps[1][1:] > 0).all()
-    known = internal.exact(x, z)
+    known = iwd.exact(x, z)
     assert torch.allclose(gaps[1][1:], known[1:], rtol=0.5)
 
 
@@ -237,7 +239,7 @@ def test_the_potential_of_got_climbs_the_term_between_clean_and_attacked():
     """Adam's first step is its rate along the sign of the gradient, from phi = 0."""
     draw = torch.Generator().manual_seed(0)
     u, v = ((torch.randn(6, 4, generator=draw), torch.randn(6, 3, generator=draw)) for _ in "uv")
-    y, defense = torch.arange(6) % 3, GOT(PGDAT(LinfBall(0.1)), rate=0.01)
+    y, defense = torch.arange(6) % 3, GOT(PGDAT(LinfBall(0.1)), lr=0.01)
     defense.climb(u, v, y)
     zero = linear_potential(4)
     (slope,) = torch.autograd.grad(defense.term(u, v, (y, y), zero), [zero.weight])

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 import wotlab
 from wotlab import InternalWassersteinBall, models
-from wotlab.internal.critic import gap
-from wotlab.patches import PatchCost
+from wotlab.iwd import PatchCost
+from wotlab.iwd._critic import gap
 from wotlab.training import GenerativeIWDD, fit
-from wotlab.training.generative import Generator, Walls
+from wotlab.training._generative import Generator, Walls
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_two_minibatches_are_the_algorithm_by_hand(digits):
     x, y = digits[0][:12].double(), digits[1][:12]
     beta, tau, penalty = 0.3, 0.7, 4.0
     ours, theirs = (models.build("digits-small", seed=0).double() for _ in range(2))
-    defense = GenerativeIWDD(beta=beta, tau=tau, penalty=penalty, critic_steps=2, rate=1e-2)
+    defense = GenerativeIWDD(beta=beta, tau=tau, penalty=penalty, critic_steps=2, lr=1e-2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         defense.begin(x)
@@ -127,7 +127,7 @@ def test_the_game_leaves_no_trace_in_the_classifier(digits):
 def test_the_critic_learns_the_distance_of_a_pair(digits):
     """Of images and the same ones darker: patches apart by 9 h where no pixel is black."""
     x = 0.5 + digits[0][:8] / 2
-    defense = GenerativeIWDD(critic_steps=50, rate=5e-3)
+    defense = GenerativeIWDD(critic_steps=50, lr=5e-3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         defense.begin(x)
@@ -145,7 +145,7 @@ def test_tau_buys_errors_with_distance(trained, digits):
     x, y = digits
     errors, distances = [], []
     for tau in (1e-4, 0.1):
-        defense = GenerativeIWDD(tau=tau, rate=5e-3, critic_steps=2)
+        defense = GenerativeIWDD(tau=tau, lr=5e-3, critic_steps=2)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for _ in range(41):

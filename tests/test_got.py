@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from wotlab import LinfBall, models, training
 from wotlab.training import GOT, MART, PGDAT, TRADES, JointCost, JointTransport
-from wotlab.training.defenses import madry
-from wotlab.training.got import DATA, VARIANTS
+from wotlab.training._defenses import pgd_adversary
+from wotlab.training._got import DATA, VARIANTS
 
 BALL = LinfBall(0.1)
 
 
 def inner(make=PGDAT):
-    return make(BALL, attack=madry(2, "kl" if make is TRADES else "ce"))
+    return make(BALL, attack=pgd_adversary(2, "kl" if make is TRADES else "ce"))
 
 
 def value(defense, network, digits) -> float:
@@ -69,7 +69,7 @@ def test_the_potential_climbs(digits, network):
     x, y = digits
     z = inner().attacked(network, x, y)
     u, v = ((network[:-1](part).detach(), network(part).detach()) for part in (x, z))
-    defense = GOT(inner(), ascent=1, rate=0.01)
+    defense = GOT(inner(), ascent=1, lr=0.01)
     values = []
     for _ in range(100):
         defense.climb(u, v, y)
@@ -90,7 +90,7 @@ def test_variants_have_the_papers_settings(variant, data):
     defense = GOT.paper(variant, data)
     assert isinstance(defense.inner, TRADES) == ("TRADES" in variant)
     assert defense.term.match_labels == variant.endswith("LM")
-    assert defense.beta == 10 and defense.term.theta == 0.1 and defense.term.cost.lam == 1
+    assert defense.beta == 10 and defense.term.reg == 0.1 and defense.term.cost.lam == 1
     options = defense.inner.attack.keywords
     wanted = (40, 0.3, 0.01) if data == "mnist" else (20, 8 / 255, 2 / 255)
     assert (options["steps"], defense.inner.ball.eps, options["step_size"]) == wanted
@@ -123,12 +123,12 @@ def test_bad_input_is_named(digits, network):
         (lambda: GOT(inner(), beta=-1.0), "beta"),
         (lambda: GOT(inner(), alpha=-1.0), "alpha"),
         (lambda: GOT(inner(), ascent=0), "ascent"),
-        (lambda: GOT(inner(), rate=0.0), "rate"),
+        (lambda: GOT(inner(), lr=0.0), "lr"),
         (lambda: GOT.paper("GOT-MART", "mnist"), "variant"),
         (lambda: GOT.paper("GOT-PGD-S", "imagenet"), "data"),
         (lambda: GOT(inner(), latent="no").loss(network, x, y, index), "latent must be one of"),
         (
-            lambda: GOT(PGDAT(BALL, attack=madry(1))).loss(
+            lambda: GOT(PGDAT(BALL, attack=pgd_adversary(1))).loss(
                 nn.Sequential(nn.Flatten(), nn.ReLU(), nn.LazyLinear(3))[:2], x, y, index
             ),
             "linear|logits|classes",
@@ -186,7 +186,7 @@ def test_a_random_potential_that_weights_follow_has_no_lower_bound(digits, netwo
         return value(GOT(inner(), potential=lambda size: copy.deepcopy(wrong), **options),
                      scaled, digits)  # fmt: skip
 
-    far = [loss(s, hold=False, rate=1e-9) for s in (10.0, 1000.0)]
+    far = [loss(s, hold=False, lr=1e-9) for s in (10.0, 1000.0)]
     assert far[1] < -100 and far[1] < far[0]
     at_first = GOT(inner())
     assert value(at_first, network, digits) > value(inner(), network, digits)  # phi near 0
@@ -212,7 +212,7 @@ def test_a_constant_network_ties_with_a_perfect_one_at_beta_theta_one(classes):
     y = torch.arange(classes).repeat(4)
     sure = torch.eye(classes).repeat(4, 1).double()
     perfect, constant = (sure, 60 * sure), (torch.ones_like(sure), 0 * sure)
-    entropic = JointTransport("entropic", theta=0.1)
+    entropic = JointTransport("entropic", reg=0.1)
     charged = float(entropic(perfect, perfect, (y, y)))
     bound = 0.1 * math.log(1 + (classes - 1) * math.exp(-1 / 0.1))
     assert 0.1 * math.log(classes) - bound - 1e-6 <= charged <= 0.1 * math.log(classes) + 1e-6

@@ -19,13 +19,12 @@ from wotlab import (
     attacks,
     evaluate,
     gibbs,
-    internal,
+    iwd,
     models,
-    natural,
     ot,
     projections,
     training,
-    warps,
+    transformations,
 )
 
 pytestmark = [
@@ -126,19 +125,19 @@ MOVED = {  # of x and z, two batches of images
     "dual": lambda x, z: projections.dual_projection(x, z, 0.1, GroundCost()),
     "unbalanced projection": lambda x, z: projections.unbalanced_sinkhorn(x, z, GroundCost()),
     "certificate": lambda x, z: wotlab.certify(x, z, WassersteinBall(1.0)),
-    "iwd": internal.exact,
-    "iwd, l2": lambda x, z: internal.exact(x, z, PatchCost(norm=2, stride=2)),
-    "iwd, tiles": lambda x, z: internal.tiled(x, z, tile=3),
-    "iwd, entropic": lambda x, z: internal.entropic(x, z, reg=0.1),
-    "iwd, sliced": lambda x, z: internal.sliced(x, z, generator=seeded()),
-    "iwd, critic": lambda x, z: internal.critic(x, z, steps=20, generator=seeded()),
+    "iwd": iwd.exact,
+    "iwd, l2": lambda x, z: iwd.exact(x, z, PatchCost(norm=2, stride=2)),
+    "iwd, tiles": lambda x, z: iwd.tiled(x, z, tile=3),
+    "iwd, entropic": lambda x, z: iwd.entropic(x, z, reg=0.1),
+    "iwd, sliced": lambda x, z: iwd.sliced(x, z, generator=seeded()),
+    "iwd, critic": lambda x, z: iwd.critic(x, z, steps=20, generator=seeded()),
     "iwd, ball": PATCHES.project,
     "iwd, ball of l2": InternalWassersteinBall(0.1, PatchCost(norm=2)).project,
-    "warp": lambda x, z: warps.warp(x, z.repeat(1, 2, 1, 1)),
-    "transformations": lambda x, z: warps.Transformations()(x, generator=seeded()),
-    "translate": lambda x, z: natural.translate(x, 0.2, generator=seeded()),
-    "rotate": lambda x, z: natural.rotate(x, 20, generator=seeded()),
-    "blur": lambda x, z: natural.blur(x, 1.0),
+    "warp": lambda x, z: transformations.warp(x, z.repeat(1, 2, 1, 1)),
+    "transformations": lambda x, z: transformations.Transformations()(x, generator=seeded()),
+    "translate": lambda x, z: transformations.translate(x, 0.2, generator=seeded()),
+    "rotate": lambda x, z: transformations.rotate(x, 20, generator=seeded()),
+    "blur": lambda x, z: transformations.blur(x, 1.0),
     "langevin": lambda x, z: gibbs.sample(
         lambda w: ((w - z) ** 2).sum((1, 2, 3)),
         x,
@@ -158,7 +157,7 @@ def test_transport_projections_and_patches(work, case):
 def test_gradients_of_the_distances(case):
     def slopes(model, x, y):
         z = x.roll(1, 3).requires_grad_()
-        many = internal.exact(x, z).sum() + internal.entropic(x, z).sum()
+        many = iwd.exact(x, z).sum() + iwd.entropic(x, z).sum()
         return torch.autograd.grad(many + wotlab.wasserstein_distance(x, z).sum(), z)[0]
 
     same_on_both(slopes, case)

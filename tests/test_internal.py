@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 import wotlab
-from wotlab import InternalWassersteinBall, PatchCost, attacks, internal
-from wotlab.internal.critic import PatchCritics, slope_penalty
-from wotlab.internal.distance import assignment, reduce, take_minima
+from wotlab import InternalWassersteinBall, PatchCost, attacks, iwd
+from wotlab.iwd._critic import PatchCritics, slope_penalty
+from wotlab.iwd._distance import assignment, reduce, take_minima
 
 COSTS = [PatchCost(3, stride, norm) for stride in (1, 2, 3) for norm in (1, 2)]
 costs = pytest.mark.parametrize("cost", COSTS, ids=str)
@@ -57,19 +57,19 @@ def test_exact_is_pots(cost):
     x, z = random(2, 2, 7, 8), random(2, 2, 7, 8, seed=1)
     matrix = cost.between(cost.cut(x), cost.cut(z))
     expected = [pot.emd2(np.array([]), np.array([]), m.numpy()) for m in matrix]
-    assert internal.exact(x, z, cost).tolist() == pytest.approx(expected, rel=1e-9)
+    assert iwd.exact(x, z, cost).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_closed_forms():
     dark, light = torch.full((1, 2, 6, 6), 0.2).double(), torch.full((1, 2, 6, 6), 0.7).double()
-    assert internal.exact(dark, light).item() == pytest.approx(2 * 9 * 0.5)
-    assert internal.exact(dark, light, PatchCost(norm=2)).item() == pytest.approx(18**0.5 * 0.5)
+    assert iwd.exact(dark, light).item() == pytest.approx(2 * 9 * 0.5)
+    assert iwd.exact(dark, light, PatchCost(norm=2)).item() == pytest.approx(18**0.5 * 0.5)
     dot = dark.clone()
     dot[0, 0, 3, 3] += 0.3  # in nine sliding patches of 16, in one block of 4
-    assert internal.exact(dark, dot).item() == pytest.approx(9 * 0.3 / 16)
-    assert internal.exact(dark, dot, PatchCost(3, 3)).item() == pytest.approx(0.3 / 4)
+    assert iwd.exact(dark, dot).item() == pytest.approx(9 * 0.3 / 16)
+    assert iwd.exact(dark, dot, PatchCost(3, 3)).item() == pytest.approx(0.3 / 4)
     one = PatchCost(6)  # a single patch
-    assert internal.exact(dark, light, one).item() == pytest.approx(72 * 0.5)
+    assert iwd.exact(dark, light, one).item() == pytest.approx(72 * 0.5)
 
 
 @costs
@@ -77,44 +77,44 @@ def test_closed_forms():
 @settings(deadline=None, max_examples=10)
 def test_a_pseudo_metric(cost, seed):
     x, y, z = random(3, 1, 1, 6, 7, seed=seed)
-    xy, yz, xz = (internal.exact(*pair, cost).item() for pair in ((x, y), (y, z), (x, z)))
+    xy, yz, xz = (iwd.exact(*pair, cost).item() for pair in ((x, y), (y, z), (x, z)))
     assert xz <= xy + yz + 1e-12
-    assert internal.exact(y, x, cost).item() == pytest.approx(xy, abs=1e-12)
-    assert internal.exact(x, x, cost).item() == 0
+    assert iwd.exact(y, x, cost).item() == pytest.approx(xy, abs=1e-12)
+    assert iwd.exact(x, x, cost).item() == 0
 
 
 def test_blind_to_the_order_of_blocks_unless_it_slides():
     x = random(1, 1, 9, 9)
     z = blocks_shuffled(x)
     assert (z - x).abs().max() > 0.3
-    assert internal.exact(x, z, PatchCost(3, 3)).item() == 0
-    assert internal.exact(x, z).item() > 0.3
+    assert iwd.exact(x, z, PatchCost(3, 3)).item() == 0
+    assert iwd.exact(x, z).item() > 0.3
 
 
 @costs
 def test_gradient(cost):
     x, z = random(1, 1, 6, 6).requires_grad_(), random(1, 1, 6, 6, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: internal.exact(a, b, cost), (x, z))
+    assert torch.autograd.gradcheck(lambda a, b: iwd.exact(a, b, cost), (x, z))
 
 
 @costs
 def test_a_batch_equals_a_loop(cost):
     x, z = random(3, 1, 6, 6), random(3, 1, 6, 6, seed=1)
-    loop = [internal.exact(x[k : k + 1], z[k : k + 1], cost).item() for k in range(3)]
-    assert internal.exact(x, z, cost).tolist() == loop
-    near = internal.project(x, z, 0.4, cost)
-    loop = [internal.project(x[k : k + 1], z[k : k + 1], 0.4, cost) for k in range(3)]
+    loop = [iwd.exact(x[k : k + 1], z[k : k + 1], cost).item() for k in range(3)]
+    assert iwd.exact(x, z, cost).tolist() == loop
+    near = iwd.project(x, z, 0.4, cost)
+    loop = [iwd.project(x[k : k + 1], z[k : k + 1], 0.4, cost) for k in range(3)]
     assert torch.allclose(near, torch.cat(loop), atol=1e-6)
 
 
 @costs
 def test_sliced_is_a_lower_bound_and_entropic_comes_near(cost):
     x, z = random(2, 1, 8, 8), random(2, 1, 8, 8, seed=1)
-    exact = internal.exact(x, z, cost)
-    sliced = internal.sliced(x, z, cost, generator=torch.Generator().manual_seed(0))
+    exact = iwd.exact(x, z, cost)
+    sliced = iwd.sliced(x, z, cost, generator=torch.Generator().manual_seed(0))
     assert (sliced > 0).all() and (sliced < exact).all()
-    assert internal.sliced(x, x, cost).abs().max() < 1e-12
-    loose, near = (internal.entropic(x, z, cost, reg=reg, max_iter=20_000) for reg in (1.0, 0.02))
+    assert iwd.sliced(x, x, cost).abs().max() < 1e-12
+    loose, near = (iwd.entropic(x, z, cost, reg=reg, max_iter=20_000) for reg in (1.0, 0.02))
     assert ((near - exact).abs() < 0.02 * exact).all()
     assert ((near - exact).abs() < (loose - exact).abs()).all()
 
@@ -130,16 +130,14 @@ def test_sliced_in_closed_form(norm, channels):
     else:  # of a point on the sphere, times the length of (1, ..., 1)
         mean = math.sqrt(d / math.pi) * math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2))
     draw = torch.Generator().manual_seed(0)
-    found = internal.sliced(
-        dark, dark + 0.5, PatchCost(norm=norm), directions=20_000, generator=draw
-    )
+    found = iwd.sliced(dark, dark + 0.5, PatchCost(norm=norm), directions=20_000, generator=draw)
     assert found.item() == pytest.approx(0.5 * mean, rel=0.02)
 
 
 @costs
 def test_sliced_is_the_mean_of_transport_on_lines(cost):
     x, z = random(2, 1, 7, 8), random(2, 1, 7, 8, seed=1)
-    many = internal.sliced(x, z, cost, directions=4000, generator=torch.Generator().manual_seed(0))
+    many = iwd.sliced(x, z, cost, directions=4000, generator=torch.Generator().manual_seed(0))
     w = torch.randn(9, 4000, generator=torch.Generator().manual_seed(1)).double()
     w = w.sign() if cost.norm == 1 else w / w.norm(dim=0)
     for k, value in enumerate(many):
@@ -150,7 +148,7 @@ def test_sliced_is_the_mean_of_transport_on_lines(cost):
 def test_entropic_says_when_it_has_not_converged():
     x, z = random(2, 1, 6, 6), random(2, 1, 6, 6, seed=1)
     with pytest.warns(UserWarning, match="2 of 2 problems did not converge in 2 iterations"):
-        internal.entropic(x, z, reg=0.02, max_iter=2)
+        iwd.entropic(x, z, reg=0.02, max_iter=2)
 
 
 @costs
@@ -158,11 +156,11 @@ def test_entropic_says_when_it_has_not_converged():
 @settings(deadline=None, max_examples=10)
 def test_tiles_bound_the_distance_from_above(cost, tile, seed):
     x, z = random(2, 1, 9, 8, seed=seed), random(2, 1, 9, 8, seed=seed + 1)
-    exact, bound = internal.exact(x, z, cost), internal.tiled(x, z, cost, tile=tile)
+    exact, bound = iwd.exact(x, z, cost), iwd.tiled(x, z, cost, tile=tile)
     still = cost.along(cost.cut(x), cost.cut(z)).mean(1)
     assert (exact <= bound + 1e-12).all() and (bound <= still + 1e-12).all()
-    assert torch.allclose(internal.tiled(x, z, cost, tile=1), still)
-    assert torch.equal(internal.tiled(x, z, cost, tile=9), exact)
+    assert torch.allclose(iwd.tiled(x, z, cost, tile=1), still)
+    assert torch.equal(iwd.tiled(x, z, cost, tile=9), exact)
     ball = InternalWassersteinBall(0.4, cost, tile=tile)
     near = ball.project(x, z)
     assert ball.contains(x, near).all() and not wotlab.certify(x, near, ball).exact
@@ -178,22 +176,22 @@ def test_the_best_matching_that_changes_places_within_tiles_only(tile):
     apart = (tiles[:, None] != tiles).any(2)
     costs = cost.between(cost.cut(z), cost.cut(x))[0] + 1e6 * apart
     best = linear_sum_assignment(costs.numpy())[1]
-    pairs = internal.matching(x, z, cost, tile=tile)[0]
+    pairs = iwd.matching(x, z, cost, tile=tile)[0]
     assert torch.equal(pairs, torch.from_numpy(best))
-    bound = internal.tiled(x, z, cost, tile=tile).item()
+    bound = iwd.tiled(x, z, cost, tile=tile).item()
     assert bound == pytest.approx(costs[number, pairs].mean().item())
 
 
 def test_a_photograph_too_large_to_be_matched_whole():
     x = random(1, 1, 160, 160)
     with pytest.raises(ValueError, match="tile must be given for images of 160x160"):
-        internal.exact(x, x)
+        iwd.exact(x, x)
     with pytest.raises(ValueError, match="tile must be smaller for images of 160x160"):
-        internal.tiled(x, x, tile=150)
+        iwd.tiled(x, x, tile=150)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(160**2, 2)).double()
     with pytest.raises(ValueError, match="tile must be given"):  # before it takes a step
         attacks.adef(model, x, torch.tensor([0]), InternalWassersteinBall(1.0))
-    assert internal.tiled(x, x.roll(1, 3)).item() > internal.sliced(x, x.roll(1, 3)).item()
+    assert iwd.tiled(x, x.roll(1, 3)).item() > iwd.sliced(x, x.roll(1, 3)).item()
 
 
 @costs
@@ -201,11 +199,11 @@ def test_a_photograph_too_large_to_be_matched_whole():
 @settings(deadline=None, max_examples=10)
 def test_projection_is_always_in_the_ball(cost, eps, seed):
     x, w = random(2, 1, 6, 7, seed=seed), 2 * random(2, 1, 6, 7, seed=seed + 1) - 0.5
-    z, ball = internal.project(x, w, eps, cost), InternalWassersteinBall(eps, cost)
+    z, ball = iwd.project(x, w, eps, cost), InternalWassersteinBall(eps, cost)
     assert ball.contains(x, z).all()
-    assert (internal.exact(x, z, cost) <= eps * (1 + 2e-5) + 1e-12).all()
+    assert (iwd.exact(x, z, cost) <= eps * (1 + 2e-5) + 1e-12).all()
     assert ((z - w).norm() <= (x - w).norm() + 1e-9).all()
-    assert torch.allclose(internal.project(x, w, 100.0, cost), w.clamp(0, 1))
+    assert torch.allclose(iwd.project(x, w, 100.0, cost), w.clamp(0, 1))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -216,14 +214,14 @@ def test_projection_is_the_nearest_image_of_its_matching(stride):
         PatchCost(3, stride),
         2.0,
     )
-    u = cost.cut(x)[0][internal.matching(x, w.clamp(0, 1), cost)[0]]
+    u = cost.cut(x)[0][iwd.matching(x, w.clamp(0, 1), cost)[0]]
     places = cost.cut(torch.arange(36).reshape(1, 1, 6, 6))[0]
     z = cvxpy.Variable(36)
     paid = sum(cvxpy.norm1(z[p.numpy()] - v.numpy()) for p, v in zip(places, u, strict=True))
     constraints = [paid <= eps * len(u), z >= 0, z <= 1]
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(z - w.flatten().numpy())), constraints)
     problem.solve(solver="CLARABEL")
-    ours = internal.project(x, w, eps, cost)
+    ours = iwd.project(x, w, eps, cost)
     assert (ours - w).square().sum().item() == pytest.approx(problem.value, rel=1e-5)
 
 
@@ -231,9 +229,9 @@ def test_projection_is_the_nearest_image_of_its_matching(stride):
 @pytest.mark.parametrize("eps", [0.0, 0.3])
 def test_projection_in_single_precision_and_colour(cost, eps):
     x, w = random(4, 3, 8, 9).float(), 2 * random(4, 3, 8, 9, seed=1).float() - 0.5
-    z = internal.project(x, w, eps, cost)
+    z = iwd.project(x, w, eps, cost)
     assert InternalWassersteinBall(eps, cost).contains(x, z).all()
-    spent = internal.exact(x, z, cost)
+    spent = iwd.exact(x, z, cost)
     assert (spent >= 0.5 * eps).all() and z.dtype == torch.float32
     assert (z - x).abs().max() < 1e-6 if eps == 0 else (z != x).any()
 
@@ -270,7 +268,7 @@ def test_the_attack_reaches_what_a_linear_classifier_allows_without_reordering()
 
 def test_certificate():
     x, z = random(1, 1, 6, 6), random(1, 1, 6, 6, seed=1)
-    far = internal.exact(x, z).item()
+    far = iwd.exact(x, z).item()
     for eps, inside in ((0.99 * far, False), (1.01 * far, True)):
         certificate = wotlab.certify(x, z, InternalWassersteinBall(eps))
         assert bool(certificate.inside) is inside and certificate.exact
@@ -287,7 +285,7 @@ def test_theorem_1_is_false_in_l2():
     up, down = x.clone().flatten(1), x.clone().flatten(1)
     up[0, :60], down[0, :60] = 1, 0
     up, down = up.view_as(x), down.view_as(x)
-    assert internal.exact(x, up, cost).item() == pytest.approx(0.3)
+    assert iwd.exact(x, up, cost).item() == pytest.approx(0.3)
     assert (up - down).norm().item() == pytest.approx(60**0.5) == pytest.approx(7.746, abs=1e-3)
     assert (2 * 0.3 * torch.ones(900)).norm().item() == pytest.approx(18)
 
@@ -372,10 +370,8 @@ def test_critic_learns_a_distance_that_is_known(norm):
     dark = torch.full((2, 1, 6, 6), 0.2)
     light = dark + torch.tensor([0.3, 0.6])[:, None, None, None]
     cost = PatchCost(norm=norm)
-    exact = internal.exact(dark, light, cost)
-    learned = internal.critic(
-        dark, light, cost, rate=2e-3, generator=torch.Generator().manual_seed(0)
-    )
+    exact = iwd.exact(dark, light, cost)
+    learned = iwd.critic(dark, light, cost, lr=2e-3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(learned, exact, rtol=0.1)
 
 
@@ -391,18 +387,18 @@ SMALL = random(1, 1, 5, 5)
         (lambda: PatchCost(norm=3), "norm must be 1 or 2"),
         (lambda: InternalWassersteinBall(-1.0), "eps must be a finite number"),
         (lambda: InternalWassersteinBall(1.0, tile=0), "tile must be a positive integer"),
-        (lambda: internal.tiled(SMALL, SMALL, tile=0), "tile must be a positive integer"),
+        (lambda: iwd.tiled(SMALL, SMALL, tile=0), "tile must be a positive integer"),
         (lambda: InternalWassersteinBall(1.0, wotlab.GroundCost()), "cost must be a PatchCost"),
         (lambda: wotlab.certify(SMALL, SMALL, PatchCost()), "ball must be a Wasserstein"),
-        (lambda: internal.project(SMALL, SMALL, -1.0, PatchCost()), "eps must be"),
-        (lambda: internal.project(SMALL, random(1, 1, 5, 6), 1.0, PatchCost()), "w must have the"),
-        (lambda: internal.exact(SMALL, SMALL, PatchCost(6)), "do not fit"),
-        (lambda: internal.exact(SMALL, random(1, 1, 5, 6)), "z must have the shape"),
-        (lambda: internal.exact(SMALL, 2 * SMALL), "z must lie in"),
-        (lambda: internal.exact(SMALL[0, 0], SMALL[0, 0]), "x must have shape"),
-        (lambda: internal.sliced(SMALL, SMALL, directions=0), "directions must be"),
-        (lambda: internal.entropic(SMALL, SMALL, reg=0.0), "reg must be"),
-        (lambda: internal.critic(SMALL, SMALL, steps=0), "steps must be"),
+        (lambda: iwd.project(SMALL, SMALL, -1.0, PatchCost()), "eps must be"),
+        (lambda: iwd.project(SMALL, random(1, 1, 5, 6), 1.0, PatchCost()), "w must have the"),
+        (lambda: iwd.exact(SMALL, SMALL, PatchCost(6)), "do not fit"),
+        (lambda: iwd.exact(SMALL, random(1, 1, 5, 6)), "z must have the shape"),
+        (lambda: iwd.exact(SMALL, 2 * SMALL), "z must lie in"),
+        (lambda: iwd.exact(SMALL[0, 0], SMALL[0, 0]), "x must have shape"),
+        (lambda: iwd.sliced(SMALL, SMALL, directions=0), "directions must be"),
+        (lambda: iwd.entropic(SMALL, SMALL, reg=0.0), "reg must be"),
+        (lambda: iwd.critic(SMALL, SMALL, steps=0), "steps must be"),
     ],
 )  # fmt: skip
 def test_bad_input(make, match):

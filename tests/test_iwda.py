@@ -6,16 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wotlab import (
-    InternalWassersteinBall,
-    L2Ball,
-    PatchCost,
-    attacks,
-    evaluate,
-    internal,
-    training,
-)
-from wotlab.attacks.pyramid import Generators, resize, scales
+from wotlab import InternalWassersteinBall, L2Ball, PatchCost, attacks, evaluate, iwd, training
+from wotlab.attacks._pyramid import Generators, resize, scales
 from wotlab.training import IWDD
 
 ANY = InternalWassersteinBall(9.0)
@@ -42,7 +34,7 @@ def test_breaks_and_says_how_far(trained):
     done = attacks.iwda(model, x, y, ANY, tau=1.0, generator=seeded())
     assert done.success.sum() >= 7
     assert (model(done.x_adv[done.success]).argmax(1) != y[done.success]).all()
-    assert torch.allclose(done.cost, internal.exact(x, done.x_adv))
+    assert torch.allclose(done.cost, iwd.exact(x, done.x_adv))
     assert done.x_adv.min() >= 0 and done.x_adv.max() <= 1
     again = attacks.iwda(model, x, y, ANY, tau=1.0, generator=seeded())
     assert torch.equal(done.x_adv, again.x_adv)
@@ -102,11 +94,11 @@ def test_colour_two_scales_and_samples_that_leave_at_different_times():
         model[1].bias.zero_()
         y = model(x).argmax(1)
     ball = InternalWassersteinBall(27.0, PatchCost(3, 3))
-    done = attacks.iwda(model, x, y, ball, tau=1.0, samples=2, rate=5e-3, generator=draw)
+    done = attacks.iwda(model, x, y, ball, tau=1.0, samples=2, lr=5e-3, generator=draw)
     many, labels = x.repeat_interleave(2, 0), y.repeat_interleave(2)
     assert done.success.any() and len(done.steps.unique()) > 2
     assert torch.equal(model(done.x_adv).argmax(1) != labels, done.success)
-    assert torch.allclose(done.cost, internal.exact(many, done.x_adv, ball.cost))
+    assert torch.allclose(done.cost, iwd.exact(many, done.x_adv, ball.patch_cost))
     with pytest.raises(ValueError, match="one result an image"):
         attack = partial(attacks.iwda, samples=2, steps=1)
         evaluate.accuracy_curve(model, x, y, attack, ball, [1.0])
@@ -115,7 +107,7 @@ def test_colour_two_scales_and_samples_that_leave_at_different_times():
 def test_the_last_step_counts(trained):
     """The first change is none; that of the one step is looked at, too."""
     model, x, y = trained
-    done = attacks.iwda(model, x, y, ANY, steps=1, tau=1.0, rate=0.1, generator=seeded())
+    done = attacks.iwda(model, x, y, ANY, steps=1, tau=1.0, lr=0.1, generator=seeded())
     assert (done.x_adv != x).flatten(1).any(1).sum() > 2
     assert done.steps[~done.success].unique().tolist() == [1]
 
@@ -163,7 +155,7 @@ def test_images_of_one_brightness_and_images_of_one_patch(brightness, size, trai
     y = model(x).argmax(1)
     assert attacks.pgd(model, x, y, ball).success.all()
     done = attacks.iwda(model, x, y, ball, steps=10, generator=seeded())
-    assert torch.allclose(done.cost, internal.exact(x, done.x_adv, ball.cost))
+    assert torch.allclose(done.cost, iwd.exact(x, done.x_adv, ball.patch_cost))
     assert done.x_adv.min() >= 0 and done.x_adv.max() <= 1
     for bend in (attacks.stadv, attacks.adef):  # bent, such an image is itself
         assert torch.allclose(bend(model, x, y, ball, steps=5).x_adv, x)

@@ -56,7 +56,7 @@ def test_solved_terms_are_those_of_exact_solvers(seed, theta):
         mass, mass, cost, theta, method="sinkhorn_log", numItermax=50_000, stopThr=1e-8
     )
     kl = (plan * np.log(np.maximum(plan, 1e-300) / np.outer(mass, mass))).sum()
-    entropic = JointTransport("entropic", theta=theta)(u, v, (labels(), labels()))
+    entropic = JointTransport("entropic", reg=theta)(u, v, (labels(), labels()))
     assert entropic == pytest.approx((plan * cost).sum() + theta * kl, abs=1e-5)
     assert exact <= entropic + 1e-9 <= cost.trace() / N + theta * np.log(N) + 1e-6
 
@@ -138,7 +138,7 @@ def test_the_divergence_is_zero_for_the_same_law_and_positive_else():
     same = tuple(part[order] for part in u)
     assert abs(float(term(u, same, (y, y[order])))) < 1e-6
     assert term(u, v, (y, y)) > 0.1
-    biased = JointTransport("entropic", JointCost("l2", "l1"), theta=1.0)
+    biased = JointTransport("entropic", JointCost("l2", "l1"), reg=1.0)
     assert biased(u, u, (y, y)) > 0.3  # the entropic value is not zero there
 
 
@@ -146,7 +146,7 @@ def test_the_divergence_is_zero_for_the_same_law_and_positive_else():
 @pytest.mark.parametrize("match", [False, True])
 def test_gradient(kind, match):
     cost = JointCost("l2", "l1") if kind == "divergence" else JointCost()
-    term = JointTransport(kind, cost, theta=0.3, match_labels=match)
+    term = JointTransport(kind, cost, reg=0.3, match_labels=match)
     u, v, y = batch(13), batch(14, 0.5), labels()
     parts = [part.clone().requires_grad_() for part in (*u, *v)]
 
@@ -173,7 +173,7 @@ def test_bad_input_is_named():
         (lambda: JointCost(prediction="l2"), "prediction"),
         (lambda: JointCost(lam=-1.0), "lam"),
         (lambda: JointTransport("dual"), "kind"),
-        (lambda: JointTransport(theta=0.0), "theta"),
+        (lambda: JointTransport(reg=0.0), "reg"),
         (lambda: JointTransport("divergence"), "symmetric"),
     ):
         with pytest.raises(ValueError, match=message):

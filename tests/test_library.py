@@ -8,7 +8,7 @@ import torch
 
 import wotlab
 from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, models
-from wotlab.attacks.library import NAMES
+from wotlab.attacks._library import NAMES
 
 QUICK = {
     "autoattack": {"version": "custom", "attacks": ["apgd-ce", "fab-t"]},

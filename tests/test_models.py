@@ -12,7 +12,7 @@ from torchvision.models import ResNet101_Weights
 
 import wotlab
 from wotlab import models
-from wotlab.networks import WideBlock
+from wotlab.models._networks import WideBlock
 
 PARAMETERS = {
     "digits-small": 320 + 9248 + 32_832 + 650,

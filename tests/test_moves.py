@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wotlab import GroundCost, TransportPlan, WassersteinBall, certify
-from wotlab.moves import Moves, repair
+from wotlab.plans import Moves, repair
 
 SHAPES = [(1, 6, 5), (3, 4, 4), (1, 1, 7)]
 
@@ -161,7 +161,7 @@ def test_prices_of_any_power_can_be_reckoned_with(p, dtype):
     x[..., ::27, ::27] = 0.5  # from the corners every step is taken
     moves = Moves(x, GroundCost(None, p))
     assert moves.prices.square().sum().isfinite()
-    cost = moves.cost_model.costs(28, 28, dtype=torch.float64)
+    cost = moves.ground_cost.costs(28, 28, dtype=torch.float64)
     kept = ~moves.outside.all(1)
     assert torch.allclose(moves.prices[kept, 0].double(), cost[kept])
     assert cost[kept].max() >= min(cost.max(), 1e14)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import wotlab
-from wotlab import natural
+from wotlab import transformations
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,10 @@ def seeded():
 
 
 @pytest.mark.parametrize("perturb", [
-    lambda x: natural.translate(x, 0.3, generator=seeded()),
-    lambda x: natural.rotate(x, 30.0, generator=seeded()),
-    lambda x: natural.rotate(x, 30.0, exactly=False, generator=seeded()),
-    lambda x: natural.blur(x, 1.5),
+    lambda x: transformations.translate(x, 0.3, generator=seeded()),
+    lambda x: transformations.rotate(x, 30.0, generator=seeded()),
+    lambda x: transformations.rotate(x, 30.0, exactly=False, generator=seeded()),
+    lambda x: transformations.blur(x, 1.5),
 ])  # fmt: skip
 def test_shape_range_and_repeatable(digits, perturb):
     z = perturb(digits)
@@ -32,13 +32,13 @@ def test_shape_range_and_repeatable(digits, perturb):
 
 
 def test_nothing_at_zero(digits):
-    assert torch.equal(natural.translate(digits, 0.0), digits)
-    assert torch.allclose(natural.rotate(digits, 0.0), digits)
+    assert torch.equal(transformations.translate(digits, 0.0), digits)
+    assert torch.allclose(transformations.rotate(digits, 0.0), digits)
 
 
 def test_shifts_are_whole_pixels_within_the_share(digits):
     # a wide frame of black: a shift by up to 0.2 * 24 = 4.8 rounds to at most 5 and loses nothing
-    z = natural.translate(digits, 0.2, generator=seeded())
+    z = transformations.translate(digits, 0.2, generator=seeded())
     shifts = set()
     for before, after in zip(digits, z, strict=True):
         found = [
@@ -53,7 +53,7 @@ def test_shifts_are_whole_pixels_within_the_share(digits):
 
 
 def test_rotations_turn_by_exactly_the_angle_or_by_up_to_it(digits):
-    turned = natural.rotate(digits, 90.0, generator=seeded())
+    turned = transformations.rotate(digits, 90.0, generator=seeded())
     sides = [
         [torch.allclose(z, x.rot90(k, (1, 2)), atol=1e-4) for k in (1, -1)]
         for x, z in zip(digits, turned, strict=True)
@@ -63,16 +63,16 @@ def test_rotations_turn_by_exactly_the_angle_or_by_up_to_it(digits):
         (False, True),
     }
     distance = [
-        (natural.rotate(digits, 40.0, exactly=e, generator=seeded()) - digits).norm()
+        (transformations.rotate(digits, 40.0, exactly=e, generator=seeded()) - digits).norm()
         for e in (True, False)
     ]
     assert distance[1] < distance[0]
 
 
 def test_blur_keeps_mass_and_symmetry(digits):
-    z = natural.blur(digits, 1.0)
+    z = transformations.blur(digits, 1.0)
     assert torch.allclose(z.sum((1, 2, 3)), digits.sum((1, 2, 3)), rtol=1e-4)
-    assert torch.allclose(natural.blur(digits.flip(3), 1.0), z.flip(3), atol=1e-6)
+    assert torch.allclose(transformations.blur(digits.flip(3), 1.0), z.flip(3), atol=1e-6)
 
 
 def test_blur_is_the_gaussian():
@@ -82,31 +82,33 @@ def test_blur_is_the_gaussian():
     row = (-(grid**2) / (2 * 2.0**2)).exp()
     row[grid.abs() > 8] = 0
     row /= row.sum()
-    assert torch.allclose(natural.blur(dot, 2.0)[0, 0], row[:, None] * row, atol=1e-9)
+    assert torch.allclose(transformations.blur(dot, 2.0)[0, 0], row[:, None] * row, atol=1e-9)
 
 
 def test_procrustes_ignores_scale_and_sees_change(digits):
-    same = natural.procrustes(digits, digits)
+    same = transformations.procrustes(digits, digits)
     assert torch.allclose(same, torch.zeros(12), atol=1e-6)
-    assert torch.allclose(natural.procrustes(digits, digits / 2), torch.zeros(12), atol=1e-6)
+    assert torch.allclose(
+        transformations.procrustes(digits, digits / 2), torch.zeros(12), atol=1e-6
+    )
     assert torch.allclose(  # rows one pixel further right: points moved by one permutation
-        natural.procrustes(digits, digits.roll(3, 3)), torch.zeros(12), atol=1e-6
+        transformations.procrustes(digits, digits.roll(3, 3)), torch.zeros(12), atol=1e-6
     )
     far, near = (
-        natural.procrustes(digits, natural.translate(digits, s, generator=seeded()))
+        transformations.procrustes(digits, transformations.translate(digits, s, generator=seeded()))
         for s in (0.3, 0.05)
     )
     assert bool((far <= 1).all()) and float(far.mean()) > float(near.mean()) > 0
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda x: natural.translate(x, 1.5), "share must lie in"),
-    (lambda x: natural.rotate(x, -3.0), "degrees must be"),
-    (lambda x: natural.blur(x, 0.0), "sigma must be"),
-    (lambda x: natural.blur(x, 9.0), "sigma must be below a quarter"),
-    (lambda x: natural.blur(x * 2, 1.0), "x must"),
-    (lambda x: natural.procrustes(x, x[:, :, 1:]), "z must have the shape of x"),
-    (lambda x: natural.procrustes(x, torch.full_like(x, 0.5)), "rows are all the same"),
+    (lambda x: transformations.translate(x, 1.5), "share must lie in"),
+    (lambda x: transformations.rotate(x, -3.0), "degrees must be"),
+    (lambda x: transformations.blur(x, 0.0), "sigma must be"),
+    (lambda x: transformations.blur(x, 9.0), "sigma must be below a quarter"),
+    (lambda x: transformations.blur(x * 2, 1.0), "x must"),
+    (lambda x: transformations.procrustes(x, x[:, :, 1:]), "z must have the shape of x"),
+    (lambda x: transformations.procrustes(x, torch.full_like(x, 0.5)), "rows are all the same"),
 ])  # fmt: skip
 def test_bad_input(digits, call, message):
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import wrightomega
 
 from wotlab import GroundCost, ot
-from wotlab.ot.kernels import Kernel
+from wotlab.ot._kernels import Kernel
 
 L1, L2, SQUARED = GroundCost(None, 1, 1), GroundCost(None, 1, 2), GroundCost(None, 2, 2)
 COSTS = pytest.mark.parametrize("cost", [L1, L2, SQUARED], ids=["l1", "l2", "squared"])

@@ -33,9 +33,9 @@ def test_price_bounds_the_exact_distance(seed, window):
     plan = random_plan(seed, window)
     x, y = plan.source(), plan.image()
     assert torch.allclose(x.sum((2, 3)), y.sum((2, 3)))
-    ball = WassersteinBall(1.0, plan.cost_model)
+    ball = WassersteinBall(1.0, plan.ground_cost)
     x, y = x / 20, y / 20
-    plan = TransportPlan(plan.mass / 20, plan.cost_model)
+    plan = TransportPlan(plan.mass / 20, plan.ground_cost)
     assert (certify(x, y, ball).cost <= plan.cost() + 1e-9).all()
     assert torch.equal(certify(x, plan, ball, exact=False).cost, plan.cost())
 
@@ -174,7 +174,9 @@ def test_a_plan_is_charged_in_the_balls_cost_whatever_its_own():
             verdict = certify(x, plan, ball, exact=False)
             assert verdict.cost.item() == way == certify(x, plan, ball).cost.item()
             assert verdict.inside and not verdict.exact
-            assert not certify(x, plan, WassersteinBall(0.99 * way, ball.cost), exact=False).inside
+            assert not certify(
+                x, plan, WassersteinBall(0.99 * way, ball.ground_cost), exact=False
+            ).inside
 
 
 def test_a_plan_that_owes_mass_or_starts_elsewhere_proves_nothing():

@@ -50,7 +50,7 @@ def test_excess_over_the_exact_projection_falls_with_lam():
     least = squared(exact_projection(x, w, 0.2, COST).image, w)
     excess = []
     for lam in (10.0, 100.0, 1000.0, 3000.0):
-        found = constrained_sinkhorn(x, w, 0.2, COST, lam=lam, tol=1e-6)
+        found = constrained_sinkhorn(x, w, 0.2, COST, reg=1 / lam, tol=1e-6)
         assert found.converged.all()
         excess.append(float((squared(found.image, w) / least).mean()))
     assert excess == sorted(excess, reverse=True)
@@ -61,7 +61,7 @@ def test_excess_over_the_exact_projection_falls_with_lam():
 def test_price_of_distance_is_that_of_the_exact_projection():
     x, w = pair(3, 1, 6, 6, seed=1)
     exact = exact_projection(x, w, 0.2, COST).duals["psi"]
-    found = constrained_sinkhorn(x, w, 0.2, COST, lam=1e4, tol=1e-6, max_iter=5000)
+    found = constrained_sinkhorn(x, w, 0.2, COST, reg=1e-4, tol=1e-6, max_iter=5000)
     assert torch.allclose(found.duals["psi"] / 1e4, exact, rtol=0.03)
 
 
@@ -89,7 +89,7 @@ def test_an_image_inside_the_ball_comes_back(rule):
     w = w.clamp(max=1)
     w[:, :, 3, 2] += (x - w).sum((2, 3))
     tol = 1e-6 if rule == "plan" else 1e-10
-    found = constrained_sinkhorn(x, w, 1.0, COST, lam=1e4, tol=tol, rule=rule, max_iter=5000)
+    found = constrained_sinkhorn(x, w, 1.0, COST, reg=1e-4, tol=tol, rule=rule, max_iter=5000)
     assert found.converged.all()
     assert (found.image - w).abs().max() < 0.02
 
@@ -169,7 +169,7 @@ def test_no_nan_at_the_extremes(eps, lam, dtype):
     x, w = pair(2, 1, 5, 5, seed=7, step=30.0, dtype=dtype)
     x[0, 0, :3] = 0  # pixels that no mass reaches
     for name in ("constrained", "projected"):
-        found = BALLS[name](x, w, eps, GroundCost(3), lam=lam, max_iter=60)
+        found = BALLS[name](x, w, eps, GroundCost(3), reg=1 / lam, max_iter=60)
         assert found.image.dtype == found.plan.mass.dtype == dtype
         assert found.image.isfinite().all() and found.plan.mass.isfinite().all()
         assert all(value.isfinite().all() for value in found.duals.values())
@@ -250,7 +250,7 @@ def test_bad_options():
     with pytest.raises(ValueError, match=r"warm\['psi'\] must be finite"):
         psi = torch.full((1,), torch.inf)
         constrained_sinkhorn(x, w, 0.1, COST, warm={"beta": w, "psi": psi})
-    for option in ("lam", "tol"):
+    for option in ("reg", "tol"):
         with pytest.raises(ValueError, match=f"{option} must be"):
             constrained_sinkhorn(x, w, 0.1, COST, **{option: 0.0})
     with pytest.raises(ValueError, match="max_iter must be a positive integer"):
@@ -260,7 +260,7 @@ def test_bad_options():
     with pytest.raises(ValueError, match="variant must be one of"):
         unbalanced_sinkhorn(x, w, COST, variant="eq14")
     with pytest.raises(ValueError, match="iterations must be"):
-        unbalanced_sinkhorn(x, w, COST, iterations=0)
+        unbalanced_sinkhorn(x, w, COST, max_iter=0)
 
 
 # Dual projection
@@ -343,7 +343,7 @@ def test_corrected_unbalanced_solves_its_problem(weights, variant):
     x, w = pair(1, 1, 8, 8, seed=13, step=0.3)
     gamma, eta, tau = weights
     cost = GroundCost(3)
-    found = unbalanced_sinkhorn(x, w, cost, variant=variant, gamma=gamma, eta=eta, tau=tau)
+    found = unbalanced_sinkhorn(x, w, cost, variant=variant, gamma=gamma, reg=eta, tau=tau)
     best = unbalanced_program(x, w, cost, *weights, variant == "l2")
     assert found.converged.all() and (found.image >= 0).all()
     assert (found.image - best).abs().max() < 1e-5

@@ -16,7 +16,7 @@ from torch import nn
 
 import wotlab
 from wotlab import data, models, results, training
-from wotlab.experiments import frame, hu, iwd, linf, strength
+from wotlab.experiments import hu, iwd_attacks, runner, strength, trials
 from wotlab.experiments.__main__ import EXPERIMENTS, OF_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,7 @@ BENCHMARKS = [r for r in RECORDS if r.command.startswith("python benchmarks/")]
 
 
 @dataclass(frozen=True)
-class Dry(frame.Run):
+class Dry(runner.Run):
     """Notes each number that it is asked for, and measures none."""
 
     def due(self, what, case):
@@ -48,7 +48,7 @@ class Dry(frame.Run):
         return Ten()
 
     def networks(self):
-        return list(frame.NETWORKS)
+        return list(runner.NETWORKS)
 
 
 class Ten(nn.Module):
@@ -75,8 +75,8 @@ def numbers(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(models, "build", lambda *args, **options: Ten())
             patch.setattr(models, "load_weights", lambda model, path: model)
-            patch.setattr(linf, "train", lambda run, row: (Ten(), {}))
-            patch.setattr(iwd, "right_ones", lambda setting, name: (
+            patch.setattr(trials, "train", lambda run, row: (Ten(), {}))
+            patch.setattr(iwd_attacks, "right_ones", lambda setting, name: (
                 Ten(), *setting.run.test_images(), {}
             ))  # fmt: skip
             for kind in ("cpu", "cuda"):
@@ -129,7 +129,7 @@ def test_benchmarks_still_record_what_is_recorded():
 
 def test_data_sets_have_the_titles_of_the_code():
     for record in OURS:
-        assert record.samples.startswith(tuple(frame.TITLES.values())), record.samples
+        assert record.samples.startswith(tuple(runner.TITLES.values())), record.samples
     for record in BENCHMARKS:
         script = ROOT / shlex.split(record.command)[1]
         text = script.read_text() + (script.parent / "common.py").read_text()
@@ -141,7 +141,7 @@ def test_details_name_what_there_is():
     for record in RECORDS:
         details = record.details
         network = details.get("network", "wong-mnist")
-        assert network in (*frame.NETWORKS, *models.names()), network
+        assert network in (*runner.NETWORKS, *models.names()), network
         if record.what == strength.WHAT:
             assert details["attack"] in strength.ATTACKS
         if "defense" in details:

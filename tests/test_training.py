@@ -137,7 +137,7 @@ def test_other_precisions_train_and_attack(precision):
     defenses = [
         Standard(),
         training.FastAT(linf),
-        training.TRADES(linf, attack=training.defenses.madry(2, "kl")),
+        training.TRADES(linf, attack=training.pgd_adversary(2, "kl")),
         AdversarialTransport(linf),
         training.WassersteinAT(wotlab.WassersteinBall(0.01)),
     ]

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, IterableDataset
 import wotlab
 from wotlab import LinfBall
 from wotlab.training import PGDAT, AdversarialTransport, Standard, fit
-from wotlab.training.defenses import madry
-from wotlab.training.inputs import as_number
+from wotlab.training._defenses import pgd_adversary
+from wotlab.training._inputs import as_number
 
 X, Y = images()
 RUN = OPTIONS | {"epochs": 1}
@@ -81,7 +81,9 @@ def test_modes_are_restored_after_an_error():
 def test_attacks_change_no_statistics(defense):
     """The chain and the attack run in eval mode: one update a step, that of the loss."""
     model = normed()
-    made = defense(LinfBall(0.1), **({"attack": madry(3)} if defense is PGDAT else {"steps": 3}))
+    made = defense(
+        LinfBall(0.1), **({"attack": pgd_adversary(3)} if defense is PGDAT else {"steps": 3})
+    )
     if defense is AdversarialTransport:
         made.prepare(len(X))
     with torch.random.fork_rng():
@@ -128,7 +130,7 @@ def test_nan_is_never_the_best_epoch():
 
 
 def test_a_compiled_network_trains_and_is_counted(tmp_path):
-    defense = PGDAT(LinfBall(0.1), attack=madry(2))
+    defense = PGDAT(LinfBall(0.1), attack=pgd_adversary(2))
     plain, compiled = (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     for model in (plain, torch.compile(compiled, backend="eager")):
@@ -139,7 +141,7 @@ def test_a_compiled_network_trains_and_is_counted(tmp_path):
 
 
 def test_no_grad_around_it_is_no_matter():
-    defense = PGDAT(LinfBall(0.1), attack=madry(1))
+    defense = PGDAT(LinfBall(0.1), attack=pgd_adversary(1))
     one, two = network(), network()
     fit(one, (X, Y), defense, **RUN)
     with torch.no_grad():

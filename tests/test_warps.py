@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from wotlab import draws
-from wotlab.warps import Transformations
+from wotlab._base import draws
+from wotlab.transformations import Transformations
 
 HEIGHT, WIDTH, COUNT = 23, 31, 40
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from wotlab import evaluate, models
 from wotlab.experiments import zoo
+from wotlab.models import _models
 
 EVERY = pytest.mark.parametrize("name", list(zoo.RECIPES))
 
@@ -62,7 +63,7 @@ def test_weights_that_are_not_those_of_the_card_are_refused(tmp_path, monkeypatc
         if kind == "safetensors":
             held[-1] ^= 1
         (tmp_path / f"{name}.{kind}").write_bytes(held)
-    monkeypatch.setattr(models, "SHIPPED", tmp_path)
+    monkeypatch.setattr(_models, "SHIPPED", tmp_path)
     with pytest.raises(ValueError, match="not the file that its card describes"):
         models.load(name)
 

@@ -2,26 +2,32 @@
 
 from wotlab import (
     attacks,
+    balls,
     data,
     evaluate,
     gibbs,
-    internal,
+    iwd,
     models,
-    moves,
-    natural,
     ot,
+    plans,
     plots,
     projections,
     results,
     training,
-    warps,
+    transformations,
 )
 from wotlab.attacks import AttackResult
-from wotlab.balls import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall
-from wotlab.ground import GroundCost
-from wotlab.ot import wasserstein_distance
-from wotlab.patches import PatchCost
-from wotlab.plans import Certificate, TransportPlan, certify
+from wotlab.balls import (
+    Certificate,
+    InternalWassersteinBall,
+    L2Ball,
+    LinfBall,
+    WassersteinBall,
+    certify,
+)
+from wotlab.iwd import PatchCost
+from wotlab.ot import GroundCost, wasserstein_distance
+from wotlab.plans import TransportPlan
 
 __version__ = "0.1.0"
 
@@ -36,19 +42,19 @@ __all__ = [
     "TransportPlan",
     "WassersteinBall",
     "attacks",
+    "balls",
     "certify",
     "data",
     "evaluate",
     "gibbs",
-    "internal",
+    "iwd",
     "models",
-    "moves",
-    "natural",
     "ot",
+    "plans",
     "plots",
     "projections",
     "results",
     "training",
-    "warps",
+    "transformations",
     "wasserstein_distance",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wotlab import checks, draws
+from wotlab._base import checks, draws
 
 RULES = ("sign", "projected", "reflected", "mala")
 

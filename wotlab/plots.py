@@ -120,7 +120,7 @@ def show_plan(
     """
     mass = plan.mass[image, channel].detach().cpu().numpy()
     _, h, w = mass.shape
-    steps = plan.cost_model.offsets(h, w).numpy()
+    steps = plan.ground_cost.offsets(h, w).numpy()
     show_images([plan.source()[image, channel]], axes=[ax], vmax=None)
     ax.images[-1].set_alpha(0.55)
     moving = mass * (steps != 0).any(1)[:, None, None]

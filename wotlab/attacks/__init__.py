@@ -8,24 +8,29 @@ under random transformations. `library` runs other libraries' attacks, `transfer
 that were made against another network.
 """
 
-from wotlab.attacks.adef import adef
-from wotlab.attacks.eot import eot
-from wotlab.attacks.frank_wolfe import frank_wolfe
-from wotlab.attacks.iwda import iwda
-from wotlab.attacks.langevin import langevin
-from wotlab.attacks.library import library
-from wotlab.attacks.mirror import mirror_ascent
-from wotlab.attacks.pgd import fgsm, pgd
-from wotlab.attacks.radius import Radius, radius
-from wotlab.attacks.result import AttackResult
-from wotlab.attacks.stadv import stadv
-from wotlab.attacks.transfer import transfer
-from wotlab.attacks.transport import transport
+from wotlab.attacks._adef import adef
+from wotlab.attacks._eot import eot
+from wotlab.attacks._frank_wolfe import frank_wolfe
+from wotlab.attacks._iwda import iwda
+from wotlab.attacks._langevin import langevin
+from wotlab.attacks._library import library
+from wotlab.attacks._loop import climb
+from wotlab.attacks._mirror_ascent import Mirror, mirror_ascent
+from wotlab.attacks._objective import Objective
+from wotlab.attacks._pgd import fgsm, pgd
+from wotlab.attacks._radius import Radius, radius
+from wotlab.attacks._result import AttackResult
+from wotlab.attacks._stadv import stadv
+from wotlab.attacks._transfer import transfer
+from wotlab.attacks._transport import transport
 
 __all__ = [
     "AttackResult",
+    "Mirror",
+    "Objective",
     "Radius",
     "adef",
+    "climb",
     "eot",
     "fgsm",
     "frank_wolfe",

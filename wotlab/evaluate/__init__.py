@@ -1,8 +1,8 @@
 """Measures of a classifier, each with its uncertainty, and checks of what is claimed of it."""
 
-from wotlab.evaluate.accuracy import Curve, accuracy, accuracy_curve, are_right, success_rate
-from wotlab.evaluate.sanity import Doubt, sanity
-from wotlab.evaluate.shares import Share, share, wilson
+from wotlab.evaluate._accuracy import Curve, accuracy, accuracy_curve, are_right, success_rate
+from wotlab.evaluate._sanity import Doubt, sanity
+from wotlab.evaluate._shares import Share, share, wilson
 
 __all__ = [
     "Curve",

@@ -11,12 +11,12 @@ from wotlab.experiments import (
     baselines,
     digits,
     dro,
-    frame,
     got,
     hu,
-    iwd,
+    iwd_attacks,
     iwd_tables,
     natural,
+    runner,
     strength,
     subramanyam,
     wasserstein_at,
@@ -36,12 +36,12 @@ EXPERIMENTS = {
     "hu-table-4": natural.hu_table_4,
     "hu-table-5": hu.table_5,
     "hu-table-6": natural.hu_table_6,
-    "iwd-attacks": iwd.attack_all,
+    "iwd-attacks": iwd_attacks.attack_all,
     "iwd-beta": iwd_tables.beta,
     "iwd-table-1": partial(iwd_tables.success, 1),
     "iwd-table-2": partial(iwd_tables.success, 2),
     "iwd-table-3": iwd_tables.defend,
-    "iwd-tau": iwd.tau,
+    "iwd-tau": iwd_attacks.tau,
     "regniez-table-1": partial(dro.regniez, 1),
     "regniez-table-2": partial(dro.regniez, 2),
     "regniez-table-4": partial(dro.regniez, 4),
@@ -88,7 +88,7 @@ def folder(text: str) -> Path:
 def main() -> None:
     if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
         return zoo.main(sys.argv[2:])
-    parser = frame.Parser(prog="python -m wotlab.experiments", description=__doc__)
+    parser = runner.Parser(prog="python -m wotlab.experiments", description=__doc__)
     parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
     parser.add_argument(
         "--data",
@@ -122,10 +122,10 @@ def main() -> None:
             given[option].mkdir(parents=True, exist_ok=True)
         except OSError:
             parser.error(f"argument --{option}: no folder can be made at {given[option]}")
-    run = frame.Run(**given)
+    run = runner.Run(**given)
     try:
         EXPERIMENTS[name](run)
-    except (FileNotFoundError, frame.Refused) as error:  # data or weights; too many images
+    except (FileNotFoundError, runner.Refused) as error:  # data or weights; too many images
         parser.error(f"{name} cannot go on: {error}")
     if not run.log.cases:
         parser.error(f"{name} found nothing to do: it needs networks in {run.checkpoints}")

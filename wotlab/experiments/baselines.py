@@ -8,9 +8,9 @@ from torch import nn
 
 from wotlab import attacks, models, training
 from wotlab.balls import L2Ball, LinfBall
-from wotlab.experiments.frame import NETWORKS, Run
-from wotlab.experiments.linf import spent, stands
+from wotlab.experiments.runner import NETWORKS, Run
 from wotlab.experiments.subramanyam import BALL, RULE, STEP, WINDOW, project
+from wotlab.experiments.trials import spent, stands
 
 SOURCE = "Subramanyam (2021), table "
 LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40

@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from wotlab import attacks, evaluate
-from wotlab.experiments import linf, zoo
-from wotlab.experiments.frame import Run
+from wotlab.experiments import trials, zoo
+from wotlab.experiments.runner import Run
 from wotlab.gibbs import Chain
 from wotlab.training import JointCost
 
@@ -45,8 +45,8 @@ def got_settings(run: Run) -> None:
     }
     recipes = {case: zoo.tuned(case, zoo.got("pgd", **how)) for case, how in settings.items()}
     judges = {
-        "pgd-20": linf.pgd(20, zoo.BALL.eps / 8, restarts=1),
-        "apgd": linf.autoattack("apgd-ce"),
+        "pgd-20": trials.pgd(20, zoo.BALL.eps / 8, restarts=1),
+        "apgd": trials.autoattack("apgd-ce"),
     }
     sweep(run.first(FEW), "digits-got-settings", recipes, judges)
 

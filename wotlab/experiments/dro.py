@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from wotlab import attacks, training
 from wotlab.balls import LinfBall
-from wotlab.experiments.frame import Run
-from wotlab.experiments.linf import Trial, autoattack, pgd, trial
+from wotlab.experiments.runner import Run
+from wotlab.experiments.trials import Trial, autoattack, pgd, trial
 from wotlab.gibbs import Chain
-from wotlab.training.defenses import madry
+from wotlab.training._defenses import pgd_adversary
 
 MNIST = LinfBall(0.3)
 GRADIENTS = 82  # back-propagations an image: 41 epochs of one step, two of PGD-40
@@ -21,7 +21,7 @@ def growing(ball: LinfBall, epochs: int) -> Callable[[float], float]:
 
 def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
     """The papers' baseline."""
-    return training.PGDAT(ball, growing(ball, epochs), madry(40, step=step))
+    return training.PGDAT(ball, growing(ball, epochs), pgd_adversary(40, step=step))
 
 
 def chain(ball: LinfBall, epochs: int, **rule) -> training.AdversarialTransport:
@@ -37,7 +37,7 @@ DEFENSES: dict[str, tuple[Callable[[int], object], int]] = {
     "chain-sign": (lambda epochs: chain(MNIST, epochs), 2),
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
     "free-8": (lambda epochs: training.FreeAT(MNIST, 8, eps=growing(MNIST, epochs)), 8),
-    "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), madry(7)), 8),
+    "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(7)), 8),
     "chain-reflected": (
         lambda epochs: chain(MNIST, epochs, rule="reflected", lam=1000.0, sigma=0.05), 2,
     ),

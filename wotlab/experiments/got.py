@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from wotlab import attacks, evaluate, results
-from wotlab.experiments import linf
+from wotlab.experiments import trials
 from wotlab.experiments.dro import growing
-from wotlab.experiments.frame import Run
-from wotlab.experiments.linf import Trial, autoattack, pgd, trial
+from wotlab.experiments.runner import Run
+from wotlab.experiments.trials import Trial, autoattack, pgd, trial
 from wotlab.training import GOT, MART, PGDAT, JointCost, JointTransport
-from wotlab.training.defenses import madry
+from wotlab.training._defenses import pgd_adversary
 
 SOURCE = "GOT, table "
 RIVALS = ("pgd-at", "trades", "mart")
@@ -89,7 +89,7 @@ def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
     paper = GOT.paper("GOT-TRADES-S" if "trades" in name else "GOT-PGD-S", data)
     inner = paper.inner
     if steps:
-        inner.attack = madry(steps, "kl" if "trades" in name else "ce")
+        inner.attack = pgd_adversary(steps, "kl" if "trades" in name else "ce")
     if name == "mart":
         return MART(inner.ball, attack=inner.attack)
     if not name.startswith("got"):
@@ -117,7 +117,7 @@ def optimizer(data: str, name: str, rate: float | None, model: nn.Module) -> Opt
     return torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, weight_decay=2e-4)
 
 
-def trials(
+def rows_of(
     what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int = 0
 ) -> Iterator[tuple[str, Trial]]:
     """The network that all start from, and the rows by their names."""
@@ -159,7 +159,7 @@ def table(number: int, run: Run) -> None:
     which = TABLES[number]
     for data in which.data:
         here = replace(run, dataset=data)
-        rows = trials(f"got-table-{1 if number > 3 else number}", which.network, data,
+        rows = rows_of(f"got-table-{1 if number > 3 else number}", which.network, data,
                       which.rows, plan_of(run))  # fmt: skip
         for name, row in rows:
             numbers = printed(number, data, name)
@@ -178,7 +178,7 @@ def sweep(number: int, run: Run) -> None:
             "printed": partial(attacks.pgd, steps=steps, step_size=step),
             "free": pgd(steps, partial(longer, step), restarts=1),
         }
-        rows = trials(f"got-table-{SWEEPS[number]}", base.network, data, base.rows, plan_of(run))
+        rows = rows_of(f"got-table-{SWEEPS[number]}", base.network, data, base.rows, plan_of(run))
         for name, row in rows:
             cases = {p: [f"{row.case}-{p}-eps-{eps:g}" for eps in budgets] for p in protocols}
             if name not in COMPARED:
@@ -186,7 +186,7 @@ def sweep(number: int, run: Run) -> None:
             if not any([here.due(what, case) for part in cases.values() for case in part]):
                 continue
             x, y = here.test_images()
-            model, details = linf.train(here, row)
+            model, details = trials.train(here, row)
             for protocol, attack in protocols.items():
                 paper = printed(number, data, name, "pgd") if protocol == "printed" else {}
                 curve = evaluate.accuracy_curve(model, x, y, attack, row.ball, budgets)
@@ -213,9 +213,9 @@ def over_seeds(run: Run) -> None:
     names = (*RIVALS, *VARIANTS, "got-pgd-paired", "got-pgd-exact", *weak)
     plan = plan_of(run, OVER_SEEDS)
     for seed in SEEDS:
-        rows = trials("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
+        rows = rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
         _, start = next(rows)
-        other = linf.train(run, replace(start, seed=seed + 100, case=f"{start.case}-other"))[0]
+        other = trials.train(run, replace(start, seed=seed + 100, case=f"{start.case}-other"))[0]
         moved = partial(attacks.transfer, source=other, steps=40, step_size=0.01, early_stop=False)
         for row in (start, *(row for _, row in rows)):
             trial(run, replace(row, judges=row.judges | {"transfer": moved}))

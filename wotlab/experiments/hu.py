@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wotlab import attacks, evaluate
 from wotlab.balls import WassersteinBall, hu_step
-from wotlab.experiments.frame import Run
+from wotlab.experiments.runner import Run
 from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
 
 PIXELS, STEPS = 784, 200
@@ -27,9 +27,9 @@ def grow(t: int) -> float:
 HU = partial(constrained_sinkhorn, rule="published")  # stops by the paper's own test
 
 
-def cold(x, w, eps, cost):
+def cold(x, w, eps, ground_cost):
     """Hu's projection without the duals of the last step."""
-    return HU(x, w, eps, cost)
+    return HU(x, w, eps, ground_cost)
 
 
 WONG = {"rule": "sign", "step_size": 0.1}

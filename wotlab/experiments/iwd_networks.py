@@ -12,20 +12,11 @@ from torch import nn
 
 from wotlab import attacks, models
 from wotlab.balls import InternalWassersteinBall, LinfBall
-from wotlab.experiments import linf
-from wotlab.experiments.frame import Run
-from wotlab.experiments.linf import Trial
-from wotlab.training import (
-    IWDD,
-    MART,
-    PGDAT,
-    TRADES,
-    FastAT,
-    FreeAT,
-    GenerativeIWDD,
-    Standard,
-)
-from wotlab.training.defenses import madry
+from wotlab.experiments import trials
+from wotlab.experiments.runner import Run
+from wotlab.experiments.trials import Trial
+from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, GenerativeIWDD, Standard
+from wotlab.training._defenses import pgd_adversary
 
 LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap
@@ -45,9 +36,9 @@ DEFENSES: dict[str, Callable[[int], object]] = {  # by the paper's names, with a
     "natural": lambda steps: Standard(),
     "free": lambda steps: FreeAT(LINF, REPEATS),
     "fast": lambda steps: FastAT(LINF),
-    "pgd": lambda steps: PGDAT(LINF, attack=madry(steps)),
-    "trades": lambda steps: TRADES(LINF, attack=madry(steps, "kl")),
-    "mart": lambda steps: MART(LINF, attack=madry(steps)),
+    "pgd": lambda steps: PGDAT(LINF, attack=pgd_adversary(steps)),
+    "trades": lambda steps: TRADES(LINF, attack=pgd_adversary(steps, "kl")),
+    "mart": lambda steps: MART(LINF, attack=pgd_adversary(steps)),
     "iwdd": iwdd,  # against the direct attack
     "iwdd-generator": lambda steps: GenerativeIWDD(),  # as printed, Algorithm 2
 }
@@ -95,7 +86,7 @@ class Setting:
     def model(self, name: str) -> nn.Module:
         """A network by the name of its defense; "published": torchvision's, among ten classes."""
         if name != "published":
-            return linf.train(self.run, self.trial(name))[0]
+            return trials.train(self.run, self.trial(name))[0]
         model = models.Among(models.build(self.network, weights="default"), models.IMAGENET10)
         return model.eval().to(self.run.device)
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from wotlab import attacks
 from wotlab.balls import InternalWassersteinBall, WassersteinBall
-from wotlab.experiments import iwd
-from wotlab.experiments.frame import Run
+from wotlab.experiments import iwd_attacks
 from wotlab.experiments.iwd_networks import (
     DEFENSES,
     INTERNAL,
@@ -21,13 +20,14 @@ from wotlab.experiments.iwd_networks import (
     iwdd,
     settings,
 )
-from wotlab.experiments.linf import Trial, trial
+from wotlab.experiments.runner import Run
+from wotlab.experiments.trials import Trial, trial
 from wotlab.results import printed
 
 SOURCE = "Tan et al., table "
-NEAR = iwd.NUMBERS * LINF.eps  # what l-infinity attacks of 8/255 may spend
+NEAR = iwd_attacks.NUMBERS * LINF.eps  # what l-infinity attacks of 8/255 may spend
 ROWS = {1: ("natural", "free", "fast"), 2: ("pgd", "trades")}
-COLUMNS = {1: tuple(iwd.ATTACKS), 2: ("fgsm", "adef", "fwadv", "iwda", "direct")}
+COLUMNS = {1: tuple(iwd_attacks.ATTACKS), 2: ("fgsm", "adef", "fwadv", "iwda", "direct")}
 BETAS = (0.01, 1.0)  # 0.1, the paper's, is table 3's
 MANY = 500  # test images of table 3, as its entries suggest
 BUDGETS = {
@@ -38,7 +38,7 @@ BUDGETS = {
 JUDGES = {
     "pgd-10": partial(attacks.pgd, steps=10),
     "fwadv": lambda model, x, y, _: attacks.frank_wolfe(model, x, y, BUDGETS["fwadv"], steps=100),
-    "direct": lambda model, x, y, _: attacks.pgd(model, x, y, iwd.ball(INTERNAL.eps, x)),
+    "direct": lambda model, x, y, _: attacks.pgd(model, x, y, iwd_attacks.ball(INTERNAL.eps, x)),
 }
 CELLS = ("clean", *JUDGES)  # of a row of table 3
 
@@ -49,7 +49,7 @@ def success(number: int, run: Run) -> None:
     As the paper counts: within l-infinity 8/255 and the budgets that belong to it, attacks without
     a budget at any distance. And again, ending in "-within", what ended no farther than NEAR.
     """
-    for setting in settings(run.first(iwd.FEW)):
+    for setting in settings(run.first(iwd_attacks.FEW)):
         for row in ROWS[number]:
             attack_row(number, setting, row)
 
@@ -57,19 +57,23 @@ def success(number: int, run: Run) -> None:
 def attack_row(number: int, setting: Setting, row: str) -> None:
     """One network under all attacks; one without a defense also towards classes drawn at random."""
     undefended = row == "natural"
-    model, x, y, counted = iwd.right_ones(setting, setting.undefended if undefended else row)
+    model, x, y, counted = iwd_attacks.right_ones(
+        setting, setting.undefended if undefended else row
+    )
     kinds = ("untargeted", "targeted") if undefended else ("untargeted",)
     for name, kind in product(COLUMNS[number], kinds):
         aim = {"targeted": True} if kind == "targeted" else {}
         classes = model(x[:1]).shape[1]
         done = cache(
-            partial(iwd.perform, name, model, x, another(y, classes) if aim else y, NEAR, **aim)
+            partial(
+                iwd_attacks.perform, name, model, x, another(y, classes) if aim else y, NEAR, **aim
+            )
         )
-        for suffix, d in (("", float(iwd.NUMBERS)), ("-within", NEAR)):
+        for suffix, d in (("", float(iwd_attacks.NUMBERS)), ("-within", NEAR)):
 
             def broken(done=done, d=d):
-                counts = iwd.near(done(), d)
-                return iwd.hits(counts), iwd.sizes(x, counts) | counted
+                counts = iwd_attacks.near(done(), d)
+                return iwd_attacks.hits(counts), iwd_attacks.sizes(x, counts) | counted
 
             theirs = None if suffix else of_paper(number, setting, row, attack=name, kind=kind)
             setting.run.number(
@@ -80,7 +84,7 @@ def attack_row(number: int, setting: Setting, row: str) -> None:
 
 def another(y: Tensor, classes: int) -> Tensor:
     """A class for each image that is not its own."""
-    step = torch.randint(1, classes, y.shape, generator=iwd.generator())
+    step = torch.randint(1, classes, y.shape, generator=iwd_attacks.generator())
     return (y + step.to(y.device)) % classes
 
 

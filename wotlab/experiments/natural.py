@@ -5,19 +5,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wotlab import GroundCost, evaluate, natural, wasserstein_distance
-from wotlab.experiments.frame import Run
+from wotlab import GroundCost, evaluate, transformations, wasserstein_distance
+from wotlab.experiments.runner import Run
 
 HU, SUBRAMANYAM = "Hu et al. (2020), table {}", "Subramanyam (2021), table {}"
 GAUSSIAN = {3: 1.0, 5: 2.0, 7: 3.0}  # the papers' kernel sizes; deviations that fit their distances
 HU_CASES = {
-    **{f"translation-{p}": partial(natural.translate, share=p / 100) for p in (5, 10, 20)},
-    **{f"rotation-{d}": partial(natural.rotate, degrees=d) for d in (5, 10, 20)},
-    **{f"blur-{k}": partial(natural.blur, sigma=s) for k, s in GAUSSIAN.items()},
+    **{f"translation-{p}": partial(transformations.translate, share=p / 100) for p in (5, 10, 20)},
+    **{f"rotation-{d}": partial(transformations.rotate, degrees=d) for d in (5, 10, 20)},
+    **{f"blur-{k}": partial(transformations.blur, sigma=s) for k, s in GAUSSIAN.items()},
 }
 SUBRAMANYAM_CASES = {
-    **{f"translation-{p}": partial(natural.translate, share=p / 100) for p in (5, 15, 20)},
-    **{f"rotation-{d}": partial(natural.rotate, degrees=d, exactly=False) for d in (10, 20, 30)},
+    **{f"translation-{p}": partial(transformations.translate, share=p / 100) for p in (5, 15, 20)},
+    **{
+        f"rotation-{d}": partial(transformations.rotate, degrees=d, exactly=False)
+        for d in (10, 20, 30)
+    },
 }
 HU_ACCURACY = {  # table 4
     "standard": (97.8, 85.8, 48.3, 98.5, 97.7, 91.9, 98.6, 93.1, 62.4),
@@ -54,7 +57,7 @@ def subramanyam_table_6(run: Run) -> None:
     """Procrustes dissimilarity and exact distance. The paper's own W has no unit that we know."""
     what, source = "subramanyam-table-6", SUBRAMANYAM.format("VI")
     printed = SUBRAMANYAM_PROCRUSTES
-    measure = natural.procrustes
+    measure = transformations.procrustes
     sizes(run, what, "procrustes", SUBRAMANYAM_CASES, measure, printed, "dissimilarity", source)
     sizes(run, what, "w", SUBRAMANYAM_CASES, distance, None, "pixels", source)
 
@@ -85,7 +88,7 @@ def sizes(run: Run, what: str, which: str, cases: dict, measure, printed, unit, 
 
 def seeded(perturb, x: Tensor) -> Tensor:
     """Each case draws the same numbers, whatever was measured before it."""
-    if perturb.func is natural.blur:
+    if perturb.func is transformations.blur:
         return perturb(x)
     return perturb(x, generator=torch.Generator().manual_seed(0))
 

@@ -4,7 +4,7 @@ import torch
 
 from wotlab import GroundCost, attacks, certify, evaluate
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.frame import Run
+from wotlab.experiments.runner import Run
 
 PIXELS = 784
 BUDGETS = (5, 10, 20, 50, 100, 200, 400, 800, 1600)  # eps * 784, as the papers print it

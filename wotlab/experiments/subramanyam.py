@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, evaluate
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.frame import Run
+from wotlab.experiments.runner import Run
 from wotlab.projections import Projection, unbalanced_sinkhorn
 
 EPS, RULE, STEP, STEPS = 0.2, "sign", 0.02, 10
@@ -41,9 +41,9 @@ def table_1(run: Run) -> None:
             )  # fmt: skip
 
 
-def project(variant: str, x: Tensor, w: Tensor, cost: GroundCost) -> Projection:
-    """His projection with the full cost matrix, by a plan with the window of `cost`."""
-    return unbalanced_sinkhorn(x, w, cost, variant=variant, iterations=ITERATIONS)
+def project(variant: str, x: Tensor, w: Tensor, ground_cost: GroundCost) -> Projection:
+    """His projection with the full cost matrix, by a plan with the window of `ground_cost`."""
+    return unbalanced_sinkhorn(x, w, ground_cost, variant=variant, max_iter=ITERATIONS)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> tuple[evaluate.Share, dict]:

@@ -9,7 +9,7 @@ import torch
 
 from wotlab import attacks, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.frame import NETWORKS, Run
+from wotlab.experiments.runner import NETWORKS, Run
 
 WHAT, CASE = "wasserstein-at", "clean-accuracy"
 EPOCHS, EPS, GROW = 12, 0.16, 3

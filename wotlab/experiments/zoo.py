@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from wotlab import attacks, data, evaluate, models, results, training
 from wotlab.balls import InternalWassersteinBall, LinfBall
-from wotlab.experiments.frame import Parser
+from wotlab.experiments.runner import Parser
 from wotlab.gibbs import Chain
-from wotlab.training.defenses import madry
+from wotlab.training._defenses import pgd_adversary
 
 Pair = tuple[Tensor, Tensor]
 
@@ -115,7 +115,7 @@ RECIPES = {
     "digits-pgd-at-6": Recipe(
         f"PGD-AT, 5 steps, l-infinity 0.15, 6 epochs; {GROWS}",
         lambda: training.PGDAT(
-            LinfBall(0.15), growing(0.15, 3), training.defenses.madry(5)
+            LinfBall(0.15), growing(0.15, 3), training.pgd_adversary(5)
         ),
         falling(6),
     ),
@@ -172,8 +172,8 @@ def tuned(told: str, defense: Callable[[], object]) -> Recipe:
 def got(loss: str, term: dict | None = None, **options) -> Callable[[], training.GOT]:
     """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
     inner = {
-        "pgd": lambda: training.PGDAT(BALL, attack=madry(5)),
-        "trades": lambda: training.TRADES(BALL, attack=madry(5, "kl")),
+        "pgd": lambda: training.PGDAT(BALL, attack=pgd_adversary(5)),
+        "trades": lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl")),
     }[loss]
     return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
 
@@ -184,13 +184,13 @@ MATCHED = {"match_labels": True}
 RECIPES |= {
     # chapter 5
     "digits-pgd-10": equal_work(
-        f"PGD-AT, 10 steps; {GROWS}", 11, lambda eps: training.PGDAT(BALL, eps, madry(10))
+        f"PGD-AT, 10 steps; {GROWS}", 11, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(10))
     ),
     "digits-pgd-10-all-at-once": equal_work(
-        "PGD-AT, 10 steps", 11, lambda eps: training.PGDAT(BALL, attack=madry(10))
+        "PGD-AT, 10 steps", 11, lambda eps: training.PGDAT(BALL, attack=pgd_adversary(10))
     ),
     "digits-pgd-3": equal_work(
-        f"PGD-AT, 3 steps; {GROWS}", 4, lambda eps: training.PGDAT(BALL, eps, madry(3))
+        f"PGD-AT, 3 steps; {GROWS}", 4, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(3))
     ),
     "digits-fast": equal_work(
         f"FastAT; {GROWS}", 2, lambda eps: training.FastAT(BALL, eps)
@@ -211,11 +211,13 @@ RECIPES |= {
     ),
     # chapter 6
     "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
-    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", lambda: training.PGDAT(BALL, attack=madry(5))),
-    "digits-trades": tuned(
-        "TRADES, 5 steps", lambda: training.TRADES(BALL, attack=madry(5, "kl"))
+    "digits-more-pgd-at": tuned(
+        "PGD-AT, 5 steps", lambda: training.PGDAT(BALL, attack=pgd_adversary(5))
     ),
-    "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=madry(5))),
+    "digits-trades": tuned(
+        "TRADES, 5 steps", lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
+    ),
+    "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=pgd_adversary(5))),
     "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
     "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
     "digits-got-pgd-lm": tuned("GOT-PGD-LM", got("pgd", MATCHED)),

@@ -8,11 +8,11 @@ and is here to be studied. `exact_projection` solves a quadratic program image b
 reference for all of them, for small images.
 """
 
-from wotlab.projections.dual import dual_projection
-from wotlab.projections.exact import exact_projection
-from wotlab.projections.result import Projection
-from wotlab.projections.sinkhorn import constrained_sinkhorn, projected_sinkhorn
-from wotlab.projections.unbalanced import unbalanced_sinkhorn
+from wotlab.projections._dual import dual_projection
+from wotlab.projections._exact import exact_projection
+from wotlab.projections._result import Projection
+from wotlab.projections._sinkhorn import constrained_sinkhorn, projected_sinkhorn
+from wotlab.projections._unbalanced import unbalanced_sinkhorn
 
 __all__ = [
     "Projection",

@@ -15,15 +15,15 @@ What changes from minibatch to minibatch is a tensor, a network or an optimizer,
 `state_dict`, or has a name that begins with an underscore.
 """
 
-from wotlab.training.adversarial_transport import AdversarialTransport
-from wotlab.training.defenses import MART, PGDAT, TRADES, WassersteinAT
-from wotlab.training.fast import FastAT, FreeAT
-from wotlab.training.fit import Fit, fit
-from wotlab.training.generative import GenerativeIWDD
-from wotlab.training.got import GOT
-from wotlab.training.iwdd import IWDD
-from wotlab.training.joint import JointCost, JointTransport
-from wotlab.training.standard import Standard
+from wotlab.training._adversarial_transport import AdversarialTransport
+from wotlab.training._defenses import MART, PGDAT, TRADES, WassersteinAT, pgd_adversary
+from wotlab.training._fast import FastAT, FreeAT
+from wotlab.training._fit import Fit, fit
+from wotlab.training._generative import GenerativeIWDD
+from wotlab.training._got import GOT
+from wotlab.training._iwdd import IWDD
+from wotlab.training._joint import JointCost, JointTransport
+from wotlab.training._standard import Standard
 
 __all__ = [
     "GOT",
@@ -41,4 +41,5 @@ __all__ = [
     "Standard",
     "WassersteinAT",
     "fit",
+    "pgd_adversary",
 ]

@@ -1,0 +1,1 @@
+"""What every floor stands on: checks of arguments, random draws, precision."""

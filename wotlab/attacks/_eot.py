@@ -1,0 +1,84 @@
+"""EOT: images that fool under random transformations too (Athalye et al., 2018)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from wotlab._base import checks
+from wotlab.attacks._objective import Objective, logits_of, objective_of
+from wotlab.attacks._pgd import pgd
+from wotlab.attacks._result import AttackResult
+from wotlab.transformations import Transformations
+
+
+class Expected(Objective):
+    """The mean of the loss over random transformations, estimated anew at each gradient.
+
+    `broken` is that of the image as it is.
+    """
+
+    def __init__(self, inner: Objective, transform, samples: int, generator):
+        super().__init__(inner.model, inner.y, inner.targeted, inner.loss, inner.clean)
+        self.aim = inner.aim
+        self.how = transform, samples, generator
+
+    def select(self, keep: Tensor) -> "Expected":
+        return Expected(super().select(keep), *self.how)
+
+    def towards(self, aim: Tensor) -> "Expected":
+        return Expected(super().towards(aim), *self.how)
+
+    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        transform, samples, generator = self.how
+        drawn = (transform(z, generator) for _ in range(samples))
+        losses = [super(Expected, self).value(moved)[0] for moved in drawn]
+        with torch.no_grad():
+            broken = self.broken(logits_of(self.model, z))
+        return torch.stack(losses).mean(0), broken
+
+
+def eot(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball,
+    *,
+    transform: Callable[..., Tensor] | None = None,
+    samples: int = 8,
+    generator: torch.Generator | None = None,
+    **options,
+) -> AttackResult:
+    r"""max_{z in ball} E_t[loss(model(t(z)), y)] by `pgd`: EOT.
+
+    Parameters
+    ----------
+    model, x, y, ball
+        As for `pgd`.
+    transform : function of images and generator, optional
+        One draw of t, differentiable; by default `wotlab.transformations.Transformations()`.
+    samples : int
+        Draws of t at each gradient. The mean of their gradients has the right expectation,
+        whatever their number.
+    generator : torch.Generator, optional
+        Of all draws.
+    options
+        Of `pgd`. With `early_stop=False` the image goes on to fool under more transformations.
+
+    Returns
+    -------
+    AttackResult
+        `success` says that the image itself is misread. How often it is under transformations is
+        for the caller to count.
+
+    Raises
+    ------
+    ValueError
+        As for `pgd`; for samples < 1.
+    """
+    checks.count("samples", samples)
+
+    def made(*given) -> Expected:
+        return Expected(objective_of(*given), transform or Transformations(), samples, generator)
+
+    return pgd(model, x, y, ball, generator=generator, objective=made, **options)

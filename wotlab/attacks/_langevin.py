@@ -1,0 +1,102 @@
+"""Langevin sampling of adversarial examples on the l-infinity ball."""
+
+import torch
+from torch import Tensor, nn
+
+from wotlab._base import draws
+from wotlab.attacks._loop import attack, climber
+from wotlab.attacks._result import AttackResult
+from wotlab.balls import LinfBall
+from wotlab.gibbs import Chain, like
+
+
+class Langevin:
+    """One step of a chain for the Gibbs law of the cross-entropy on each image's box."""
+
+    def __init__(self, ball: LinfBall, chain: Chain, targeted: bool, random_start: bool, generator):
+        self.ball, self.chain, self.generator = ball, chain, generator
+        self.targeted, self.random_start = targeted, random_start
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.x = x
+        self.lo, self.hi = self.ball.walls(x)
+        self.now = None
+        z = x
+        if self.random_start:
+            z = self.lo + (self.hi - self.lo) * draws.uniform(x, self.generator)
+        return z, self.ball.distance(x, z)
+
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        # attacks climb u = log((1 - p) / p); the law is that of CE = log(1 + e^u)
+        sign = -1 if self.targeted else 1
+        slope = torch.sigmoid(sign * loss)[:, None, None, None]
+        then = (z, slope * gradient, sign * nn.functional.softplus(sign * loss))
+        if self.now is None:
+            self.now = then
+        else:
+            go = self.chain.accept(self.now, then, self.lo, self.hi, self.generator)
+            self.now = tuple(
+                torch.where(like(go, b), b, a) for a, b in zip(self.now, then, strict=True)
+            )
+        z = self.chain.move(self.now[0], self.now[1], self.lo, self.hi, self.generator)
+        return z, self.ball.distance(self.x, z)
+
+    def select(self, keep: Tensor) -> None:
+        self.x, self.lo, self.hi = self.x[keep], self.lo[keep], self.hi[keep]
+        if self.now is not None:
+            self.now = tuple(part[keep] for part in self.now)
+
+
+def langevin(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball: LinfBall,
+    *,
+    targeted: bool = False,
+    steps: int = 40,
+    chain: Chain | None = None,
+    random_start: bool = True,
+    early_stop: bool = True,
+    batch_size: int = 1000,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> AttackResult:
+    r"""Sample the Gibbs law p(z) ~ exp(lam CE(model(z), y)) on the ball; keep the worst image.
+
+    Parameters
+    ----------
+    model, x, y, targeted, early_stop, batch_size, progress
+        As for `mirror_ascent`.
+    ball : LinfBall
+    steps : int
+        Of the chain.
+    chain : wotlab.gibbs.Chain, optional
+        Its rule and its numbers, in units of brightness. By default the printed sign step with
+        noise, `Chain("sign", sigma=eps / 2, eta=eps / 2)`.
+    random_start : bool
+        Begin at a uniform image of the ball.
+    generator : torch.Generator, optional
+        Of all noise.
+
+    Returns
+    -------
+    AttackResult
+        A sampler finds the region of large loss, not its top: `pgd` breaks more images.
+
+    Raises
+    ------
+    ValueError
+        As for `mirror_ascent`; for a ball of another kind.
+    """
+    if not isinstance(ball, LinfBall):
+        raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+    half = max(ball.eps / 2, 1e-30)
+    chain = chain or Chain("sign", sigma=half, eta=half)
+    run = climber(
+        lambda: Langevin(ball, chain, targeted, random_start, generator),
+        steps, early_stop=early_stop, progress=progress,
+    )  # fmt: skip
+    return attack(run, model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size)

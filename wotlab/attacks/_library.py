@@ -1,0 +1,184 @@
+"""Attacks of other libraries behind the interface of ours: AutoAttack and the usual baselines."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib import import_module
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from wotlab._base import checks
+from wotlab.attacks._loop import Found
+from wotlab.attacks._objective import are_right, attacked, check, logits_of, wide
+from wotlab.attacks._result import AttackResult, judge
+from wotlab.balls import L2Ball, LinfBall
+
+FEWEST = 4  # classes that AutoAttack's targeted loss compares
+
+
+class _Cast(nn.Module):
+    """A model of any dtype for images of another."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return logits_of(self.model, z)
+
+
+class _FourClasses(_Cast):
+    """A model of two classes or more for a library whose loss compares the four largest logits.
+
+    Classes that are missing to four get logits just below all others, which no image reaches and
+    which have no slope.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits = super().forward(z)
+        missing = max(0, FEWEST - logits.shape[1])
+        below = logits.detach().amin(1, keepdim=True) - 1
+        return torch.cat([logits, below.expand(-1, missing)], 1)
+
+
+def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
+    others = logits_of(model, x[:1]).shape[1] - 1
+    model, x = _FourClasses(model), x.float()
+    norm = "Linf" if isinstance(ball, LinfBall) else "L2"
+    run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
+    for part in (run.apgd_targeted, run.fab):
+        part.n_target_classes = min(part.n_target_classes, others)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # of what it draws: its images are float32
+    try:
+        return run.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
+    def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
+        made = getattr(_torchattacks_library(), name)
+        attack = made(_Cast(model), **(defaults(ball) | options))
+        attack.set_device(x.device)
+        return attack(x, y)
+
+    return run
+
+
+def _iterated(ball) -> dict:
+    return {"eps": ball.eps, "alpha": ball.eps / 4}
+
+
+LINF, L2, BOTH = (LinfBall,), (L2Ball,), (LinfBall, L2Ball)
+# name: how to run it, and the balls that it knows
+NAMES: dict[str, tuple[Callable[..., Tensor], tuple[type, ...]]] = {
+    "autoattack": (_auto, BOTH),
+    "cw": (_torchattacks("CW", lambda ball: {}), L2),
+    "deepfool": (_torchattacks("DeepFool", lambda ball: {}), L2),
+    "ffgsm": (
+        _torchattacks("FFGSM", lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}), LINF
+    ),
+    "m-di2-fgsm": (_torchattacks("DIFGSM", lambda ball: _iterated(ball) | {"decay": 1.0}), LINF),
+    "mi-fgsm": (_torchattacks("MIFGSM", _iterated), LINF),
+    "pgd-l2": (_torchattacks("PGDL2", _iterated), L2),
+    "square": (
+        _torchattacks(
+            "Square",
+            lambda ball: {"eps": ball.eps, "norm": "Linf" if isinstance(ball, LinfBall) else "L2"},
+        ),
+        BOTH,
+    ),
+    "tpgd": (_torchattacks("TPGD", _iterated), LINF),
+}  # fmt: skip
+
+
+def library(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball: LinfBall | L2Ball,
+    *,
+    name: str = "autoattack",
+    seed: int = 0,
+    batch_size: int = 500,
+    **options,
+) -> AttackResult:
+    r"""An attack of pyautoattack (Croce and Hein, 2020) or torchattacks (Kim, 2020).
+
+    Parameters
+    ----------
+    model, x, y
+        As for `pgd`: images in [0, 1], true labels, a model that returns logits.
+    ball : LinfBall or L2Ball
+    name : str
+        "autoattack" (either ball; the standard version: APGD on the cross-entropy, targeted APGD
+        and FAB, Square), "square" (either ball; sees no gradients), "ffgsm", "mi-fgsm",
+        "m-di2-fgsm", "tpgd" (l-infinity), "cw", "deepfool", "pgd-l2" (l2; the first two look
+        for the nearest image that breaks, and count where it lies in the ball).
+    seed : int
+        Of the attack's randomness; the global random state is left alone.
+    batch_size : int
+    options
+        Go to the library's constructor, such as `steps=100`, `n_queries=1000`, or
+        `version="custom", attacks=["apgd-ce"]` for AutoAttack. Steps are eps / 4 by default,
+        1.25 eps for FFGSM; all else as the library has it.
+
+    Returns
+    -------
+    AttackResult
+        `steps` is 0 where the library does not say.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a ball that the attack does not know, bad images or labels, or a
+        model that returns NaN or probabilities.
+    ImportError
+        If torchattacks is not there, which all but AutoAttack need; says how to get it.
+    """
+    start = time.perf_counter()
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(sorted(NAMES))}; got {name!r}")
+    run, balls = NAMES[name]
+    if not isinstance(ball, balls):
+        known = " or ".join(kind.__name__ for kind in balls)
+        raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
+    checks.count("batch_size", batch_size)
+    x = wide(x)
+    found = Found(x)
+    with attacked(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+        check(model, x, y)
+        torch.manual_seed(seed)
+        found.misread = ~are_right(model, x, y, batch_size)  # broken as they are
+        for rows in (~found.misread).nonzero()[:, 0].split(batch_size):
+            if len(rows) and ball.eps > 0:
+                with torch.enable_grad(), frozen(model):
+                    found.x_adv[rows] = run(model, ball, x[rows], y[rows], seed, **options).to(x)
+        found.broken = ~are_right(model, found.x_adv, y, batch_size)
+    return judge(x, found, ball.distance(x, found.x_adv), ball, start)
+
+
+@contextmanager
+def frozen(model: nn.Module):
+    """Weights that take no gradient: libraries call backward(), which would leave some."""
+    trained = [w for w in model.parameters() if w.requires_grad]
+    for w in trained:
+        w.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for w in trained:
+            w.requires_grad_()
+
+
+def _torchattacks_library():
+    try:
+        return import_module("torchattacks")
+    except ImportError as error:
+        # no dependency of ours: it pins an old version of requests, which it does not need here
+        raise ImportError(
+            "this attack needs torchattacks: pip install --no-deps torchattacks"
+        ) from error

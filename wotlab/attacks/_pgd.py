@@ -1,0 +1,198 @@
+"""Step in pixels, project onto the ball: FGSM and PGD, with any ball and any projection."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from wotlab._base import checks
+from wotlab.attacks._loop import Found, attack, climber, retry
+from wotlab.attacks._objective import Objective, objective_of
+from wotlab.attacks._result import AttackResult
+from wotlab.balls import Ball, L2Ball, LinfBall, WassersteinBall
+from wotlab.plans import Moves, repair
+from wotlab.projections import Projection, constrained_sinkhorn
+
+RULES = ("steepest", "sign", "low-pass")
+
+
+class Projected:
+    """One step along the gradient, then back onto the ball."""
+
+    def __init__(self, ball, rule, step_size, projection, schedule, repaired, random, generator):
+        self.ball, self.rule, self.step_size, self.projection = ball, rule, step_size, projection
+        self.schedule, self.repaired = schedule, repaired
+        self.random, self.generator = random, generator
+        known = inspect.signature(projection).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        self.takes = [name for name in ("eps", "warm") if every or name in known]
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.x, self.warm = x, None
+        if isinstance(self.ball, WassersteinBall):
+            self.moves = Moves(x, self.ball.ground_cost)
+        if not self.random:
+            return x, x.new_zeros(len(x))
+        ball = self.at(0)
+        return self.onto(ball, x + ball.noise(x, self.generator))
+
+    def at(self, t: int) -> Ball:
+        """The ball of step t."""
+        return self.ball if self.schedule is None else replace(self.ball, eps=self.schedule(t))
+
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        ball = self.at(t)
+        return self.onto(ball, z + self.direction(ball, gradient) * self.size(ball))
+
+    def onto(self, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of the ball near w, and what they spend."""
+        if not isinstance(ball, WassersteinBall):
+            z = ball.project(self.x, w)
+            return z, z.new_zeros(len(z))  # its distance: once, at the end
+        given = {"eps": ball.eps, "warm": self.warm}
+        options = {name: given[name] for name in self.takes}
+        done = self.projection(self.x, w, ground_cost=ball.ground_cost, **options)
+        self.warm = done.duals or None
+        if not self.repaired:
+            return done.image, done.plan.cost()
+        shares, z = repair(self.moves, self.moves.shares(done.plan), ball.eps)
+        return z, self.moves.cost(shares)
+
+    def direction(self, ball, gradient: Tensor) -> Tensor:
+        if self.rule == "sign":
+            return gradient.sign()
+        if self.rule == "low-pass":
+            gradient = gaussian_blur(gradient, [5, 5], [1.0, 1.0])
+        return ball.step(gradient, 1.0)
+
+    def size(self, ball: Ball) -> Tensor | float:
+        if self.step_size is None:
+            return ball.default_step(self.x)
+        return self.step_size(self.x, ball.eps) if callable(self.step_size) else self.step_size
+
+    def select(self, keep: Tensor) -> None:
+        self.x = self.x[keep]
+        if isinstance(self.ball, WassersteinBall):
+            self.moves, _ = self.moves.select(keep)
+        if self.warm:
+            self.warm = {name: dual[keep] for name, dual in self.warm.items()}
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball,
+    *,
+    targeted: bool = False,
+    loss: str = "ce",
+    steps: int = 40,
+    step_size: float | Callable[[Tensor, float], Tensor] | None = None,
+    rule: str = "steepest",
+    projection: Callable[..., Projection] = constrained_sinkhorn,
+    schedule: Callable[[int], float] | None = None,
+    repaired: bool = True,
+    random_start: bool = False,
+    restarts: int = 0,
+    early_stop: bool = True,
+    batch_size: int = 1000,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    objective: Callable[..., Objective] = objective_of,
+) -> AttackResult:
+    r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
+
+    Parameters
+    ----------
+    model, x, y, targeted, loss, early_stop, batch_size, progress
+        As for `mirror_ascent`.
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
+    steps : int
+    step_size : float, or function of the clean images and eps, optional
+        In units of brightness: the largest change of a pixel (for an L2Ball the length of the
+        step). By default eps / 4, on a Wasserstein ball `hu_step`, min(eps / 2, 0.06) of the
+        image's mass (Hu et al., 2020), and 0.2 on an internal one.
+    rule : "steepest", "sign" or "low-pass"
+        Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
+        entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;
+        "low-pass" blurs the gradient first (Hu et al., A.5; Gaussian of one pixel, 5 x 5).
+    projection : function of (x, w, ground_cost) that returns a `Projection` with a plan
+        On a Wasserstein ball: any of `wotlab.projections`, options bound with functools.partial.
+        One that has an argument `eps` is given the budget, and one that has `warm` the duals of
+        the last step.
+    schedule : function of the step t, optional
+        eps at that step, in place of the ball's; Hu et al. grow it by 0.01 a step, and count
+        as an image's radius the eps at which it first breaks. ball.eps must be the largest.
+    repaired : bool
+        On a Wasserstein ball: make each iterate feasible by its plan (`wotlab.plans.repair`).
+        False: as published; an image counts only if its exact distance is within ball.eps.
+    random_start : bool
+        Start from a projected image of noise: uniform in [-eps, eps] (l-infinity), Gaussian
+        (l2, of length eps on average), Gaussian of deviation 0.1 (Wasserstein, internal). All
+        gradients, the first one too, are taken there and after; the clean image is looked at
+        once, and counts.
+    restarts : int >= 0
+        Further runs, each from a new random start, on the images that still stand.
+    generator : torch.Generator, optional
+        Of that noise.
+    objective : function of (model, x, y, targeted, loss)
+        Makes what is climbed; `eot` puts its own here.
+
+    Returns
+    -------
+    AttackResult
+
+    Raises
+    ------
+    ValueError
+        As for `mirror_ascent`; for an unknown rule; for restarts without a random start.
+    """
+    checks.count("restarts", restarts, zero=True)
+    if restarts and not random_start:
+        raise ValueError("restarts need random_start=True: from the same start all runs are one")
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if step_size is not None and not callable(step_size):
+        checks.positive("step_size", step_size)
+
+    def make() -> Projected:
+        return Projected(
+            ball, rule, step_size, projection, schedule, repaired, random_start, generator
+        )
+
+    def again(objective: Objective, x: Tensor, found: Found) -> None:
+        for _ in range(restarts):
+            retry(make(), objective, x, steps, found, progress=progress)
+
+    run = climber(make, steps, early_stop=early_stop, progress=progress, again=again)
+    return attack(
+        run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
+        exact=not (isinstance(ball, WassersteinBall) and repaired), objective=objective,
+    )  # fmt: skip
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball,
+    *,
+    targeted: bool = False,
+    loss: str = "ce",
+    batch_size: int = 1000,
+) -> AttackResult:
+    """One steepest step, as long as the ball is wide, projected (Goodfellow et al., 2015).
+
+    Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that
+    of `pgd`. Weak: a check of a network, not a measure of its robustness.
+    """
+    size = max(ball.eps, 1e-30) if isinstance(ball, (LinfBall, L2Ball)) else None
+    return pgd(
+        model, x, y, ball, targeted=targeted, loss=loss, steps=1, step_size=size,
+        batch_size=batch_size,
+    )  # fmt: skip

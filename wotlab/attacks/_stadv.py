@@ -1,0 +1,150 @@
+"""stAdv: images bent by a smooth flow (Xiao et al., 2018)."""
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from wotlab._base import checks
+from wotlab.attacks._adam_rows import keep_rows
+from wotlab.attacks._loop import Found, attack, climber, not_on_mass
+from wotlab.attacks._objective import Objective
+from wotlab.attacks._result import AttackResult
+from wotlab.balls import Ball
+from wotlab.transformations import roughness, warp
+
+OPTIMIZERS = ("lbfgs", "adam")
+
+
+class Bend:
+    """One flow an image, which Adam moves up the loss and towards smoothness."""
+
+    def __init__(self, tau: float, lr: float):
+        self.tau, self.lr = tau, lr
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.x = x
+        self.flow = nn.Parameter(x.new_zeros(len(x), 2, *x.shape[-2:]))
+        self.adam = Adam([self.flow], self.lr)
+        return x, x.new_zeros(len(x))
+
+    def step(
+        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            bent = warp(self.x, self.flow)
+            value = self.tau * roughness(self.flow).sum() - (bent * gradient).sum()
+            (self.flow.grad,) = torch.autograd.grad(value, self.flow)
+        self.adam.step()
+        z = warp(self.x, self.flow.detach()).clamp(0, 1)  # bilinear weights round
+        return z, torch.zeros_like(loss)  # its distance: once, at the end
+
+    def select(self, keep: Tensor) -> None:
+        self.x = self.x[keep]
+        keep_rows(self.adam, keep)
+
+
+class _Broken(Exception):
+    """The image at hand is broken, and its search over."""
+
+
+def value(objective: Objective, x: Tensor, flow: Tensor, tau: float) -> tuple[Tensor, ...]:
+    """The bent images, max(-loss, 0) + tau roughness, which the paper minimises, and broken."""
+    z = warp(x, flow).clamp(0, 1)
+    loss, broken = objective.value(z)
+    return z, (-loss).clamp_min(0) + tau * roughness(flow), broken
+
+
+def search(objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool) -> Found:
+    """L-BFGS on the flow of one image after the other; of what breaks the least value is kept."""
+    found = Found(x)
+    _, found.misread = objective.value(x)
+    for row in torch.arange(len(x), device=x.device).split(1):
+        one, image, looks = objective.select(row), x[row], 0
+
+        def look(flat: np.ndarray, row=row, one=one, image=image) -> tuple[float, np.ndarray]:
+            nonlocal looks
+            with torch.enable_grad():
+                flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
+                z, total, broken = value(one, image, flow.requires_grad_(), tau)
+                (slope,) = torch.autograd.grad(total.sum(), flow)
+            total = total.detach()
+            found.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
+            looks += 1
+            if early_stop and bool(broken):
+                raise _Broken
+            return float(total), slope.double().flatten().cpu().numpy()
+
+        try:
+            start = np.zeros(2 * image[0, 0].numel())
+            minimize(look, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
+        except _Broken:
+            continue
+    return found
+
+
+def stadv(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    targeted: bool = False,
+    loss: str = "margin",
+    optimizer: str = "lbfgs",
+    steps: int = 200,
+    tau: float = 0.05,
+    lr: float = 0.05,
+    early_stop: bool = True,
+    batch_size: int = 1000,
+    progress: bool = False,
+) -> AttackResult:
+    r"""min_flow max(-loss(model(warp(x, flow)), y), 0) + tau roughness(flow): stAdv.
+
+    Parameters
+    ----------
+    model, x, y, targeted, loss, batch_size, progress
+        As for `mirror_ascent`.
+    ball : any ball but a WassersteinBall
+        stAdv has no budget. The ball's distance is the result's `cost`, and an image counts if
+        it lies inside; a large eps lets all count. A bent image does not keep its mass.
+    optimizer : "lbfgs" or "adam"
+        "lbfgs", as in the paper: SciPy's L-BFGS-B, image by image. "adam" moves all flows of a
+        batch at once, and goes on to climb the loss of images that are broken already: faster on
+        a GPU, and rougher flows.
+    steps : int
+        Iterations of L-BFGS at most, or steps of Adam.
+    tau : float >= 0
+        Weight of `wotlab.transformations.roughness`, 0.05 in the paper.
+    lr : float > 0
+        Of Adam, in pixels.
+    early_stop : bool
+        An image is done as soon as it breaks. Off, L-BFGS goes on to the smoothest flow that
+        breaks it, as in the paper.
+
+    Returns
+    -------
+    AttackResult
+        With L-BFGS, `steps` counts the evaluations of the network.
+
+    Raises
+    ------
+    ValueError
+        As for `mirror_ascent`; for a WassersteinBall, tau < 0, lr <= 0, another optimizer.
+    """
+    checks.positive("tau", tau, zero=True)
+    checks.positive("lr", lr)
+    checks.count("steps", steps)
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
+
+    def by_lbfgs(objective: Objective, x: Tensor) -> Found:
+        return search(objective, x, tau, steps, early_stop)
+
+    by_adam = climber(lambda: Bend(tau, lr), steps, early_stop=early_stop, progress=progress)
+    return attack(
+        by_lbfgs if optimizer == "lbfgs" else by_adam,
+        model, x, y, not_on_mass(ball), targeted=targeted, loss=loss, batch_size=batch_size,
+        exact=True,
+    )  # fmt: skip

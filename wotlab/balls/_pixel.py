@@ -1,0 +1,84 @@
+"""Balls that bound how much brightness changes: l-infinity and l2."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wotlab._base import draws
+from wotlab.balls._ball import Ball
+
+
+@dataclass(frozen=True)
+class LinfBall(Ball):
+    r"""{z : |z_i - x_i| <= eps for every pixel, 0 <= z <= 1}.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        In units of brightness, 1 from black to white.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite.
+    """
+
+    eps: float
+
+    def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform in [-eps, eps]."""
+        return self.eps * (2 * draws.uniform(x, generator) - 1)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Largest change of a pixel: (B,)."""
+        return (z - x).abs().amax((1, 2, 3))
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """The nearest image of the ball, pixel by pixel."""
+        return torch.minimum(torch.maximum(w, x - self.eps), x + self.eps).clamp(0, 1)
+
+    def walls(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value that each pixel may take."""
+        return (x - self.eps).clamp_min(0), (x + self.eps).clamp_max(1)
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent: `size` times the gradient's sign."""
+        return size * gradient.sign()
+
+
+@dataclass(frozen=True)
+class L2Ball(Ball):
+    r"""{z : |z - x|_2 <= eps, 0 <= z <= 1}.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        In units of brightness, over all pixels and channels.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite.
+    """
+
+    eps: float
+
+    def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian, of length eps in the mean square."""
+        return self.eps / x[0].numel() ** 0.5 * draws.normal(x, generator)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Euclidean length of the change: (B,)."""
+        return (z - x).flatten(1).norm(dim=1)
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """Clamped to [0, 1], then pulled towards x: in the ball, since x lies in [0, 1]."""
+        change = w.clamp(0, 1) - x
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return x + change * (self.eps / length).clamp(max=1)[:, None, None, None]
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent: the gradient scaled to length `size`."""
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return size * gradient / length[:, None, None, None]

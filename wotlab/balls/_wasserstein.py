@@ -1,0 +1,101 @@
+"""The Wasserstein ball: how far mass moves."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from wotlab._base import checks
+from wotlab.balls._ball import Ball, largest
+from wotlab.ot import GroundCost, wasserstein_distance
+from wotlab.plans import Moves, TransportPlan, repair
+from wotlab.projections import constrained_sinkhorn
+
+HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
+
+
+@dataclass(frozen=True)
+class WassersteinBall(Ball):
+    r"""{z : W(x, z) <= eps, each channel keeps its mass, 0 <= z <= 1} (Hu et al., 2020).
+
+    A black image has no mass that could move: it is alone in its ball.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        Budget in pixels of distance (pixels^p) for an image scaled to mass 1 over all channels
+        together: eps = 0.1 moves a tenth of the mass by one pixel. Papers that multiply by the
+        number of pixels print eps * H * W.
+    ground_cost : GroundCost
+        A window of 5 pixels and |i - j|_2 by default (Wong et al., 2019). The window limits
+        plans that attacks make; `distance` and `contains` use the whole grid.
+
+    Raises
+    ------
+    ValueError
+        For eps < 0 or infinite, or a cost that is no GroundCost.
+    """
+
+    eps: float
+    ground_cost: GroundCost = field(default_factory=GroundCost)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.ground_cost, GroundCost):
+            raise ValueError(f"ground_cost must be a GroundCost; got {self.ground_cost!r}")
+
+    def default_step(self, x: Tensor) -> Tensor:
+        """The step of Hu et al. (2020), `hu_step`."""
+        return hu_step(x, self.eps)
+
+    def distance(self, x: Tensor, z: Tensor) -> Tensor:
+        """Exact distance from x to z: (B,). See `wotlab.wasserstein_distance`."""
+        return wasserstein_distance(x, z, self.ground_cost)
+
+    def project(self, x: Tensor, w: Tensor) -> Tensor:
+        """An image of the ball near w: `constrained_sinkhorn`, repaired.
+
+        The entropy of that projection keeps it from the nearest image by a little (lam = 1000);
+        `exact_projection` gives the nearest one, slowly. Both are in `wotlab.projections`.
+        """
+        plan = constrained_sinkhorn(x, w, self.eps, self.ground_cost).plan
+        return self.repair(x, plan).image().clamp(0, 1)
+
+    def repair(self, x: Tensor, plan: TransportPlan) -> TransportPlan:
+        """The plan made feasible: it starts at x, its image is in [0, 1], its price at most eps.
+
+        Any plan will do whose sources are near x, such as that of a projection which has not
+        converged. What changes is as little as two closed forms need: rows are scaled to x, mass
+        that overfills a pixel goes back, and the whole is blended with the plan that moves
+        nothing (see `wotlab.plans.repair`). Not the nearest feasible plan.
+
+        Raises
+        ------
+        ValueError
+            For bad x, or a plan of another shape or ground cost.
+        """
+        checks.images("x", x, black=True)
+        if plan.ground_cost != self.ground_cost:
+            raise ValueError(
+                f"plan must have the ball's cost, {self.ground_cost}; got {plan.ground_cost}"
+            )
+        if plan.mass[:, :, 0].shape != x.shape:
+            raise ValueError(
+                f"plan must be one of images {tuple(x.shape)}; "
+                f"got {tuple(plan.mass[:, :, 0].shape)}"
+            )
+        moves = Moves(x, self.ground_cost)
+        shares, _ = repair(moves, moves.shares(plan), self.eps)
+        return moves.plan(shares)
+
+    def step(self, gradient: Tensor, size: float) -> Tensor:
+        """Steepest ascent in l2, scaled so that the most changed pixel moves by `size`.
+
+        The step of Hu et al. (2020); it follows the gradient where a sign step forgets how much
+        each pixel matters.
+        """
+        return largest(gradient, size)
+
+
+def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
+    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less."""
+    return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)

@@ -1,0 +1,235 @@
+"""Accuracy on clean images, and under an attack as its budget grows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from wotlab._base import checks
+from wotlab.attacks._objective import attacked, logits_of
+from wotlab.attacks._result import AttackResult
+from wotlab.evaluate._shares import Share, share
+from wotlab.training._batches import as_dataset
+
+
+def accuracy(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    *,
+    batch_size: int = 500,
+    progress: bool = False,
+) -> Share:
+    """Share of images that `model` classifies rightly.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes images in [0, 1], returns logits. Used on its own device, in its own dtype and in
+        eval mode; afterwards every module of it is in the mode that it was in.
+    data : Dataset of (image, label), or a pair of tensors (images, labels)
+        Labels are class numbers: integers of any dtype, one per image.
+    batch_size : int
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Share
+        Prints as "97.2% (96.4% to 97.8%), 1748 of 1797"; `float` gives its value.
+
+    Raises
+    ------
+    ValueError
+        For no images; for labels that are missing, that are no integers of shape (N,), or that
+        the model has no class for; for outputs that are not (B, classes) or hold NaN.
+    """
+    data, right = as_dataset(data), 0
+    with attacked(model):
+        for x, y in tqdm(DataLoader(data, batch_size), disable=not progress, leave=False):
+            right += int(_right(model, x, y).sum())
+    return share(right, len(data))
+
+
+def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
+    """Which images `model` classifies rightly.
+
+    Parameters
+    ----------
+    model, batch_size
+        As for `accuracy`.
+    x, y : Tensor
+        Images (N, C, H, W) and labels (N,).
+
+    Returns
+    -------
+    Tensor, booleans (N,)
+        On the device of y.
+
+    Raises
+    ------
+    ValueError
+        As `accuracy` does.
+    """
+    _check_labels(x, y)
+    if not len(x):
+        raise ValueError("x holds no images")
+    with attacked(model):
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        return torch.cat([_right(model, *part) for part in parts])
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same for one minibatch, of a model in eval mode."""
+    _check_labels(x, y)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
+    logits = logits_of(model, x.to(next(model.parameters(), x).device))
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(
+            f"model must return logits (B, classes) for images {tuple(x.shape)}; "
+            f"got {tuple(logits.shape)}"
+        )
+    if bool(logits.isnan().any()):
+        raise ValueError("model returns NaN; check its weights and the images' range")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; got {low}..{high}"
+        )
+    return logits.argmax(1).to(y.device) == y
+
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    """One class number per image. Labels (B, 1) would be compared with every prediction."""
+    numbers = isinstance(y, Tensor) and not (
+        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    )
+    if not numbers or y.shape != (len(x),):
+        found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"labels must be class numbers, integers of shape ({len(x)},), one per image; "
+            f"got {found}"
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy over the budget.
+
+    Attributes
+    ----------
+    eps : tuple of float
+        Ascending.
+    shares : tuple of Share
+        Accuracy at each eps, with its interval.
+    left : tuple of Tensor, booleans (N,)
+        Which images still stand at each eps.
+    """
+
+    eps: tuple[float, ...]
+    shares: tuple[Share, ...]
+    left: tuple[Tensor, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"eps {e:g}: {each}" for e, each in zip(self.eps, self.shares, strict=True)
+        )
+
+
+def accuracy_curve(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Callable[..., AttackResult],
+    ball,
+    eps: Sequence[float],
+    *,
+    progress: bool = False,
+) -> Curve:
+    """Share of images that no attack of the budget breaks, for each budget.
+
+    Balls are nested, so an image that breaks at one eps is broken at every larger one: each
+    budget is tried on what the last one left, and the curve can only fall.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0, 1] to logits.
+    x, y : Tensor
+        Images (N, C, H, W) and true labels (N,), on the model's device.
+    attack : attack
+        Called as `attack(model, x, y, ball)`; bind its options with functools.partial.
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
+        Its eps is replaced.
+    eps : sequence of float >= 0
+    progress : bool
+
+    Returns
+    -------
+    Curve
+
+    Raises
+    ------
+    ValueError
+        For no eps, or one that is negative; for an attack that returns several results an image;
+        as `accuracy` and the attack do.
+    """
+    if not len(eps):
+        raise ValueError("eps must hold at least one budget")
+    for value in eps:
+        checks.positive("eps", value, zero=True)
+    eps, left = tuple(sorted(eps)), []
+    standing = are_right(model, x, y)
+    for value in tqdm(eps, disable=not progress, leave=False):
+        standing = standing.clone()
+        at = standing.nonzero()[:, 0]
+        if len(at):
+            done = attack(model, x[at], y[at], replace(ball, eps=value))
+            if len(done.success) != len(at):
+                raise ValueError(
+                    f"attack must return one result an image; got {len(done.success)} for "
+                    f"{len(at)} (of iwda take samples=1)"
+                )
+            standing[at[done.success]] = False
+        left.append(standing)
+    return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
+
+
+def success_rate(
+    model: nn.Module, x: Tensor, y: Tensor, done: AttackResult, *, targeted: bool = False
+) -> Share:
+    """Share of images that an attack broke, of those that were not broken before it.
+
+    Parameters
+    ----------
+    model, x, y
+        As given to the attack; targeted, y are the classes to reach.
+    done : AttackResult
+        What it returned. Its own `success` also holds the images that the model misread from the
+        start; here they count neither as successes nor as images.
+    targeted : bool
+
+    Returns
+    -------
+    Share
+        Its `total` says how many images there were to break.
+
+    Raises
+    ------
+    ValueError
+        For a result of another number of images; where nothing was left to break; as `accuracy`
+        does.
+    """
+    if len(done.success) != len(x):
+        raise ValueError(f"done must be a result for {len(x)} images; got {len(done.success)}")
+    standing = are_right(model, x, y) != targeted
+    if not bool(standing.any()):
+        raise ValueError(
+            f"x holds no image to break: all {len(x)} are "
+            f"{'the target' if targeted else 'misread'} from the start"
+        )
+    return share(int(done.success[standing].sum()), int(standing.sum()))

@@ -1,0 +1,240 @@
+"""Can this claim be true? Checks that an evaluation of robustness must pass."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wotlab._base import draws
+from wotlab.attacks._objective import Objective, are_probabilities, attacked, logits_of, wide
+from wotlab.attacks._result import AttackResult
+from wotlab.balls import LinfBall, WassersteinBall
+from wotlab.evaluate._accuracy import are_right
+from wotlab.evaluate._shares import Share, share
+from wotlab.projections import constrained_sinkhorn
+
+TRIALS = 20  # random images of the ball in the black-box check
+FLAT = 0.1  # share of images whose gradient may be zero
+SPENT = 0.95  # of eps that the median image moves which an attack does not break
+MISSED = 0.01  # share of images that another attack may break alone; one image always may
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason not to believe a number.
+
+    Attributes
+    ----------
+    check : str
+        "probabilities", "random model", "zero gradients", "short steps", "grey image",
+        "not to chance", "black box" or "claim".
+    says : str
+        What was found, and what to do.
+    """
+
+    check: str
+    says: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.says}"
+
+
+def sanity(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Callable[..., AttackResult],
+    ball,
+    *,
+    claim: float | None = None,
+    others: dict[str, Callable[..., AttackResult]] | None = None,
+    far: float | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Doubt]:
+    r"""Reasons to doubt the accuracy that `attack` leaves on `ball`, in plain English.
+
+    An empty list proves nothing; a full one proves that the evaluation, or the claim, is wrong.
+
+    - *probabilities*: the model returns soft-max outputs, where gradients vanish.
+    - *random model*: two calls in eval mode differ; the attack must average over them.
+    - *zero gradients*: on more than a tenth of the images that are classified correctly the
+      gradient is zero.
+    - *short steps*: of the images that it does not break, the attack moves half by less than 0.95
+      eps, as with k * step < eps and no random start. The median decides: one image that moves
+      far would hide that the others do not, and one whose loss is largest inside the ball says
+      nothing about the steps. (A network whose output is the same all over the ball, such as the
+      mean on a ball that keeps the mass, raises this doubt too.)
+    - *grey image*: on an l-infinity ball with eps >= 0.5 the grey image is in the ball of every
+      image, so that no network can be more accurate than the most frequent label.
+    - *not to chance*: where the ball is so large that it holds images of every class, the attack
+      must leave no more than the most frequent label's share.
+    - *black box*: random images of the ball, or an attack of `others`, break more than one image,
+      and more than 1 % of them, that the attack does not.
+    - *claim*: the claim lies above the 95 % interval of what this very attack leaves.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x, y : Tensor
+        Images (N, C, H, W) in [0, 1] and true labels (N,); a hundred will do.
+    attack : attack
+        The one behind the claim, called as `attack(model, x, y, ball)`.
+    ball : LinfBall, L2Ball, WassersteinBall or InternalWassersteinBall
+    claim : float in [0, 1], optional
+        The accuracy that somebody states at this eps.
+    others : dict of attacks by name, optional
+        Attacks that should be weaker: without gradients (Square), or with another network's.
+    far : float, optional
+        An eps at which the ball holds images of all classes. For an l-infinity ball 1 (every
+        image), for others the check is left out.
+    generator : torch.Generator, optional
+        Of the random images.
+
+    Returns
+    -------
+    list of Doubt
+
+    Raises
+    ------
+    ValueError
+        For a claim out of range; as `accuracy` and the attack do.
+    """
+    if claim is not None and not 0 <= claim <= 1:
+        raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
+    with attacked(model):
+        doubts = [*_of_the_model(model, x)]
+        if any(doubt.check == "probabilities" for doubt in doubts):
+            return doubts  # attacks refuse such a model
+        right, y = are_right(model, x, y), y.long()
+        doubts += _of_gradients(model, x[right], y[right])
+    done = attack(model, x, y, ball)
+    stands = right & ~done.success
+    doubts += _of_the_number(y, ball, share(int(stands.sum()), len(x)), claim)
+    if ball.eps > 0 and bool(stands.any()):
+        doubts += _of_the_steps(float(done.cost[stands].median()) / ball.eps)
+    if far is None and isinstance(ball, LinfBall):
+        far = 1.0
+    if far is not None:
+        at_far = attack(model, x, y, replace(ball, eps=far))
+        doubts += _of_the_far_end(y, far, share(int((right & ~at_far.success).sum()), len(x)))
+    rivals = {"random images of the ball": _random(model, x, y, ball, generator)}
+    for name, other in (others or {}).items():
+        rivals[name] = other(model, x, y, ball).success
+    for name, broken in rivals.items():
+        doubts += _of_a_rival(name, int((broken & stands).sum()), len(x))
+    return doubts
+
+
+def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
+    logits = logits_of(model, x)
+    if not torch.equal(logits, logits_of(model, x)):
+        yield Doubt(
+            "random model",
+            "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
+        )
+    if are_probabilities(logits):
+        yield Doubt(
+            "probabilities",
+            "the model returns probabilities. Return the logits: behind a soft-max gradients "
+            "vanish, and attacks fail for no merit of the network",
+        )
+
+
+def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
+    """Of the loss that attacks here climb, and of the cross-entropy that others climb."""
+    if not len(x):
+        return
+
+    def flat(loss: Callable[[Tensor], Tensor]) -> float:
+        with torch.enable_grad():
+            z = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(loss(z).sum(), z)
+        return float((g.flatten(1).abs().amax(1) == 0).double().mean())
+
+    odds = flat(lambda z: Objective(model, y, False, "ce").value(z)[0])
+    plain = flat(lambda z: F.cross_entropy(logits_of(model, z), y, reduction="none"))
+    if odds > FLAT:
+        yield Doubt(
+            "zero gradients",
+            f"on {odds:.0%} of the images the gradient is exactly zero. Attack a smooth copy of "
+            "the network, or use an attack without gradients",
+        )
+    elif plain > FLAT:
+        yield Doubt(
+            "zero gradients",
+            f"on {plain:.0%} of the images the gradient of the cross-entropy is exactly zero: p "
+            "rounds to 1. The attacks here climb log((1 - p) / p), which is not flat there; those "
+            "of other libraries may fail",
+        )
+
+
+def _of_the_number(y: Tensor, ball, accuracy: Share, claim: float | None) -> Iterator[Doubt]:
+    if claim is not None and claim > accuracy.high:
+        yield Doubt("claim", f"{claim:.1%} is claimed; this attack leaves {accuracy}")
+    most, stated = _most_frequent(y), max(accuracy.value, claim or 0)
+    if isinstance(ball, LinfBall) and ball.eps >= 0.5 and stated > most:
+        yield Doubt(
+            "grey image",
+            f"at eps {ball.eps:g} the image that is 0.5 everywhere is in every ball, so that at "
+            f"most {most:.1%} (the most frequent label) can stand; {stated:.1%} do. The attack "
+            "misses images that exist",
+        )
+
+
+def _of_the_steps(moved: float) -> Iterator[Doubt]:
+    if moved < SPENT:
+        yield Doubt(
+            "short steps",
+            f"of the images that it does not break, the attack moves half by at most {moved:.0%} "
+            "of eps. Take more or longer steps (steps * step size >= eps), or a random start",
+        )
+
+
+def _of_the_far_end(y: Tensor, far: float, left: Share) -> Iterator[Doubt]:
+    most = _most_frequent(y)
+    if left.low > most:
+        yield Doubt(
+            "not to chance",
+            f"at eps {far:g} the ball holds images of every class, and the attack leaves {left}; "
+            f"at most {most:.1%} can stand. Gradients are masked, or the attack does not use its "
+            "budget",
+        )
+
+
+def _of_a_rival(name: str, missed: int, total: int) -> Iterator[Doubt]:
+    if missed > max(1, MISSED * total):
+        yield Doubt(
+            "black box",
+            f"{name}: breaks {missed} images that the attack does not. Gradients are masked; trust "
+            "neither number",
+        )
+
+
+def _most_frequent(y: Tensor) -> float:
+    return float(y.bincount().max()) / len(y)
+
+
+def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
+    """Which images break on the way to random black and white ones: booleans (N,).
+
+    Every pixel is pushed as far as brightness goes, so that the projection ends near the ball's
+    boundary whatever its distance: noise of a fixed size would stay deep inside a large ball.
+    """
+    x = wide(x)  # half precision cannot keep the mass
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with attacked(model):
+        for _ in range(TRIALS):
+            noise = (draws.uniform(x, generator) - 0.5).sign()
+            z = _in_the_ball(ball, x, x + noise)
+            broken |= logits_of(model, z).argmax(1) != y
+    return broken
+
+
+def _in_the_ball(ball, x: Tensor, w: Tensor) -> Tensor:
+    """An image of the ball on the way to w; any will do, so that few iterations are enough."""
+    if not isinstance(ball, WassersteinBall):
+        return ball.project(x, w)
+    plan = constrained_sinkhorn(x, w, ball.eps, ball.ground_cost, max_iter=10).plan
+    return ball.repair(x, plan).image().clamp(0, 1)

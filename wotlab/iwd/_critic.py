@@ -1,0 +1,137 @@
+"""Internal Wasserstein distance by a critic: a small network for each pair of images."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+from tqdm.auto import tqdm
+
+from wotlab._base import checks, draws
+from wotlab.iwd._distance import check
+from wotlab.iwd._patches import PatchCost
+
+RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
+LEAK = 0.2  # slope of the rectifiers below zero
+PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
+
+
+class PatchCritics(nn.Module):
+    """B networks, one an image: each gives a number to each patch of d numbers.
+
+    Three layers with two leaky rectifiers. Their parameters have the image as first dimension.
+    """
+
+    def __init__(self, count: int, d: int, hidden: int = 64, *, like: Tensor, generator=None):
+        super().__init__()
+        sizes = (d, hidden, hidden, 1)
+        for k, (n, m) in enumerate(pairwise(sizes)):
+            weight = draws.normal(like.new_empty(count, n, m), generator) * (2 / n) ** 0.5
+            setattr(self, f"weight{k}", nn.Parameter(weight))
+            setattr(self, f"bias{k}", nn.Parameter(like.new_zeros(count, 1, m)))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Patches (B, N, d) to numbers (B, N)."""
+        _, second = self.layers(u)
+        return torch.baddbmm(self.bias2, F.leaky_relu(second, LEAK), self.weight2)[:, :, 0]
+
+    def layers(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the rectifiers of the first and the second layer."""
+        u = 2 * u - 1  # centred: patches lie in [0, 1]
+        first = torch.baddbmm(self.bias0, u, self.weight0)
+        return first, torch.baddbmm(self.bias1, F.leaky_relu(first, LEAK), self.weight1)
+
+    def slope(self, u: Tensor) -> Tensor:
+        """The gradient at each patch, (B, N, d).
+
+        A product of matrices, whose derivative costs less than a second one of `forward`.
+        """
+        first, second = (torch.full_like(h, LEAK).masked_fill_(h > 0, 1) for h in self.layers(u))
+        back = first * ((second * self.weight2.mT) @ self.weight1.mT)
+        return 2 * back @ self.weight0.mT
+
+
+def slope_penalty(slope, u: Tensor, v: Tensor, cost: PatchCost, generator=None) -> Tensor:
+    r"""R = mean (|grad f(w)|_* - 1)^2 at patches w = rho u + (1 - rho) v, rho uniform: (B,).
+
+    |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
+    1-Lipschitz for |.|_1 where no partial derivative exceeds 1. The gradient is that of each
+    patch, not of the image: `slope` takes patches (B, N, d) to as many gradients.
+    """
+    rho = draws.uniform(u[:, :, :1], generator)
+    w = (rho * u + (1 - rho) * v).detach()
+    dual = {1: torch.inf, 2: 2}[cost.norm]
+    return (torch.linalg.vector_norm(slope(w), ord=dual, dim=2) - 1).square().mean(1)
+
+
+def gap(critics, u: Tensor, v: Tensor) -> Tensor:
+    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,)."""
+    of_u, of_v = critics(torch.cat([u, v], 1)).split([u.shape[1], v.shape[1]], 1)
+    return of_u.mean(1) - of_v.mean(1)
+
+
+def critic(
+    x: Tensor,
+    z: Tensor,
+    cost: PatchCost | None = None,
+    *,
+    steps: int = 500,
+    lr: float = RATE,
+    penalty: float = PENALTY,
+    hidden: int = 64,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""IWD(x, z) as learned by max_f E f(u) - E f(v) - penalty R(f) (Tan et al., Algorithm 1).
+
+    Parameters
+    ----------
+    x, z, cost
+        As for `exact`.
+    steps : int
+        Of Adam on each critic, with betas (0.5, 0.999).
+    lr : float
+        5e-4 in the paper.
+    penalty : float
+        Weight of R, see `slope_penalty`; subtracted: printed with the sign that rewards flat
+        critics. 10 as in Gulrajani et al. (2017); the paper does not say.
+    hidden : int
+        Width of the two hidden layers.
+    generator : torch.Generator, optional
+        Of first weights and of rho.
+    progress : bool
+
+    Returns
+    -------
+    Tensor (B,), detached
+        The last gap. An estimate: the penalty does not make f 1-Lipschitz, so that the gap may
+        lie above the distance as well as below. Where a number must be right take `exact`.
+
+    Raises
+    ------
+    ValueError
+        For images or patches as `exact`; for steps, lr, penalty or hidden that are not positive.
+    """
+    cost = cost or PatchCost()
+    check(x, z)
+    for name, value in (("steps", steps), ("hidden", hidden)):
+        checks.count(name, value)
+    for name, value in (("lr", lr), ("penalty", penalty)):
+        checks.positive(name, value)
+    u, v = cost.cut(x.detach()), cost.cut(z.detach())
+    critics = PatchCritics(len(x), u.shape[2], hidden, like=u, generator=generator)
+    adam = Adam(critics.parameters(), lr, BETAS, maximize=True)
+    with torch.enable_grad():
+        for _ in tqdm(range(steps), disable=not progress, leave=False):
+            critic_step(adam, critics, u, v, cost, penalty, generator)
+    with torch.no_grad():
+        return gap(critics, u, v)
+
+
+def critic_step(adam: Adam, critics, u: Tensor, v: Tensor, cost, penalty: float, generator) -> None:
+    """One step of the critics, up."""
+    value = gap(critics, u, v) - penalty * slope_penalty(critics.slope, u, v, cost, generator)
+    adam.zero_grad()
+    value.sum().backward()
+    adam.step()

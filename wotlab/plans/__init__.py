@@ -1,0 +1,6 @@
+"""Transport plans of images: what a plan makes and costs, and how it becomes feasible."""
+
+from wotlab.plans._moves import Moves, repair
+from wotlab.plans._plan import TransportPlan
+
+__all__ = ["Moves", "TransportPlan", "repair"]

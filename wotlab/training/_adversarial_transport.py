@@ -1,0 +1,170 @@
+"""Adversarial Transport: training images carry their adversarial examples with them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wotlab._base import checks
+from wotlab.attacks._objective import attacked
+from wotlab.balls import LinfBall
+from wotlab.gibbs import Chain, sample, soft_maximum
+from wotlab.training._defenses import Bounded, bare
+
+CHUNK = 4096  # images at a time when processes share what they remember
+
+
+class AdversarialTransport(Bounded):
+    r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
+
+    The adversary of the entropic problem on the l-infinity ball is the Gibbs law
+    p(z) ~ exp(lam CE(model(z), y)). Each training image keeps `copies` samples of it; a
+    minibatch moves its own by `steps` steps of `chain` and trains on where they arrive
+    (Algorithm 1). The samples follow the network as it changes: an attack of one gradient that
+    is never begun anew.
+
+    Parameters
+    ----------
+    ball : LinfBall
+        eps is 0.3 on MNIST and 8 / 255 on CIFAR-10 in the paper.
+    chain : Chain
+        `Chain("sign", sigma=0.2, eta=0.2)` by default, as printed. In units of brightness:
+        scale both with eps.
+    eps : function of the epoch, optional
+        As for `PGDAT`. Constant in the paper.
+    copies, steps : int >= 1
+        K and T in the paper, both 1.
+    soft : float > 0, optional
+        lam of the soft-max objective over the copies, (1 / lam) log mean exp(lam CE) (Theorem
+        3.1). By default their mean, as in Algorithm 1. The same with one copy.
+    dtype : torch.float16 or torch.uint8
+        How images are kept: 2 bytes or 1 byte a pixel and copy, 94 MB or 47 MB for MNIST. uint8
+        rounds to 1 / 255: too coarse for steps of that size.
+    place : torch.device or str
+        Where they are kept: "cpu" by default; "cuda" saves the transfers.
+    augment : function of a batch of images, optional
+        A random crop or flip, applied to the samples each time before the network sees them. Of
+        a transform t of single images: `lambda z: torch.stack([t(a) for a in z])`. The data set
+        itself must give the same image at each visit, or the sample would belong to another one.
+
+    Raises
+    ------
+    ValueError
+        For a ball of another kind, numbers or a dtype out of range; from `loss`, if `prepare`
+        was not called or the images of a place change.
+    """
+
+    def __init__(
+        self,
+        ball: LinfBall,
+        chain: Chain | None = None,
+        *,
+        eps: Callable[[float], float] | None = None,
+        copies: int = 1,
+        steps: int = 1,
+        soft: float | None = None,
+        dtype: torch.dtype = torch.float16,
+        place: torch.device | str = "cpu",
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ):
+        if not isinstance(ball, LinfBall):
+            raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+        checks.count("copies", copies)
+        checks.count("steps", steps)
+        if soft is not None:
+            checks.positive("soft", soft)
+        if dtype not in (torch.float16, torch.uint8):
+            raise ValueError(f"dtype must be torch.float16 or torch.uint8; got {dtype}")
+        super().__init__(ball, eps)
+        self.chain = chain or Chain("sign")
+        self.copies, self.steps, self.soft = copies, steps, soft
+        self.dtype, self.place, self.augment = dtype, place, augment
+        self.size, self.kept, self.known, self.touched = None, None, None, None
+
+    def prepare(self, size: int) -> None:
+        """Make room for the samples of so many images; `fit` calls this."""
+        checks.count("size", size)
+        self.size = size
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Move this minibatch's samples; the mean of their cross-entropy, or its soft maximum."""
+        z = self.recall(x, index)
+        many, labels = x.repeat(self.copies, 1, 1, 1), y.repeat(self.copies)
+
+        def climbed(z: Tensor) -> Tensor:
+            return F.cross_entropy(bare(model)(self.seen(z)), labels, reduction="none")
+
+        with attacked(bare(model)):
+            z = sample(climbed, z, *self.now.walls(many), self.chain, self.steps)
+        self.remember(z, index)
+        losses = F.cross_entropy(model(self.seen(z)), labels, reduction="none")
+        losses = losses.reshape(self.copies, len(x))
+        return losses.mean() if self.soft is None else soft_maximum(losses, self.soft).mean()
+
+    def seen(self, z: Tensor) -> Tensor:
+        return z if self.augment is None else self.augment(z)
+
+    def recall(self, x: Tensor, index: Tensor) -> Tensor:
+        """The samples of these images, (copies * B, C, H, W); the images at their first visit."""
+        if self.size is None:
+            raise ValueError("call prepare(size) with the size of the data set first")
+        if self.kept is None:
+            shape = (self.size, self.copies, *x.shape[1:])
+            self.kept = torch.zeros(shape, dtype=self.dtype, device=self.place)
+            self.known = torch.zeros(self.size, dtype=torch.bool)
+            self.touched = torch.zeros(self.size, dtype=torch.bool)
+        if self.kept.shape[2:] != x.shape[1:]:
+            raise ValueError(
+                f"x must be images of one shape, {tuple(self.kept.shape[2:])}; "
+                f"got {tuple(x.shape[1:])}"
+            )
+        at = index.cpu()
+        z = self.kept[at.to(self.kept.device)].to(x.device).to(x.dtype)
+        if self.dtype == torch.uint8:
+            z = z / 255
+        known = self.known[at].to(x.device)[:, None, None, None, None]
+        z = torch.where(known, z, x[:, None]).transpose(0, 1).flatten(0, 1)
+        # rounding, when it was kept, may have put it outside by a little
+        return self.now.project(x.repeat(self.copies, 1, 1, 1), z)
+
+    def remember(self, z: Tensor, index: Tensor) -> None:
+        at = index.cpu()
+        z = z.detach().unflatten(0, (self.copies, len(index))).transpose(0, 1)
+        if self.dtype == torch.uint8:
+            z = (255 * z).round()
+        self.kept[at.to(self.kept.device)] = z.to(self.kept.device, self.dtype)
+        self.known[at] = self.touched[at] = True
+
+    def gather(self, fabric) -> None:
+        """Share with the other processes what this one has moved since the last time.
+
+        An epoch shows each image to one process only, so sums over processes do it.
+        """
+        if fabric.world_size == 1 or self.kept is None:
+            return
+        for start in range(0, self.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            mine = self.touched[part]
+            moved = self.kept[part].float().cpu() * mine[:, None, None, None, None]
+            anyone = fabric.all_reduce(mine.float(), reduce_op="sum").cpu() > 0
+            sums = fabric.all_reduce(moved, reduce_op="sum").to(self.kept.device, self.dtype)
+            anyone_there = anyone.to(self.kept.device)
+            self.kept[part][anyone_there] = sums[anyone_there]
+            self.known[part] |= anyone
+        self.touched.zero_()
+
+    def state_dict(self) -> dict:
+        """The samples, so that a resumed run goes on with them."""
+        return {"kept": self.kept, "known": self.known, "touched": self.touched}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up samples that `state_dict` gave."""
+        kept = state["kept"]
+        if kept is not None and (kept.dtype != self.dtype or kept.shape[1] != self.copies):
+            raise ValueError(
+                f"the checkpoint keeps {kept.shape[1]} copies in {kept.dtype}; "
+                f"got copies={self.copies}, dtype={self.dtype}"
+            )
+        self.kept = None if kept is None else kept.to(self.place)
+        self.known, self.touched = state["known"], state["touched"]

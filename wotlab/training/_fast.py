@@ -1,0 +1,113 @@
+"""Adversarial training at about the price of standard training: fast and free."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wotlab._base import checks
+from wotlab.attacks._objective import Objective, attacked
+from wotlab.balls import LinfBall
+from wotlab.training._defenses import Bounded, bare
+
+
+def linf(ball) -> LinfBall:
+    """The ball, if signs of gradients suit it."""
+    if not isinstance(ball, LinfBall):
+        raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+    return ball
+
+
+class FastAT(Bounded):
+    r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
+
+    delta is uniform in [-eps, eps] for each pixel, and g is the gradient of the cross-entropy at
+    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from
+    x + clamp(delta + step * eps * sign(g), -eps, eps), clamped to [0, 1], whatever the loss there.
+
+    Parameters
+    ----------
+    ball : LinfBall
+    eps
+        As for `PGDAT`.
+    step : float > 0
+        Length of the step in units of eps: 1.25 in the paper. Much larger ones overfit: the
+        network then breaks under two steps while it withstands one.
+
+    Raises
+    ------
+    ValueError
+        For a ball of another kind, or step <= 0.
+    """
+
+    def __init__(self, ball: LinfBall, eps=None, *, step: float = 1.25):
+        checks.positive("step", step)
+        super().__init__(linf(ball), eps)
+        self.step = step
+
+    def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The images of this minibatch after the one step."""
+        model = bare(model)
+        with attacked(model):
+            # as printed: clamped here, half of the black pixels would all start from 0
+            start = x + self.now.noise(x)
+            gradient, _, _ = Objective(model, y, False, "ce").gradient(start)
+            return self.now.project(x, start + self.step * self.now.eps * gradient.sign())
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Mean cross-entropy of the attacked minibatch."""
+        return F.cross_entropy(model(self.attacked(model, x, y)), y)
+
+
+class FreeAT(Bounded):
+    r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
+
+    Each minibatch is trained on `repeats` times; the gradient of each backward pass moves the
+    weights, and its sign, by eps, the perturbation, which goes on into the next minibatch.
+
+    Parameters
+    ----------
+    ball : LinfBall
+    repeats : int >= 1
+        m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
+    eps
+        As for `PGDAT`.
+
+    Raises
+    ------
+    ValueError
+        For a ball of another kind, or repeats < 1.
+    """
+
+    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps=None):
+        checks.count("repeats", repeats)
+        super().__init__(linf(ball), eps)
+        self.repeats, self.change, self.last = repeats, None, None
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Mean cross-entropy of the perturbed minibatch."""
+        self._learn()
+        z = x.clone()
+        if self.change is not None:
+            few = min(len(x), len(self.change))  # a last minibatch may be smaller
+            z[:few] += self.change[:few].to(x)
+        self.last = self.now.project(x, z).requires_grad_()
+        self.base = x
+        return F.cross_entropy(model(self.last), y)
+
+    def _learn(self) -> None:
+        """Step along the gradient that the last backward pass left at the images."""
+        if self.last is not None and self.last.grad is not None:
+            eps = self.now.eps
+            change = self.last.detach() - self.base + eps * self.last.grad.sign()
+            change = change.clamp(-eps, eps)
+            if self.change is not None and len(self.change) > len(change):
+                change = torch.cat([change, self.change[len(change) :]])
+            self.change, self.last = change, None
+
+    def state_dict(self) -> dict:
+        """The perturbation, so that a resumed run goes on with it."""
+        self._learn()
+        return {"change": self.change}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.change, self.last = state["change"], None

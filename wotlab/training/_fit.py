@@ -1,0 +1,380 @@
+"""The one training loop, on one device or many. It can be killed at any moment and goes on."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from wotlab._base import checks
+from wotlab.attacks._objective import attacked
+from wotlab.training import _checkpoints as checkpoints
+from wotlab.training import _inputs as inputs
+from wotlab.training import _settings as settings
+from wotlab.training._batches import Places, as_dataset, minibatches
+from wotlab.training._counter import Gradients
+from wotlab.training._standard import Standard
+
+CLEAN_EVERY = 20  # minibatches between two looks at the loss on clean images
+
+
+@dataclass
+class Fit:
+    """What training gave: one entry an epoch in `history`.
+
+    Attributes
+    ----------
+    history : list of dict
+        `loss`: mean of the defense's loss. `clean_loss`: mean cross-entropy on the clean images
+        of every twentieth minibatch, in eval mode. `gradients`: images whose loss was
+        propagated back through the network, by the attack and by the weights' step together.
+        `seconds`: of the epoch, without validation. `validation`, if there was one.
+    best : int or None
+        With `validate`, the epoch (from 0) whose weights the model has; None if all were NaN.
+    """
+
+    history: list[dict] = field(default_factory=list)
+    best: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset | tuple[Tensor, Tensor],
+    defense=None,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    schedule: Callable[[float], float] | None = None,
+    ema: float | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    save_every: float = 300.0,
+    fabric: Fabric | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Fit:
+    """Minimise `defense.loss` over the weights of `model`, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode it is put into train mode as a whole; in train mode its parts that are in
+        eval mode, such as a frozen BatchNorm, stay so. In the end each part is in the mode that
+        it came in.
+    data : Dataset of (image, label), or a pair of tensors or arrays (images, labels)
+        Images (C, H, W) in [0, 1] and class numbers.
+    defense : object with `loss(model, x, y, index)`, optional
+        `Standard()` by default. `index` are the images' places in `data`. What else it may have
+        is said in `wotlab.training`.
+    epochs : int >= 1
+        In all: a resumed run does those that are missing.
+    batch_size : int >= 1
+        Images a minibatch, over all processes together.
+    lr : float > 0
+        Learning rate of the default optimizer, SGD with momentum 0.9 and weight decay 5e-4.
+    optimizer : function of the model, optional
+        Makes another optimizer, such as `lambda m: torch.optim.Adam(m.parameters(), 1e-3)`.
+    schedule : function of the epoch, optional
+        Factor on the learning rate; constant by default. Asked at each minibatch: 0 is the first
+        one, 2.5 the middle of the third epoch, `epochs` the end.
+    ema : float in (0, 1), optional
+        Decay of an exponential moving average of the weights, such as 0.999. The model ends with
+        the averaged weights, and these are validated.
+    validate : function of the model, optional
+        Called after each epoch in eval mode; returns a number (or a `Share`), the larger, the
+        better, such as the accuracy under an attack on images kept aside. The model ends with the
+        weights of the best epoch; NaN is never the best.
+    seed : int
+        Of shuffling and of the model's own randomness (dropout). The same seed gives the same
+        weights on the same machine, resumed or not; the global random state is left alone.
+    checkpoint : path, optional
+        Written after each epoch, and within an epoch every `save_every` seconds; replaced whole
+        or not at all. Training goes on from it, minibatch for minibatch, if it is there.
+    save_every : float > 0
+    fabric : lightning_fabric.Fabric, optional
+        Devices, processes and precision, such as
+        `Fabric(devices=4, strategy="ddp", precision="bf16-mixed")`, launched
+        (`fabric.launch()`). By default the model's own device in its own precision. Strategies
+        that split the weights over processes (FSDP, DeepSpeed) are not supported.
+    workers : int >= 0
+        Processes that load images.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError
+        For numbers out of range, a model without weights that learn, data without labels or
+        places, images out of [0, 1], labels that are no classes of the model, a checkpoint that is
+        damaged or
+        belongs to another network, defense, data set or setting; it says which.
+    FloatingPointError
+        When the loss is no longer finite. The checkpoint then holds the last good state.
+    """
+    inputs.check_model(model)
+    data = as_dataset(data)
+    checks.count("epochs", epochs)
+    checks.count("batch_size", batch_size)
+    checks.positive("lr", lr)
+    checks.positive("save_every", save_every)
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema must lie between 0 and 1; got {ema!r}")
+    fabric = fabric or _alone(next(model.parameters()).device)
+    if batch_size < fabric.world_size:
+        raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
+    if optimizer is None:
+        optimiser = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+    else:
+        optimiser = optimizer(model)
+    run = _Run(model, data, defense or Standard(), fabric, batch_size, seed, workers)
+    run.prepare(optimiser, schedule, ema, validate)
+    run.resume(checkpoint, save_every)
+    bar = tqdm(disable=not progress or fabric.global_rank > 0)
+    with run.counter, bar, inputs.train_mode(model), torch.enable_grad():
+        run.train(epochs, bar)
+    return run.done
+
+
+def _alone(device: torch.device) -> Fabric:
+    """One process on the model's device."""
+    if device.type == "cuda":
+        return Fabric(accelerator="cuda", devices=[device.index or 0])
+    return Fabric(accelerator=device.type, devices=1)
+
+
+class _Run:
+    """One call of `fit`: what it trains, how far it is, and what it has counted."""
+
+    def __init__(self, model, data, defense, fabric: Fabric, batch_size, seed, workers):
+        self.model, self.data, self.defense, self.fabric = model, data, defense, fabric
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        if hasattr(defense, "prepare"):
+            defense.prepare(len(data))
+        self.counter, self.done, self.position = Gradients(model), Fit(), 0
+        self.tally, self.classes = _tally(), None
+
+    def prepare(self, optimiser, schedule, ema, validate) -> None:
+        """Everything with a state, in `parts`."""
+        # a compiled model stays as it is: attacks and steps then call the one that is watched
+        self.wrapped, self.optimiser = self.fabric.setup(
+            self.model, optimiser, _reapply_compile=False
+        )
+        given, count = schedule, len(self.places(0))
+        schedule = schedule or (lambda epoch: 1.0)
+        self.scheduler = LambdaLR(optimiser, lambda minibatch: schedule(minibatch / count))
+        self.parts = {
+            "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
+            "precision": self.fabric.strategy.precision,
+        }  # fmt: skip
+        self.average = None
+        if ema is not None:
+            # one step's weights count less and less: average.module is what is kept
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True
+            )
+            self.parts["average"] = self.average
+        if hasattr(self.defense, "state_dict"):
+            self.parts["defense"] = self.defense
+        self.validate, self.best = validate, {}
+        self.settings = (optimiser, self.defense, given, ema, validate)
+
+    def resume(self, checkpoint, save_every: float) -> None:
+        self.checkpoint, self.save_every = checkpoint, save_every
+        if checkpoint is not None:
+            if hasattr(self.defense, "at_epoch"):
+                self.defense.at_epoch(0)  # one that has been used before is described as a new one
+            self.words = settings.of_run(
+                self.model, *self.settings, self.data, self.batch_size, self.seed
+            )
+        if checkpoint is not None and Path(checkpoint).exists():
+            rest = checkpoints.resume(checkpoint, self.parts, self.words)
+            self.done, self.best = Fit(rest["history"], rest["best_epoch"]), rest["best"]
+            self.position, self.tally = rest["position"], rest["tally"]
+            if self.fabric.global_rank > 0:  # what is counted there is counted by the first one
+                self.tally = _tally()
+        self.saved = time.monotonic()
+
+    def train(self, epochs: int, bar: tqdm) -> None:
+        smallest = min((len(part) for part in self.places(0).parts), default=0)
+        inputs.check_sizes(self.model, smallest)
+        for epoch in range(self.done.epochs, epochs):
+            places = self.places(epoch)
+            if bar.total is None:
+                bar.reset(total=len(places) * epochs)
+                bar.update(len(places) * epoch + self.position)
+            bar.set_description(f"epoch {epoch + 1} of {epochs}")
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                self.epoch(epoch, places, bar)
+        self.optimiser.zero_grad()  # leave no gradients behind
+        final = self.best or (self.average and self.average.module.state_dict())
+        if final:
+            self.model.load_state_dict(final)
+
+    def places(self, epoch: int) -> Places:
+        """The minibatches of an epoch."""
+        return Places(
+            len(self.data), self.batch_size, self.seed * 1_000_003 + epoch,
+            self.fabric.global_rank, self.fabric.world_size,
+        )  # fmt: skip
+
+    def epoch(self, epoch: int, places: Places, bar: tqdm) -> None:
+        count = len(places)
+        places.skip(self.position)
+        batches = minibatches(self.data, places, self.workers)
+        for size in places.sizes:
+            start = time.perf_counter()
+            # all that is random from here to the next one: the same, resumed or not
+            torch.manual_seed(self.mixed(epoch))
+            if hasattr(self.defense, "at_epoch"):
+                self.defense.at_epoch(epoch + self.position / count)
+            self.minibatch(*next(batches), size)
+            self.scheduler.step()
+            self.position += 1
+            self.tally["seconds"] += time.perf_counter() - start
+            bar.update()
+            if self.position % CLEAN_EVERY == 1:
+                bar.set_postfix(self.shown())
+            if self.is_time():
+                self.gather()
+                self.save()
+        self.end_epoch(epoch)
+        bar.set_postfix(self.shown())
+
+    def mixed(self, epoch: int) -> int:
+        """A seed for this minibatch in this process."""
+        place = (self.seed * 1_000_003 + epoch) * 1_000_003 + self.position
+        return (place * 1_009 + self.fabric.global_rank) % 2**63
+
+    def minibatch(self, x: Tensor, y: Tensor, index: Tensor, size: int) -> None:
+        """One step of the weights, or several on the same images if the defense wants them."""
+        y = inputs.as_labels(y)
+        inputs.check_images(x)
+        x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
+        x = x.to(next(w for w in self.model.parameters() if w.is_floating_point()).dtype)
+        if self.classes is None:
+            with self.fabric.autocast(), torch.random.fork_rng(range(torch.cuda.device_count())):
+                self.classes = inputs.check_classes(self.model, x[:8])
+        inputs.check_labels(y, self.classes)
+        if self.position % CLEAN_EVERY == 0:
+            self.look(x, y)
+        # processes average their gradients: with unequal parts, weigh each by its images
+        share = len(x) * self.fabric.world_size / size
+        for _ in range(getattr(self.defense, "repeats", 1)):
+            with self.fabric.autocast():
+                loss = self.defense.loss(self.wrapped, x, y, index)
+            mean = float(self.fabric.all_reduce(share * loss.detach()))
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss is {mean} at minibatch {self.position} of epoch "
+                    f"{self.done.epochs}; lower the learning rate, or check the images. "
+                    f"A checkpoint holds the last good state"
+                )
+            self.optimiser.zero_grad()
+            self.fabric.backward(share * loss)
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.tally["loss"] += mean * size
+            self.tally["seen"] += size
+
+    def look(self, x: Tensor, y: Tensor) -> None:
+        """The loss on the clean images, as they are classified."""
+        with attacked(self.model), self.fabric.autocast():
+            loss = F.cross_entropy(self.model(x), y, reduction="sum")
+        self.tally["clean_loss"] += float(loss)
+        self.tally["clean_seen"] += len(x)
+
+    def shown(self) -> dict:
+        """What the progress bar says: of this epoch while it runs, else of the last one."""
+        at = self.entry(self.tally) if self.tally["seen"] else self.done.history[-1]
+        gradients = at["gradients"] + self.counter.images
+        text = {"loss": f"{at['loss']:.3f}", "clean": f"{at['clean_loss']:.3f}"}
+        if "validation" in at:
+            text["validation"] = f"{at['validation']:.3f}"
+        return text | {"gradients": f"{gradients:,}"}
+
+    @staticmethod
+    def entry(tally: dict) -> dict:
+        return {
+            "loss": tally["loss"] / tally["seen"],
+            "clean_loss": tally["clean_loss"] / max(tally["clean_seen"], 1),
+            "gradients": round(tally["gradients"]),
+            "seconds": tally["seconds"],
+        }
+
+    def gather(self) -> dict:
+        """What all processes counted, kept by the first; defenses share what they remember."""
+        self.tally["gradients"] += self.counter.images
+        self.counter.images = 0
+        names = ("clean_loss", "clean_seen", "gradients")
+        mine = torch.tensor([self.tally[n] for n in names], dtype=torch.float64)
+        sums = self.fabric.all_reduce(mine, reduce_op="sum").tolist()
+        whole = self.tally | dict(zip(names, sums, strict=True))
+        first = self.fabric.global_rank == 0
+        self.tally = whole if first else self.tally | dict.fromkeys(names, 0)
+        if hasattr(self.defense, "gather"):
+            self.defense.gather(self.fabric)
+        return whole
+
+    def end_epoch(self, epoch: int) -> None:
+        entry = self.entry(self.gather())
+        self.position, self.tally = 0, _tally()
+        if self.validate is not None:
+            candidate = self.model if self.average is None else self.average.module
+            with attacked(candidate), torch.enable_grad():
+                value = inputs.as_number(self.validate(candidate))
+            entry["validation"] = self.fabric.broadcast(value)
+            self.counter.images = 0  # an attack that validates is no training
+            values = [past["validation"] for past in self.done.history]
+            values = [value for value in values if not math.isnan(value)]
+            if entry["validation"] > max(values, default=-math.inf):
+                self.done.best = epoch
+                self.best = {k: w.detach().cpu().clone() for k, w in candidate.state_dict().items()}
+        self.done.history.append(entry)
+        self.save()
+
+    def is_time(self) -> bool:
+        """Whether a long epoch wants a checkpoint; the first process decides."""
+        if self.checkpoint is None:
+            return False
+        due = time.monotonic() - self.saved > self.save_every
+        return self.fabric.broadcast(due) if self.fabric.world_size > 1 else due
+
+    def save(self) -> None:
+        if self.checkpoint is None:
+            return
+        if self.fabric.global_rank == 0:
+            rest = {
+                "run": self.words, "history": self.done.history,
+                "best_epoch": self.done.best, "best": self.best,
+                "position": self.position, "tally": self.tally,
+            }  # fmt: skip
+            checkpoints.save(self.checkpoint, self.parts, rest)
+        self.saved = time.monotonic()
+        self.fabric.barrier()
+
+
+def _tally() -> dict:
+    return dict.fromkeys(("loss", "seen", "clean_loss", "clean_seen", "gradients", "seconds"), 0.0)

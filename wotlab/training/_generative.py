@@ -1,0 +1,191 @@
+"""IWDD by its Algorithm 2: a generator of adversarial images, trained beside the classifier."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from wotlab._base import checks, draws
+from wotlab.attacks._objective import Objective, attacked
+from wotlab.attacks._pyramid import GAIN, KERNEL, WIDTH
+from wotlab.iwd import PatchCost
+from wotlab.iwd._critic import BETAS, LEAK, PENALTY, RATE, PatchCritics, critic_step, gap
+from wotlab.training._defenses import bare
+
+
+class Walls(torch.autograd.Function):
+    """Clamp to [0, 1]. Of the gradient beyond a wall what leads back is kept.
+
+    `clamp` drops all of it: a generator that once made every image black would stay there.
+    """
+
+    @staticmethod
+    def forward(context, z: Tensor) -> Tensor:
+        context.save_for_backward(z)
+        return z.clamp(0, 1)
+
+    @staticmethod
+    def backward(context, slope: Tensor) -> Tensor:
+        (z,) = context.saved_tensors
+        out = ((z < 0) & (slope > 0)) | ((z > 1) & (slope < 0))  # descent would go further out
+        return slope.masked_fill(out, 0)
+
+
+class Generator(nn.Module):
+    """g(x, n): four convolutions from images and noise to changed images, one net for all.
+
+    The last convolution is zero at first, so that g(x, n) = x.
+    """
+
+    def __init__(self, channels: int, *, like: Tensor):
+        super().__init__()
+        sizes = (2 * channels, WIDTH, WIDTH, WIDTH, channels)
+        for k, (n, m) in enumerate(pairwise(sizes)):
+            scale = 0 if k == len(sizes) - 2 else (2 / (n * KERNEL**2)) ** 0.5
+            weight = scale * draws.normal(like.new_empty(m, n, KERNEL, KERNEL))
+            setattr(self, f"weight{k}", nn.Parameter(weight))
+            setattr(self, f"bias{k}", nn.Parameter(like.new_zeros(m)))
+        self.layers = len(sizes) - 1
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] from images and noise of that shape."""
+        z = torch.cat([x, noise], 1)
+        for k in range(self.layers):
+            z = F.leaky_relu(z, LEAK) if k else z
+            z = F.pad(z, [KERNEL // 2] * 4, mode="replicate")
+            z = F.conv2d(z, getattr(self, f"weight{k}"), getattr(self, f"bias{k}"))
+        return Walls.apply(x + GAIN * z)
+
+
+class GenerativeIWDD:
+    r"""E[beta CE(model(x), y) + CE(model(g(x, n)), y)], g from a game (Tan et al., Algorithm 2).
+
+    The paper's defense with the paper's adversary. On each minibatch a critic f of patches takes
+    `critic_steps` steps up and a generator g one step down on Algorithm 1's loss,
+
+        E f(u) - E f(v) - penalty R(f) - tau E log((1 - p_y) / p_y),
+
+    where u are the patches of x, v those of g(x, n), n is normal noise, p_y the classifier's
+    probability of the label at g(x, n), and R the gradient penalty of `wotlab.iwd.critic`.
+    Then the classifier takes its step. `IWDD` replaces the game by a direct attack on the ball.
+
+    Parameters
+    ----------
+    cost : PatchCost, optional
+        Cuts the patches: sliding 3x3 by default.
+    beta : float > 0
+        Weight of the clean images, 0.1 in the paper.
+    tau : float > 0
+        Weight of the classifier in the generator's loss, 0.1 in the paper.
+    critic_steps : int >= 1
+        n_critic in the paper, which prints no number; 5 as in Gulrajani et al. (2017).
+    lr : float > 0
+        Of Adam, for generator and critic: 5e-4, with betas (0.5, 0.999), in the paper.
+    penalty : float > 0
+        Of the critic's slope: 10 as in Gulrajani et al. (2017); the paper does not say.
+
+    Raises
+    ------
+    ValueError
+        For another cost, or numbers out of range; from `loss`, for images smaller than a patch.
+
+    Notes
+    -----
+    There is no ball: the distance is penalised, and nothing bounds it. It is not quite the
+    internal distance, either. One critic serves all images, so that its gap estimates the distance
+    between the patches of the whole minibatch before and after, at most the mean of the images'
+    own distances: patches may be exchanged between images at no cost.
+
+    The generator works at the images' own size. `wotlab.attacks.iwda` trains a pyramid of them
+    for each image, scale after scale, each to its end; a generator that follows a classifier has
+    no such end.
+
+    The paper trains the classifier with SGD from lr 0.1 for 200 epochs of minibatches of 128. In
+    several processes each has a generator and a critic of its own.
+    """
+
+    def __init__(
+        self,
+        cost: PatchCost | None = None,
+        *,
+        beta: float = 0.1,
+        tau: float = 0.1,
+        critic_steps: int = 5,
+        lr: float = RATE,
+        penalty: float = PENALTY,
+    ):
+        cost = cost or PatchCost()
+        if not isinstance(cost, PatchCost):
+            raise ValueError(f"cost must be a PatchCost; got {type(cost).__name__}")
+        numbers = {"beta": beta, "tau": tau, "lr": lr, "penalty": penalty}
+        for name, value in numbers.items():
+            checks.positive(name, value)
+        checks.count("critic_steps", critic_steps)
+        self.cost, self.beta, self.tau = cost, beta, tau
+        self.critic_steps, self.lr, self.penalty = critic_steps, lr, penalty
+        self.players, self._stored = None, None
+
+    def begin(self, x: Tensor) -> None:
+        """Make generator and critic for such images, or take up the stored ones."""
+        stored = self._stored
+        devices = [x.device] if x.device.type == "cuda" else []
+        # stored weights must not take random numbers that the run before did not take
+        with torch.random.fork_rng(devices, enabled=stored is not None):
+            self.generator = Generator(x.shape[1], like=x)
+            self.critic = PatchCritics(1, x.shape[1] * self.cost.size**2, like=x)
+        self.down = Adam(self.generator.parameters(), self.lr, BETAS)
+        self.up = Adam(self.critic.parameters(), self.lr, BETAS, maximize=True)
+        self.players = nn.ModuleDict({"generator": self.generator, "critic": self.critic})
+        if stored is not None:
+            for name in ("players", "down", "up"):
+                getattr(self, name).load_state_dict(stored[name])
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """One round of the game; the classifier's mean loss on the minibatch."""
+        z = self.play(bare(model), x, y)
+        return self.beta * F.cross_entropy(model(x), y) + F.cross_entropy(model(z), y)
+
+    def play(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Train critic and generator on this minibatch; what the generator then makes of it."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the game is not rounded
+        if self.players is None:
+            self.begin(wide)
+        noise = draws.normal(wide)
+        with attacked(model), torch.autocast(x.device.type, enabled=False):
+            with torch.enable_grad():
+                z = self.generator(wide, noise)
+                self.criticise(*self.patches(wide, z.detach()))
+                value = self.value(model, wide, z, y, x.dtype)
+                weights = list(self.generator.parameters())
+                slopes = torch.autograd.grad(value, weights)  # none for the classifier's weights
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.grad = slope
+            self.down.step()
+            return self.generator(wide, noise).to(x.dtype)
+
+    def patches(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Patches of all images of a minibatch together, (1, B N, d)."""
+        return tuple(self.cost.cut(each).flatten(0, 1)[None] for each in images)
+
+    def criticise(self, u: Tensor, v: Tensor) -> None:
+        """The critic's steps."""
+        for _ in range(self.critic_steps):
+            critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
+
+    def value(self, model: nn.Module, x: Tensor, z: Tensor, y: Tensor, dtype) -> Tensor:
+        """What the generator lowers: the gap, minus tau times the log-odds of an error."""
+        odds, _ = Objective(model, y, False, "ce").value(z.to(dtype))
+        return gap(self.critic, *self.patches(x, z)).mean() - self.tau * odds.mean()
+
+    def state_dict(self) -> dict:
+        """Generator, critic and their optimizers, so that a resumed run goes on with them."""
+        if self.players is None:
+            return {"stored": self._stored}
+        names = ("players", "down", "up")
+        return {"stored": {name: getattr(self, name).state_dict() for name in names}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave; the networks are made at the next minibatch."""
+        self._stored, self.players = state["stored"], None

@@ -1,0 +1,195 @@
+"""GOT: adversarial training with transport between clean and adversarial representations."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from wotlab._base import checks
+from wotlab.balls import LinfBall
+from wotlab.training._defenses import PGDAT, TRADES, bare, pgd_adversary, watched
+from wotlab.training._joint import JointTransport
+
+# k, eps, step and weights of the paper's four data sets: TRADES' beta, and what GOT-PGD trains on
+PAPER = {
+    "mnist": {"steps": 40, "eps": 0.3, "step": 0.01, "trades": 6.0, "alpha": 1.0, "clean": 0.0},
+    "svhn": {"trades": 3.0, "alpha": 2.0, "clean": 0.5},
+}
+COLOUR = {"steps": 20, "eps": 8 / 255, "step": 2 / 255, "trades": 6.0, "alpha": 1.0, "clean": 0.0}
+DATA = ("mnist", "cifar10", "cifar100", "svhn")
+VARIANTS = ("GOT-PGD-S", "GOT-PGD-LM", "GOT-TRADES-S", "GOT-TRADES-LM")
+
+
+def linear(size: int) -> nn.Linear:
+    """A linear potential that is 0 at first."""
+    phi = nn.Linear(size, 1)
+    nn.init.zeros_(phi.weight)
+    nn.init.zeros_(phi.bias)
+    return phi
+
+
+class GOT:
+    r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
+
+    u = (latent, prediction), and W the transport cost between the laws of u over the clean and
+    the attacked minibatch ("Improving Robustness with Optimal Transport based Adversarial
+    Generalization", GOT).
+
+    Parameters
+    ----------
+    inner : PGDAT, TRADES or MART
+        Makes the attack and L_inner.
+    term : JointTransport
+        The paper's by default: the semi-dual, cosine and KL, reg = 0.1.
+    beta : float >= 0
+        10 in the paper, searched from 0.01 to 100. Keep beta * reg well below 1 for
+        "semi-dual" and "entropic" without matched labels: see the notes.
+    alpha, clean : float >= 0
+        Weights of L_inner (1 in the paper, 2 for GOT-PGD on SVHN) and of the cross-entropy of
+        the clean images (0; 0.5 there).
+    latent : str, optional
+        Name of the layer whose output is the latent, as `model.named_modules()` has it. By
+        default what goes into the last linear layer. The paper's middle layer of the
+        Carlini-Wagner network, its last pooling, is "9".
+    potential : function of the latent's size, optional
+        Makes phi for the semi-dual; a linear layer by default, as in the paper, that starts at
+        0, where the term is at least 0. From random weights it starts far below.
+    ascent, lr : int >= 1, float > 0
+        Steps of Adam on phi a minibatch, and its learning rate: 1 and 1e-3.
+    hold : bool
+        Hold phi's values at the latents while the weights step. At the best phi their gradient
+        is zero, so that nothing is lost; short of it the weights would follow it and make the
+        latents, and with them -phi^c, grow without bound. False: gradients go through phi, too.
+
+    Raises
+    ------
+    ValueError
+        For numbers out of range; from `loss`, for a layer that does not exist, and what
+        `JointTransport` refuses.
+
+    Notes
+    -----
+    K equal classes whose representations are K points far apart make the entropic term reg log K
+    even if no attack moves them, and a constant network makes it 0 at a cross-entropy of log K.
+    At beta * reg = 1, the paper's own setting, the constant network is as good as a perfect one.
+
+    Of a single image the term is the cost between it and its attack: there is one coupling.
+    In several processes each one compares its own part of the minibatch and learns its own phi.
+    """
+
+    def __init__(
+        self,
+        inner: PGDAT,
+        term: JointTransport | None = None,
+        *,
+        beta: float = 10.0,
+        alpha: float = 1.0,
+        clean: float = 0.0,
+        latent: str | None = None,
+        potential: Callable[[int], nn.Module] | None = None,
+        ascent: int = 1,
+        lr: float = 1e-3,
+        hold: bool = True,
+    ):
+        if not isinstance(inner, PGDAT):
+            raise ValueError(f"inner must be PGDAT, TRADES or MART; got {type(inner).__name__}")
+        for name, value in (("beta", beta), ("alpha", alpha), ("clean", clean)):
+            checks.positive(name, value, zero=True)
+        checks.count("ascent", ascent)
+        checks.positive("lr", lr)
+        self.inner, self.term = inner, term or JointTransport()
+        self.beta, self.alpha, self.clean, self.latent = beta, alpha, clean, latent
+        self.potential = potential or linear
+        self.ascent, self.lr, self.hold = ascent, lr, hold
+        self.phi, self.climber, self.stored = None, None, None
+
+    @classmethod
+    def paper(cls, variant: str, data: str) -> "GOT":
+        """A variant by its name, with the paper's settings for a data set.
+
+        Parameters
+        ----------
+        variant : "GOT-PGD-S", "GOT-PGD-LM", "GOT-TRADES-S" or "GOT-TRADES-LM"
+            The adversary, and whether labels are matched (LM).
+        data : "mnist", "cifar10", "cifar100" or "svhn"
+
+        Raises
+        ------
+        ValueError
+            For another name.
+        """
+        for what, given, known in (("variant", variant, VARIANTS), ("data", data, DATA)):
+            if given not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}; got {given!r}")
+        setting = COLOUR | PAPER.get(data, {})
+        ball, step = LinfBall(setting["eps"]), setting["step"]
+        kind = "kl" if "TRADES" in variant else "ce"
+        attack = pgd_adversary(setting["steps"], kind, step)
+        term = JointTransport(match_labels=variant.endswith("LM"))
+        if kind == "kl":
+            return cls(TRADES(ball, attack=attack, beta=setting["trades"]), term)
+        inner = PGDAT(ball, attack=attack)
+        return cls(inner, term, alpha=setting["alpha"], clean=setting["clean"])
+
+    def at_epoch(self, epoch: float) -> None:
+        """Set the budget of this moment."""
+        self.inner.at_epoch(epoch)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """The inner loss and the transport term of this minibatch."""
+        z = self.inner.attacked(model, x, y)
+        with self.watch(bare(model)) as seen:
+            logits, moved = model(x), model(z)
+        u, v = (seen[0], logits), (seen[1], moved)
+        total = self.alpha * self.inner.mix(logits, moved, y)
+        if self.clean:
+            total = total + self.clean * nn.functional.cross_entropy(logits, y)
+        if self.term.kind == "semi-dual":
+            self.climb(u, v, y)
+        return total + self.beta * self.term(u, v, (y, y), self.seen).to(total.dtype)
+
+    def seen(self, z: Tensor) -> Tensor:
+        """phi at the latents, as the weights' step sees it."""
+        return self.phi(z.detach() if self.hold else z)
+
+    def watch(self, model: nn.Module):
+        """A record of the latents of the calls that follow."""
+        layers = dict(model.named_modules())
+        if self.latent is None:
+            linear = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
+            if not linear:
+                raise ValueError("latent must name a layer: the model has no linear layer")
+            return watched(linear[-1], before=True)
+        if self.latent not in layers:
+            raise ValueError(
+                f"latent must be one of {', '.join(k for k in layers if k)}; got {self.latent!r}"
+            )
+        return watched(layers[self.latent])
+
+    def climb(self, u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor], y: Tensor) -> None:
+        """Gradient ascent on phi, with latents and logits held."""
+        u, v = (tuple(part.detach() for part in side) for side in (u, v))
+        if self.phi is None:
+            self.phi = self.potential(u[0].flatten(1).shape[1])
+            self.phi.to(u[0].device, torch.promote_types(u[0].dtype, torch.float32))
+            self.climber = torch.optim.Adam(self.phi.parameters(), self.lr, maximize=True)
+            if self.stored:
+                self.phi.load_state_dict(self.stored["phi"])
+                self.climber.load_state_dict(self.stored["climber"])
+        with torch.enable_grad():
+            self.phi.requires_grad_(True)
+            for _ in range(self.ascent):
+                self.climber.zero_grad()
+                self.term(u, v, (y, y), self.phi).backward()
+                self.climber.step()
+        self.phi.requires_grad_(False)  # the weights' step is not to move it
+
+    def state_dict(self) -> dict:
+        """phi and its optimizer, so that a resumed run goes on with them."""
+        if self.phi is None:
+            return {"stored": self.stored}
+        return {"stored": {"phi": self.phi.state_dict(), "climber": self.climber.state_dict()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave; phi is made at the next minibatch."""
+        self.stored, self.phi = state["stored"], None

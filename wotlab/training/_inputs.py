@@ -1,0 +1,118 @@
+"""What can be trained: a network with weights that learn, images in [0, 1], class numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import BatchNorm1d
+
+from wotlab._base import checks
+from wotlab.attacks._objective import attacked, modes_of, put
+from wotlab.balls import TOLERANCE
+
+
+def check_model(model: nn.Module) -> None:
+    """ValueError for what is no network, or one whose weights or modes are no longer its own."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(
+            "model has no weight that learns: all have requires_grad=False, or it is frozen "
+            "(torch.jit.freeze) and holds them as constants. Train the network it was made from"
+        )
+    modes = modes_of(model)
+    try:
+        model.train()
+        model.eval()
+    except Exception as error:
+        raise ValueError(
+            f"model must know train and eval mode; {type(model).__name__} does not (an exported "
+            f"program?). Train the network it was made from"
+        ) from error
+    finally:
+        put(modes)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit needs gradients: call it outside of torch.inference_mode()")
+
+
+@contextmanager
+def train_mode(model: nn.Module) -> Iterator[None]:
+    """A network that learns, and every part back in its own mode afterwards.
+
+    A part in eval mode within a network in train mode is frozen and stays as it is: its
+    BatchNorm keeps its statistics. A network that is in eval mode as a whole is put into train
+    mode as a whole.
+    """
+    modes = modes_of(model)
+    if not model.training:
+        model.train()
+    try:
+        yield
+    finally:
+        put(modes)
+
+
+def check_sizes(model: nn.Module, smallest: int) -> None:
+    """ValueError if some minibatch leaves a single image to a layer that needs two."""
+    needs = any(isinstance(part, BatchNorm1d) and part.training for part in model.modules())
+    if needs and smallest < 2:
+        raise ValueError(
+            "batch_size leaves the last minibatch (or a process's part of it) with one image, and "
+            "BatchNorm1d in train mode needs two; take another batch_size, or leave an image out"
+        )
+
+
+def as_labels(y) -> Tensor:
+    """Class numbers (B,) in int64, from integers of any kind; ValueError for others."""
+    whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+    if not whole or y.dtype == torch.bool or y.ndim != 1:
+        found = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"labels must be class numbers, one integer an image (y.long(), y.flatten()); "
+            f"got {found} for a minibatch"
+        )
+    return y.long()
+
+
+def check_images(x) -> None:
+    """ValueError for images that are not finite numbers in [0, 1]; a little beyond is rounding."""
+    checks.tensor("images", x, 4, "(B, C, H, W)")
+    low, high = float(x.min()), float(x.max())
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(
+            f"images must lie in [0, 1]; those of a minibatch go from {low:g} to {high:g}. Divide "
+            f"pixels of 0 to 255 by 255; a normalisation belongs inside the model"
+        )
+
+
+def check_classes(model: nn.Module, x: Tensor) -> int:
+    """Number of the network's classes; ValueError if it does not return logits (B, classes)."""
+    with attacked(model):
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"model must return logits (B, classes) for images {tuple(x.shape)}; got {found}"
+        )
+    return logits.shape[1]
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """ValueError for labels that are none of the network's classes."""
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, the model's classes; got {low}..{high}. Those "
+            f"that begin at 1 want y - 1; a network for more classes wants more outputs"
+        )
+
+
+def as_number(value) -> float:
+    """What `validate` returned, as a number: of a `Share` its value."""
+    try:
+        return float(getattr(value, "value", value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"validate must return one number, the larger, the better; got {type(value).__name__}"
+        ) from error
