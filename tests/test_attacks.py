@@ -80,7 +80,7 @@ def linear_optimum(x, w, eps, cost):
         (attacks.mirror_ascent, {"steps": 300}, 1.0),
         (attacks.transport, {"steps": 200, "restarts": 0}, 1.0),
         # Frank-Wolfe learns the prices of full pixels slowly; here no pixel can fill up
-        (attacks.frank_wolfe, {"steps": 50, "gamma": 1e-5}, 0.02),
+        (attacks.frank_wolfe, {"steps": 50, "reg": 1e-5}, 0.02),
     ],
 )
 @pytest.mark.parametrize("eps", [0.02, 0.5])

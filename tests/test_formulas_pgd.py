@@ -40,9 +40,9 @@ def normal(*shape, seed=0):
 def projected(x, w, eps, seen):
     """A projection that remembers what it is asked for."""
 
-    def project(x_, u, eps, cost, warm=None):
+    def project(x_, u, eps, ground_cost, warm=None):
         seen.append((u.clone(), eps))
-        return constrained_sinkhorn(x_, u, eps, cost, warm=warm)
+        return constrained_sinkhorn(x_, u, eps, ground_cost, warm=warm)
 
     attacks.pgd(Slope(w), x, label(x), WassersteinBall(eps), projection=project, steps=1)
 
@@ -136,9 +136,9 @@ def test_step_rules_in_closed_form():
     def stepped(rule, slope=w):
         seen = []
 
-        def project(x_, u, eps, cost, warm=None):
+        def project(x_, u, eps, ground_cost, warm=None):
             seen.append(u - x_)
-            return constrained_sinkhorn(x_, u, eps, cost, warm=warm)
+            return constrained_sinkhorn(x_, u, eps, ground_cost, warm=warm)
 
         options = {"steps": 1, "rule": rule, "step_size": 0.1, "projection": project}
         attacks.pgd(Slope(slope), x, label(x), WassersteinBall(0.1), **options)
@@ -161,9 +161,9 @@ def test_a_schedule_gives_each_step_its_own_ball():
         assert torch.allclose(model.seen[2 + t], x + eps * w.sign())
     budgets = []
 
-    def project(x_, u, eps, cost, warm=None):
+    def project(x_, u, eps, ground_cost, warm=None):
         budgets.append(eps)
-        return constrained_sinkhorn(x_, u, eps, cost, warm=warm)
+        return constrained_sinkhorn(x_, u, eps, ground_cost, warm=warm)
 
     attacks.pgd(
         model, x, label(x), WassersteinBall(0.4), schedule=lambda t: grow[t], projection=project,

@@ -151,10 +151,10 @@ def test_the_dual_projections_multipliers_meet_its_conditions():
 # Numbers that are taken unless others are given: those of the papers and of the documentation
 
 NUMBERS = {
-    constrained_sinkhorn: {"lam": 1000.0, "tol": 0.01, "rule": "plan", "bound": True},
-    projected_sinkhorn: {"lam": 1000.0, "tol": 1e-4, "clamp": False},
+    constrained_sinkhorn: {"reg": 1e-3, "tol": 0.01, "rule": "plan", "bound": True},
+    projected_sinkhorn: {"reg": 1e-3, "tol": 1e-4, "clamp": False},
     dual_projection: {"tol": 1e-6, "bound": True},
-    unbalanced_sinkhorn: {"variant": "corrected", "gamma": 0.5, "eta": 0.001, "tau": 0.01},
+    unbalanced_sinkhorn: {"variant": "corrected", "gamma": 0.5, "reg": 0.001, "tau": 0.01},
 }
 
 

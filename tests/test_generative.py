@@ -206,7 +206,7 @@ def test_bad_input_is_named(digits, network):
         ({"beta": 0.0}, "beta"),
         ({"tau": -1.0}, "tau"),
         ({"critic_steps": 0}, "critic_steps"),
-        ({"rate": float("nan")}, "rate"),
+        ({"lr": float("nan")}, "lr"),
         ({"penalty": 0.0}, "penalty"),
         ({"cost": InternalWassersteinBall(0.1)}, "cost must be a PatchCost"),
     ):

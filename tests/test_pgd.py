@@ -94,9 +94,9 @@ def test_pgd_takes_every_projection(name, repaired, network, digits):
 def test_duals_go_from_step_to_step_where_a_projection_takes_them(network, digits):
     seen = []
 
-    def project(x, w, eps, cost, warm=None):
+    def project(x, w, eps, ground_cost, warm=None):
         seen.append((eps, warm))
-        return wotlab.projections.constrained_sinkhorn(x, w, eps, cost, warm=warm)
+        return wotlab.projections.constrained_sinkhorn(x, w, eps, ground_cost, warm=warm)
 
     attacks.pgd(network, *digits, WassersteinBall(0.05), steps=3, projection=project)
     assert [eps for eps, _ in seen] == [0.05] * 3 and seen[0][1] is None

@@ -259,7 +259,7 @@ def test_bad_options():
         dual_projection(x, TransportPlan.identity(x, GroundCost(3)), 0.1, COST)
     with pytest.raises(ValueError, match="variant must be one of"):
         unbalanced_sinkhorn(x, w, COST, variant="eq14")
-    with pytest.raises(ValueError, match="iterations must be"):
+    with pytest.raises(ValueError, match="max_iter must be"):
         unbalanced_sinkhorn(x, w, COST, max_iter=0)
 
 
@@ -372,7 +372,7 @@ def test_printed_parameters_move_next_to_no_mass(variant, longest, most):
     # C / longest with the printed weights is C with weights that are longest times as large
     x, w = digits()
     cost = GroundCost(None)
-    weights = {"gamma": 0.5 * longest, "eta": 0.001 * longest, "tau": 0.01 * longest}
+    weights = {"gamma": 0.5 * longest, "reg": 0.001 * longest, "tau": 0.01 * longest}
     plan = unbalanced_sinkhorn(x, w, cost, variant=variant, **weights).plan
     stays = (cost.offsets(8, 8) == 0).all(1)
     moved = plan.mass[:, :, ~stays].sum((1, 2, 3, 4)) / plan.mass.sum((1, 2, 3, 4))

@@ -126,7 +126,7 @@ def certify(
     mass_error = _mass_error(x, y, tolerance)
     box_error = torch.maximum(-y, y - 1).clamp_min(0).amax((1, 2, 3))
     if not of_mass:
-        within = y.clamp(0, 1) if isinstance(ground, PatchCost) else y
+        within = y.clamp(0, 1) if hasattr(ball, "patch_cost") else y
         cost, exact = ball.distance(x, within), getattr(ball, "tile", None) is None
     elif exact:
         cost = _distances(x, y, ground, processes, progress)
