@@ -19,6 +19,7 @@ NUMBERS = {
         "steps": 40, "rule": "steepest", "random_start": False, "restarts": 0, "repaired": True,
         "projection": projections.constrained_sinkhorn, "step_size": None,
     },
+    attacks.climb: {"early_stop": True},
     attacks.Mirror: {"momentum": 0.0, "sweeps": 2, "noise": 0.0},
     attacks.mirror_ascent: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.0},
     attacks.transport: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.75, "restarts": 3},

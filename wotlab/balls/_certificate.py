@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks
 from wotlab._base.precision import wide
-from wotlab.iwd import PatchCost
 from wotlab.ot import GroundCost, exact
 from wotlab.plans import TransportPlan
 
