@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from wotlab._base import checks, draws
+from wotlab._base.draws import Generator
 
 RULES = ("sign", "projected", "reflected", "mala")
+Place = tuple[Tensor, Tensor, Tensor]  # z, gradient, loss
 
 
 def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Chain:
     sigma: float = 0.2
     eta: float = 0.2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}; got {self.rule!r}")
         for name in ("lam", "sigma", "eta"):
@@ -66,14 +68,18 @@ class Chain:
             return z + self.eta * gradient.sign()
         return z + (self.lam * self.sigma**2 / 2) * gradient
 
-    def move(self, z: Tensor, gradient: Tensor, lo: Tensor, hi: Tensor, generator=None) -> Tensor:
+    def move(
+        self, z: Tensor, gradient: Tensor, lo: Tensor, hi: Tensor, generator: Generator = None
+    ) -> Tensor:
         """The next z, or with "mala" what it might be."""
         far = self.drift(z, gradient) + self.sigma * draws.normal(z, generator)
         if self.rule in ("reflected", "mala"):
             return fold(far, lo, hi)
         return torch.minimum(torch.maximum(far, lo), hi)
 
-    def accept(self, now, then, lo: Tensor, hi: Tensor, generator=None) -> Tensor:
+    def accept(
+        self, now: Place, then: Place, lo: Tensor, hi: Tensor, generator: Generator = None
+    ) -> Tensor:
         """Whether each chain goes `then`, booleans (B,).
 
         `now` and `then` are (z, gradient, loss) before and after. All but "mala" always go.
@@ -105,7 +111,7 @@ def sample(
     chain: Chain,
     steps: int,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Tensor:
     """Run a batch of chains from `z` for `steps` steps: where they end, (B, ...).
 
@@ -140,11 +146,14 @@ def sample(
     for _ in range(steps):
         then = at(loss, chain.move(*now[:2], lo, hi, generator))
         go = chain.accept(now, then, lo, hi, generator)
-        now = tuple(torch.where(like(go, b), b, a) for a, b in zip(now, then, strict=True))
+        z, gradient, value = (
+            torch.where(like(go, b), b, a) for a, b in zip(now, then, strict=True)
+        )
+        now = z, gradient, value
     return now[0]
 
 
-def at(loss: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def at(loss: Callable[[Tensor], Tensor], z: Tensor) -> Place:
     """(z, gradient, loss), detached."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()

@@ -88,7 +88,7 @@ class Transformations:
     scaling: float = 0.1
     noise: float = 0.02
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rotation", "translation", "scaling", "noise"):
             checks.positive(name, getattr(self, name), zero=True)
         if self.translation > 1 or self.scaling >= 1:
@@ -107,7 +107,7 @@ class Transformations:
             torch.stack([cos, -sin * height / width, zero * right], 1),
             torch.stack([sin * width / height, cos, zero * down], 1),
         ], 1)  # fmt: skip
-        grid = F.affine_grid(theta, z.shape, align_corners=False)
+        grid = F.affine_grid(theta, list(z.shape), align_corners=False)
         moved = F.grid_sample(z, grid, align_corners=False)
         return (moved + self.noise * draws.normal(z, generator)).clamp(0, 1)
 
@@ -135,7 +135,7 @@ def translate(x: Tensor, share: float, *, generator: torch.Generator | None = No
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1]; got {share!r}")
     sizes = torch.tensor([x.shape[-1], x.shape[-2]])
-    draw = torch.rand(len(x), 2, generator=generator, device=_place(generator)).cpu()
+    draw = draws.uniform(torch.empty(len(x), 2), generator)
     shifts = ((2 * draw - 1) * share * sizes).round().int().tolist()
     moved = [
         vision.affine(image, angle=0.0, translate=shift, scale=1.0, shear=[0.0, 0.0])
@@ -169,7 +169,7 @@ def rotate(
 
     checks.images("x", x)
     checks.positive("degrees", degrees, zero=True)
-    draw = 2 * torch.rand(len(x), generator=generator, device=_place(generator)).cpu() - 1
+    draw = 2 * draws.uniform(torch.empty(len(x)), generator) - 1
     angles = (degrees * (draw.sign() if exactly else draw)).tolist()
     turned = [
         vision.rotate(image, angle, vision.InterpolationMode.BILINEAR)
@@ -216,16 +216,10 @@ def procrustes(x: Tensor, z: Tensor) -> Tensor:
     """
     from scipy.spatial import procrustes as disparity
 
-    checks.images("x", x)
-    checks.images("z", z)
-    checks.same_shape("z", z, "x", x)
+    checks.image_pair(x=x, z=z)
     flat = [image.movedim(0, 1).flatten(1).double().cpu().numpy() for image in (*x, *z)]
     for image in flat:
         if image.std(axis=0).max() == 0:
             raise ValueError("x and z must not hold images whose rows are all the same")
     pairs = zip(flat[: len(x)], flat[len(x) :], strict=True)
     return torch.tensor([disparity(a, b)[2] for a, b in pairs], dtype=x.dtype, device=x.device)
-
-
-def _place(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device

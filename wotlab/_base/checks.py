@@ -56,6 +56,14 @@ def images(name: str, value: Tensor, *, black: bool = False) -> None:
         _mass(name, value, "image", "is black")
 
 
+def image_pair(*, black: bool = False, **pair: Tensor) -> None:
+    """Two batches of images of one shape, dtype and device, under the names they are given by."""
+    (first, x), (second, z) = pair.items()
+    images(first, x, black=black)
+    images(second, z, black=black)
+    same_shape(second, z, first, x)
+
+
 def labels(name: str, value: Tensor, count: int) -> None:
     """Class numbers: an int64 tensor (count,)."""
     if not isinstance(value, Tensor) or value.shape != (count,) or value.dtype != torch.long:
@@ -94,6 +102,6 @@ def _mass(name: str, value: Tensor, kind: str, state: str) -> None:
         )
 
 
-def _plain(value):
+def _plain(value: float) -> float:
     """The Python number in a 0-d tensor; anything else as it is."""
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value

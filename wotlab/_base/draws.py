@@ -1,20 +1,24 @@
 """Random numbers for images that may lie on another device than the generator."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Generator = torch.Generator | None
 
-def uniform(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+
+def uniform(like: Tensor, generator: Generator = None) -> Tensor:
     """Uniform on [0, 1), in the shape, dtype and place of `like`."""
     return _drawn(torch.rand, like, generator)
 
 
-def normal(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def normal(like: Tensor, generator: Generator = None) -> Tensor:
     """Standard normal, in the shape, dtype and place of `like`."""
     return _drawn(torch.randn, like, generator)
 
 
-def _drawn(draw, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
     place = like.device if generator is None else generator.device
     made = draw(like.shape, generator=generator, dtype=like.dtype, device=place)
     return made.to(like.device)

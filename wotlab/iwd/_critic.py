@@ -1,5 +1,6 @@
 """Internal Wasserstein distance by a critic: a small network for each pair of images."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -9,12 +10,14 @@ from torch.optim import Adam
 from tqdm.auto import tqdm
 
 from wotlab._base import checks, draws
-from wotlab.iwd._distance import check
+from wotlab._base.draws import Generator
 from wotlab.iwd._patches import PatchCost
 
 RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
 LEAK = 0.2  # slope of the rectifiers below zero
 PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
+
+OnPatches = Callable[[Tensor], Tensor]  # a function of patches (B, N, d)
 
 
 class PatchCritics(nn.Module):
@@ -23,7 +26,9 @@ class PatchCritics(nn.Module):
     Three layers with two leaky rectifiers. Their parameters have the image as first dimension.
     """
 
-    def __init__(self, count: int, d: int, hidden: int = 64, *, like: Tensor, generator=None):
+    def __init__(
+        self, count: int, d: int, hidden: int = 64, *, like: Tensor, generator: Generator = None
+    ):
         super().__init__()
         sizes = (d, hidden, hidden, 1)
         for k, (n, m) in enumerate(pairwise(sizes)):
@@ -33,14 +38,16 @@ class PatchCritics(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Patches (B, N, d) to numbers (B, N)."""
+        weight, bias = list(self.parameters())[4:]
         _, second = self.layers(u)
-        return torch.baddbmm(self.bias2, F.leaky_relu(second, LEAK), self.weight2)[:, :, 0]
+        return torch.baddbmm(bias, F.leaky_relu(second, LEAK), weight)[:, :, 0]
 
     def layers(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """What enters the rectifiers of the first and the second layer."""
         u = 2 * u - 1  # centred: patches lie in [0, 1]
-        first = torch.baddbmm(self.bias0, u, self.weight0)
-        return first, torch.baddbmm(self.bias1, F.leaky_relu(first, LEAK), self.weight1)
+        weight0, bias0, weight1, bias1, *_ = self.parameters()
+        first = torch.baddbmm(bias0, u, weight0)
+        return first, torch.baddbmm(bias1, F.leaky_relu(first, LEAK), weight1)
 
     def slope(self, u: Tensor) -> Tensor:
         """The gradient at each patch, (B, N, d).
@@ -48,11 +55,14 @@ class PatchCritics(nn.Module):
         A product of matrices, whose derivative costs less than a second one of `forward`.
         """
         first, second = (torch.full_like(h, LEAK).masked_fill_(h > 0, 1) for h in self.layers(u))
-        back = first * ((second * self.weight2.mT) @ self.weight1.mT)
-        return 2 * back @ self.weight0.mT
+        weight0, _, weight1, _, weight2, _ = self.parameters()
+        back = first * ((second * weight2.mT) @ weight1.mT)
+        return 2 * back @ weight0.mT
 
 
-def slope_penalty(slope, u: Tensor, v: Tensor, cost: PatchCost, generator=None) -> Tensor:
+def slope_penalty(
+    slope: OnPatches, u: Tensor, v: Tensor, cost: PatchCost, generator: Generator = None
+) -> Tensor:
     r"""R = mean (|grad f(w)|_* - 1)^2 at patches w = rho u + (1 - rho) v, rho uniform: (B,).
 
     |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
@@ -65,7 +75,7 @@ def slope_penalty(slope, u: Tensor, v: Tensor, cost: PatchCost, generator=None) 
     return (torch.linalg.vector_norm(slope(w), ord=dual, dim=2) - 1).square().mean(1)
 
 
-def gap(critics, u: Tensor, v: Tensor) -> Tensor:
+def gap(critics: OnPatches, u: Tensor, v: Tensor) -> Tensor:
     """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,)."""
     of_u, of_v = critics(torch.cat([u, v], 1)).split([u.shape[1], v.shape[1]], 1)
     return of_u.mean(1) - of_v.mean(1)
@@ -80,7 +90,7 @@ def critic(
     lr: float = RATE,
     penalty: float = PENALTY,
     hidden: int = 64,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     progress: bool = False,
 ) -> Tensor:
     r"""IWD(x, z) as learned by max_f E f(u) - E f(v) - penalty R(f) (Tan et al., Algorithm 1).
@@ -114,11 +124,11 @@ def critic(
         For images or patches as `exact`; for steps, lr, penalty or hidden that are not positive.
     """
     cost = cost or PatchCost()
-    check(x, z)
-    for name, value in (("steps", steps), ("hidden", hidden)):
-        checks.count(name, value)
-    for name, value in (("lr", lr), ("penalty", penalty)):
-        checks.positive(name, value)
+    checks.image_pair(black=True, x=x, z=z)
+    checks.count("steps", steps)
+    checks.count("hidden", hidden)
+    checks.positive("lr", lr)
+    checks.positive("penalty", penalty)
     u, v = cost.cut(x.detach()), cost.cut(z.detach())
     critics = PatchCritics(len(x), u.shape[2], hidden, like=u, generator=generator)
     adam = Adam(critics.parameters(), lr, BETAS, maximize=True)
@@ -129,7 +139,15 @@ def critic(
         return gap(critics, u, v)
 
 
-def critic_step(adam: Adam, critics, u: Tensor, v: Tensor, cost, penalty: float, generator) -> None:
+def critic_step(
+    adam: Adam,
+    critics: PatchCritics,
+    u: Tensor,
+    v: Tensor,
+    cost: PatchCost,
+    penalty: float,
+    generator: Generator,
+) -> None:
     """One step of the critics, up."""
     value = gap(critics, u, v) - penalty * slope_penalty(critics.slope, u, v, cost, generator)
     adam.zero_grad()

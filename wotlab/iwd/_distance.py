@@ -20,7 +20,7 @@ def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
     """`PatchCost.tiles` of these images, if they are small enough to be matched."""
     if tile is not None:
         checks.count("tile", tile)
-    found = cost.tiles(*x.shape[-2:], tile)
+    found = cost.tiles(x.shape[-2], x.shape[-1], tile)
     if (most := found[-1].shape[1]) > MOST:
         raise ValueError(
             f"tile must be {'given' if tile is None else 'smaller'} for images of "
@@ -62,7 +62,7 @@ def matching(
     computed on the device of x, at most 3.2 GB of them at a time.
     """
     cost = cost or PatchCost()
-    check(x, z)
+    checks.image_pair(black=True, x=x, z=z)
     found, threads = tiles(x, cost, tile), torch.get_num_threads()
     if found[-1].shape[1] == 1:  # each patch a tile of its own
         return torch.arange(cost.count(*x.shape[-2:]), device=x.device).repeat(len(x), 1)
@@ -76,8 +76,8 @@ def matching(
             images = max(1, at_once // len(part))
             for k in range(0, len(x), images):
                 some = slice(k, k + images)
-                cut = (patches[some][:, part].flatten(0, 1) for patches in (v, u))
-                best = assignment(*cut, cost, pool).unflatten(0, (-1, len(part)))
+                ends, starts = (patches[some][:, part].flatten(0, 1) for patches in (v, u))
+                best = assignment(ends, starts, cost, pool).unflatten(0, (-1, len(part)))
                 pairs[some, part] = part.expand_as(best).gather(2, best)
     return pairs
 
@@ -233,7 +233,7 @@ def entropic(
         If a problem has not converged in `max_iter` iterations.
     """
     cost = cost or PatchCost()
-    check(x, z)
+    checks.image_pair(black=True, x=x, z=z)
     u, v = cost.cut(x), cost.cut(z)
     weight = u.new_ones(u.shape[:2])
     costs = (cost.between(u, v), cost.between(u, u), cost.between(v, v))
@@ -272,15 +272,8 @@ def sliced(
     """
     cost = cost or PatchCost()
     checks.count("directions", directions)
-    check(x, z)
+    checks.image_pair(black=True, x=x, z=z)
     u, v = cost.cut(x), cost.cut(z)
     w = draws.normal(u.new_empty(u.shape[2], directions), generator)
     w = unit(w, cost, 0)
     return ((u @ w).sort(1).values - (v @ w).sort(1).values).abs().mean((1, 2))
-
-
-def check(x: Tensor, z: Tensor) -> None:
-    """Two batches of images that can be compared."""
-    checks.images("x", x, black=True)
-    checks.images("z", z, black=True)
-    checks.same_shape("z", z, "x", x)

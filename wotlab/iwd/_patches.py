@@ -39,7 +39,7 @@ class PatchCost:
     stride: int = 1
     norm: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.count("size", self.size)
         checks.count("stride", self.stride)
         if self.stride > self.size:

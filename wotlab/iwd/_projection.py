@@ -12,6 +12,8 @@ from wotlab.iwd._patches import PatchCost
 HALVINGS = 22
 ROUNDING = 1e-5  # relative, of what a matching spends
 
+Spent = Callable[[Tensor], Tensor]  # of images (B, C, H, W): F_m (B,)
+
 
 def project(
     x: Tensor, w: Tensor, eps: float, cost: PatchCost, *, tile: int | None = None
@@ -54,7 +56,7 @@ def project(
             def spent(z: Tensor) -> Tensor:
                 return ((z - asked).abs_().mul_(there)).sum((0, 2, 3, 4)) / u.shape[1]
 
-            z = _by_price(w, asked, there, eps, spent)
+            z = _by_multiplier(w, asked, there, eps, spent)
         else:
 
             def spent(z: Tensor) -> Tensor:
@@ -74,8 +76,8 @@ def project(
     return z
 
 
-def _by_price(w, asked, there, eps: float, spent: Callable[[Tensor], Tensor]) -> Tensor:
-    r"""Each pixel solves min_t (t - w)^2 / 2 + lam sum_l \|t - a_l\|, with a price lam on F_m.
+def _by_multiplier(w: Tensor, asked: Tensor, there: Tensor, eps: float, spent: Spent) -> Tensor:
+    r"""Each pixel solves min_t (t - w)^2 / 2 + lam sum_l \|t - a_l\|, lam the multiplier of F_m.
 
     The n numbers a_l are what the patches over the pixel ask for. The solution is the median of
     them and of w + lam (n - 2 l), l = 0..n (Li and Osher, 2009), here as min_l max(a_l, w + lam
@@ -95,7 +97,7 @@ def _by_price(w, asked, there, eps: float, spent: Callable[[Tensor], Tensor]) ->
     return at(_edge(dear, free, lambda lam: spent(at(lam)) > eps))
 
 
-def _on_the_way(start, w, eps: float, spent: Callable[[Tensor], Tensor]) -> Tensor:
+def _on_the_way(start: Tensor, w: Tensor, eps: float, spent: Spent) -> Tensor:
     """From `start` towards w, as far as F_m is at most eps."""
 
     def at(share: Tensor) -> Tensor:
