@@ -1,22 +1,22 @@
 """Entropic optimal transport: Sinkhorn's algorithm, balanced and unbalanced, and its debiasing.
 
 All of it maximises one dual, block by block, with the potentials in nats (f / reg) and the
-kernel in the log domain. Two things make it fast: separable kernels (`wotlab.ot.kernels`) and
+kernel in the log domain. Two things make it fast: separable kernels (`_kernels.py`) and
 over-relaxation (Thibault et al., 2021), with the factor of each problem set from the rate at
 which its own error falls (successive over-relaxation with Young's formula, as Lehmann et al.,
 2022, analyse for Sinkhorn). Problems that are done leave the batch.
 """
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wotlab._base import checks
+from wotlab._base.batch import Batch
 from wotlab.ot._ground_cost import GroundCost
 from wotlab.ot._kernels import Kernel
-from wotlab.ot._marginals import KL, L2, Balanced
+from wotlab.ot._marginals import KL, L2, Balanced, Marginal
 from wotlab.ot._problem import OTResult, Problem
 
 CHECK = 10  # iterations between two looks at the error
@@ -78,7 +78,7 @@ def unbalanced_sinkhorn(
 ) -> OTResult:
     r"""Solve min_P <C, P> + reg KL(P | a b^T) + D(P 1 | a) + D(P^T 1 | b), P >= 0.
 
-    Mass may be made and destroyed at a price: D(m | a) = tau KL(m | a) for `marginals="kl"`
+    Mass may be made and destroyed for a penalty: D(m | a) = tau KL(m | a) for `marginals="kl"`
     (Chizat et al., 2018), tau/2 |m - a|^2 for "l2". Histograms are taken as they are, not
     scaled. As tau grows the plan tends to the balanced one (if the masses agree); as tau falls
     to 0 it tends to a_i b_j exp(-C_ij / reg), which moves next to nothing for small reg.
@@ -89,7 +89,7 @@ def unbalanced_sinkhorn(
     a, b, cost, reg, tol, max_iter
         As in `sinkhorn`; `tol` is relative to the mass of `b`.
     tau : float > 0
-        Price of changing mass: in the units of the cost for "kl", per unit of mass for "l2".
+        Weight of the penalty: in the units of the cost for "kl", per unit of mass for "l2".
     marginals : "kl" or "l2"
 
     Returns
@@ -103,10 +103,10 @@ def unbalanced_sinkhorn(
         As `sinkhorn`, and for tau <= 0 or infinite, or other marginals.
     """
     checks.positive("tau", tau)
-    kinds = {"kl": KL, "l2": L2}
+    kinds: dict[str, Marginal] = {"kl": KL(tau), "l2": L2(tau)}
     if marginals not in kinds:
         raise ValueError(f'marginals must be "kl" or "l2"; got {marginals!r}')
-    return _solve(a, b, cost, reg, kinds[marginals](tau), tol, max_iter)
+    return _solve(a, b, cost, reg, kinds[marginals], tol, max_iter)
 
 
 def sinkhorn_divergence(
@@ -151,7 +151,7 @@ def sinkhorn_divergence(
         )
     ab = sinkhorn(a, b, costs[0], reg, tol=tol, max_iter=max_iter)
     aa, bb = (
-        _solve(x, x, c, reg, Balanced(), tol, max_iter, _iterate_symmetric)
+        _solve(x, x, c, reg, Balanced(), tol, max_iter, symmetric=True)
         for x, c in zip((a, b), costs[1:], strict=True)
     )
     done = ab.converged & aa.converged & bb.converged
@@ -166,80 +166,84 @@ def sinkhorn_divergence(
     return ab.value - (aa.value + bb.value) / 2
 
 
-@dataclass
-class _Potentials:
-    """Potentials in nats of every row, and how each row's iteration ended."""
-
-    f: Tensor
-    g: Tensor
-    error: Tensor
-    iterations: Tensor
-
-
-def _solve(a, b, cost, reg, marginal, tol, max_iter, iterate=None) -> OTResult:
+def _solve(
+    a: Tensor,
+    b: Tensor,
+    cost: GroundCost | Tensor,
+    reg: float,
+    marginal: Marginal,
+    tol: float,
+    max_iter: int,
+    symmetric: bool = False,
+) -> OTResult:
     checks.positive("reg", reg)
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
     problem = Problem(a, b, cost, balanced=isinstance(marginal, Balanced))
     kernel = Kernel(problem.axes, reg)
     with torch.no_grad():
-        end = (iterate or _iterate)(kernel, problem, marginal, tol, max_iter)
+        if symmetric:
+            end = _symmetric(kernel, problem, tol, max_iter)
+        else:
+            end = _alternate(kernel, problem, marginal, tol, max_iter)
     return _result(kernel, problem, marginal, end, tol)
 
 
-def _iterate(kernel: Kernel, problem: Problem, marginal, tol, max_iter) -> _Potentials:
-    """Alternate over-relaxed updates of the two potentials until every row's error is small."""
+def _alternate(
+    kernel: Kernel, problem: Problem, marginal: Marginal, tol: float, max_iter: int
+) -> dict[str, Tensor]:
+    """Alternate over-relaxed updates of the two potentials until every row's error is small.
+
+    Potentials are in nats here; with them come each row's error and the iterations it took.
+    """
     a, b = problem.a.detach(), problem.b.detach()
-    (log_a, log_b), reg = problem.log(), kernel.reg
-    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    (log_a, log_b), reg = problem.logs, kernel.reg
     rows = torch.arange(len(a), device=a.device)
-    end = _Potentials(f.clone(), g.clone(), a.new_full((len(a),), torch.inf), rows * 0)
-    omega, before = a.new_ones(len(a), 1, 1), None
+    error, omega = a.new_full((len(a),), torch.inf), a.new_ones(len(a), 1, 1)
+    at = Batch(index=rows, kernel=kernel, a=a, b=b, log_a=log_a, log_b=log_b)
+    at.f, at.g, at.error, at.omega = torch.zeros_like(a), torch.zeros_like(b), error, omega
+    end = {"f": at.f.clone(), "g": at.g.clone(), "error": error.clone(), "iterations": rows * 0}
     for step in range(1, max_iter + 1):
         look = step % CHECK == 0 or step == max_iter
-        t = -kernel.apply(log_b + g)
-        new = marginal.solve(t, a, reg)
-        f = new if look else torch.lerp(f, new, omega)
+        t = -at.kernel.apply(at.log_b + at.g)
+        new = marginal.solve(t, at.a, reg)
+        f = new if look else torch.lerp(at.f, new, at.omega)
         if look:
-            row = torch.where(a > 0, a * (f - t).exp(), 0)
-        shift = marginal.shift(f, g, a, b, reg)
-        f, g = f + shift, g - shift
-        t = -kernel.apply_transposed(log_a + f)
+            row = torch.where(at.a > 0, at.a * (f - t).exp(), 0)
+        shift = marginal.shift(f, at.g, at.a, at.b, reg)
+        at.f, at.g = f + shift, at.g - shift
+        at.t = -at.kernel.apply(at.log_a + at.f, back=True)
         if look:
             # the plan's marginals against those that optimality asks for at (f, g)
-            column = torch.where(b > 0, b * (g - t).exp(), 0)
-            error = _sum((row - marginal.wanted(f, a, reg)).abs()) / _sum(a)
-            error = error + _sum((column - marginal.wanted(g, b, reg)).abs()) / _sum(b)
-            end.f[rows], end.g[rows], end.error[rows], end.iterations[rows] = f, g, error, step
-            going = error.isnan() | (error > tol)
-            if not going.any():
+            column = torch.where(at.b > 0, at.b * (at.g - at.t).exp(), 0)
+            error = _sum((row - marginal.wanted(at.f, at.a, reg)).abs()) / _sum(at.a)
+            error = error + _sum((column - marginal.wanted(at.g, at.b, reg)).abs()) / _sum(at.b)
+            at.omega = _relaxation(at.omega, (error / at.error) ** (1 / CHECK))
+            at.error = error
+            done = (error <= tol) | (step == max_iter)
+            at = at.leave(done, end, f=at.f, g=at.g, error=error, iterations=step)
+            if not len(at.index):
                 break
-            if before is not None:
-                omega = _relaxation(omega, (error / before) ** (1 / CHECK))
-            before = error
-            if not going.all():
-                rows, kernel = rows[going], kernel.select(going)
-                f, g, t, omega, before = (v[going] for v in (f, g, t, omega, before))
-                a, b, log_a, log_b = (v[going] for v in (a, b, log_a, log_b))
-        g = torch.lerp(g, marginal.solve(t, b, reg), omega)
+        at.g = torch.lerp(at.g, marginal.solve(at.t, at.b, reg), at.omega)
     return end
 
 
-def _iterate_symmetric(kernel: Kernel, problem: Problem, marginal, tol, max_iter) -> _Potentials:
+def _symmetric(kernel: Kernel, problem: Problem, tol: float, max_iter: int) -> dict[str, Tensor]:
     """From a to a with one potential: the mean of it and its update (Feydy et al., 2019).
 
     The alternating updates are slow where reg is small, for the plan is nearly the identity and
     f - g hardly changes. With f = g the error halves at each step, whatever reg is.
     """
-    a, (log_a, _) = problem.a.detach(), problem.log()
+    a, (log_a, _) = problem.a.detach(), problem.logs
     f = torch.zeros_like(a)
     for step in range(1, max_iter + 1):
-        t = marginal.solve(-kernel.apply(log_a + f), a, kernel.reg)
+        t = -kernel.apply(log_a + f)
         error = _sum((torch.where(a > 0, a * (f - t).exp(), 0) - a).abs())
         if step == max_iter or bool((error <= tol).all()):
             break
         f = (f + t) / 2
-    return _Potentials(f, f.clone(), error, torch.full_like(error, step, dtype=torch.long))
+    iterations = torch.full_like(error, step, dtype=torch.long)
+    return {"f": f, "g": f, "error": error, "iterations": iterations}
 
 
 def _relaxation(omega: Tensor, rate: Tensor) -> Tensor:
@@ -255,19 +259,21 @@ def _relaxation(omega: Tensor, rate: Tensor) -> Tensor:
     return torch.where(rate < 1, best.clamp(1, 1.98), 1).reshape_as(omega)
 
 
-def _result(kernel: Kernel, problem: Problem, marginal, end: _Potentials, tol) -> OTResult:
-    reg, f, g = kernel.reg, end.f, end.g
-    log_a, log_b = problem.log()
+def _result(
+    kernel: Kernel, problem: Problem, marginal: Marginal, end: dict[str, Tensor], tol: float
+) -> OTResult:
+    reg, f, g = kernel.reg, end["f"], end["g"]
+    log_a, log_b = problem.logs
     with torch.no_grad():
         a, b = problem.a, problem.b
         # the plan is P_ij = a_i b_j exp(F_i + G_j - C_ij / reg); its marginals over a and over b
         over_a = _bounded(f + kernel.apply(log_b + g), a).exp()
-        over_b = _bounded(g + kernel.apply_transposed(log_a + f), b).exp()
+        over_b = _bounded(g + kernel.apply(log_a + f, back=True), b).exp()
         row, column = a * over_a, b * over_b
         paid = _sum(a * (f + kernel.apply_cost(log_b + g)).where(a > 0, 0).exp())
-        price = _sum(marginal.price(row, a)) + _sum(marginal.price(column, b))
+        penalty = _sum(marginal.penalty(row, a)) + _sum(marginal.penalty(column, b))
         surplus = reg * (_sum(row) - _sum(a) * _sum(b))
-        value = reg * (_sum(row * f) + _sum(column * g)) - surplus + price
+        value = reg * (_sum(row * f) + _sum(column * g)) - surplus + penalty
         dual = _sum(marginal.dual(reg * f, a)) + _sum(marginal.dual(reg * g, b)) - surplus
 
     def slopes() -> tuple[Tensor, Tensor]:
@@ -281,15 +287,15 @@ def _result(kernel: Kernel, problem: Problem, marginal, end: _Potentials, tol) -
         return (left[:, :, None] + kernel.dense() + right[:, None, :]).exp()
 
     unmoved = problem.unmoved(marginal)
-    error = problem.worst(end.error)
+    error = problem.worst(end["error"])
     return OTResult(
         value=problem.total(problem.optimum(value, slopes, plans)) + unmoved,
-        primal=(problem.total(paid + price) + unmoved).detach(),
+        primal=(problem.total(paid + penalty) + unmoved).detach(),
         dual=(problem.total(dual) + unmoved).detach(),
-        iterations=problem.worst(end.iterations),
+        iterations=problem.worst(end["iterations"]),
         converged=(error <= tol) & problem.worst(value).isfinite(),
         marginal_error=error.to(problem.given.dtype),
-        _build_potentials=lambda: (problem.like(reg * f, 0), problem.like(reg * g, 1)),
+        _potential=lambda which: problem.like(reg * (f, g)[which], which),
         _build_plan=lambda: problem.plan(plans()),
     )
 

@@ -92,7 +92,7 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
         iterations=problem.worst(zeros).long(),
         converged=problem.worst(open_) == 0,
         marginal_error=problem.worst(zeros).to(problem.given.dtype),
-        _build_potentials=lambda: tuple(problem.like(v, k) for k, v in enumerate(shared())),
+        _potential=lambda which: problem.like(shared()[which], which),
         _build_plan=lambda: problem.plan(plans()),
     )
 
@@ -121,9 +121,7 @@ def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     The scaling hides a change of brightness: W(x, x / 30) = 0. `wotlab.certify` reports the
     change of mass beside the distance.
     """
-    checks.images("x", x)
-    checks.images("y", y)
-    checks.same_shape("y", y, "x", x)
+    checks.image_pair(x=x, y=y)
     return exact(x, y, cost or GroundCost()).value
 
 
@@ -149,9 +147,7 @@ def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     It sees mass of any size: a pixel of 1e-6 far away counts in full. About ten exact problems
     an image. No gradient.
     """
-    checks.images("x", x)
-    checks.images("y", y)
-    checks.same_shape("y", y, "x", x)
+    checks.image_pair(x=x, y=y)
     problem = Problem(x.detach(), y.detach(), cost or GroundCost(), balanced=True)
     longest = []
     for a, b, costs, _, _ in _lit(problem):
@@ -170,12 +166,12 @@ def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
 def _lit(problem: Problem) -> Iterator[tuple[np.ndarray, ...]]:
     """Of each row the mass of the pixels that hold some, the costs between them, and which."""
     left, right = (v.detach().flatten(1).cpu() for v in (problem.a, problem.b))
-    matrix = problem.axes[0].detach().cpu() if problem.grid is None else None
     for k, (a, b) in enumerate(zip(left, right, strict=True)):
         i, j = a.nonzero()[:, 0], b.nonzero()[:, 0]
-        if matrix is None:
-            costs = problem.ground.between(problem.places(i), problem.places(j))
+        if isinstance(problem.cost, GroundCost):
+            costs = problem.cost.between(problem.places(i), problem.places(j))
         else:
+            matrix = problem.axes[0].detach().cpu()
             costs = (matrix if matrix.ndim == 2 else matrix[k])[i][:, j]
         yield a[i].numpy(), b[j].numpy(), costs.contiguous().numpy(), i.numpy(), j.numpy()
 
@@ -193,14 +189,17 @@ class _Solved(NamedTuple):
     mass: np.ndarray
 
 
-def _simplex(a, b, costs: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> _Solved:
+def _simplex(
+    a: np.ndarray, b: np.ndarray, costs: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> _Solved:
     """The best plan of one problem, and the best proof that there is no better one.
 
     Costs such as |i - j|^20 span more than the solver's precision: the dual value then lies below
     that of the plan. Costs are then cut down to a thousand times the largest that the plan pays:
     nothing moves there, and the smaller ones are seen.
     """
-    cap, best, proof = float(np.abs(costs).max()) or 1.0, (np.inf, None), (-np.inf, None)
+    cap, nothing = float(np.abs(costs).max()) or 1.0, np.empty(0)
+    best, proof = (np.inf, nothing), (-np.inf, nothing)
     for _ in range(5):
         mass, log = _emd(a, b, np.minimum(costs, cap) / cap)
         f = (costs - cap * log["v"]).min(1)  # feasible for the costs as they are

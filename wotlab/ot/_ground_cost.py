@@ -6,9 +6,12 @@ from numbers import Integral
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.types import Device
 
 from wotlab._base import checks
 from wotlab._base.precision import wide
+
+Dtype = torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class GroundCost:
     p: float = 1
     norm: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole = isinstance(self.window, Integral) and not isinstance(self.window, bool)
         if self.window is not None and (not whole or self.window < 1 or self.window % 2 == 0):
             raise ValueError(
@@ -61,14 +64,14 @@ class GroundCost:
             return height - 1, width - 1
         return self.window // 2, self.window // 2
 
-    def offsets(self, height: int, width: int, device=None) -> Tensor:
+    def offsets(self, height: int, width: int, device: Device = None) -> Tensor:
         """Steps d that a local plan may take: integers (K, 2), row step and column step."""
         down, right = self.radii(height, width)
         rows = torch.arange(-down, down + 1, device=device)
         columns = torch.arange(-right, right + 1, device=device)
         return torch.cartesian_prod(rows, columns)
 
-    def costs(self, height: int, width: int, device=None, dtype=None) -> Tensor:
+    def costs(self, height: int, width: int, device: Device = None, dtype: Dtype = None) -> Tensor:
         """C(d) of each step in `offsets`: (K,).
 
         Infinite where `dtype` holds no such number: 38 pixels cost more than float32's 3.4e38
@@ -77,7 +80,7 @@ class GroundCost:
         steps = self.offsets(height, width, device)
         return self._cost(steps.to(wide(steps.device))).to(dtype or torch.get_default_dtype())
 
-    def inside(self, height: int, width: int, device=None) -> Tensor:
+    def inside(self, height: int, width: int, device: Device = None) -> Tensor:
         """Whether step k from pixel i ends inside the image: booleans (K, height, width)."""
         ones = torch.ones(1, 1, height, width, device=device)
         return self.gather(ones)[0, 0] > 0
@@ -111,12 +114,14 @@ class GroundCost:
         )
         return image.reshape(b, c, h, w)
 
-    def axis(self, size: int, device=None, dtype=None) -> Tensor:
+    def axis(self, size: int, device: Device = None, dtype: Dtype = None) -> Tensor:
         """The cost |i - j|^p along one row or column of `size` pixels: (size, size)."""
         i = torch.arange(size, device=device, dtype=dtype or torch.get_default_dtype())
         return (i[:, None] - i[None, :]).abs() ** self.p
 
-    def dense(self, height: int, width: int, device=None, dtype=torch.float64) -> Tensor:
+    def dense(
+        self, height: int, width: int, device: Device = None, dtype: Dtype = torch.float64
+    ) -> Tensor:
         """The whole cost matrix, (n, n) with n = height * width; infinite outside the window.
 
         For exact solvers and small images: 784 x 784 numbers for a digit of 28x28, 16.8 million
@@ -130,7 +135,7 @@ class GroundCost:
             cost[(steps.abs() > self.window // 2).any(-1)] = torch.inf
         return cost
 
-    def between(self, start: Tensor, end: Tensor, dtype=torch.float64) -> Tensor:
+    def between(self, start: Tensor, end: Tensor, dtype: Dtype = torch.float64) -> Tensor:
         """C from each of some pixels to each of others, whatever the window: (n, m).
 
         Pixels are integers, row and column: (n, 2) and (m, 2).

@@ -6,11 +6,13 @@ matrices, O(n^1.5), and no n x n matrix exists.
 """
 
 import math
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-CHUNK = 2**22  # numbers that a log-sum-exp may hold at once: 32 MiB of float64
+CHUNK = 2**22  # numbers that a sum or minimum may hold at once: 32 MiB of float64
 
 
 class Factor:
@@ -26,26 +28,15 @@ class Factor:
         sharp = smallest < 0.85 * math.log(torch.finfo(log_k.dtype).tiny)
         self.k = None if sharp else log_k.exp()
 
-    def transposed(self) -> "Factor":
-        other = object.__new__(Factor)
-        other.log_k, other.k = self.log_k.mT, None if self.k is None else self.k.mT
-        return other
+    def apply(self, h: Tensor, back: bool = False) -> Tensor:
+        """log sum_j exp(log_k_ij + h_j), over the last dimension of h: (P, r, m) to (P, r, n).
 
-    def apply(self, h: Tensor) -> Tensor:
-        """log sum_j exp(log_k_ij + h_j), over the last dimension of h: (P, r, m) to (P, r, n)."""
+        `back`: log sum_i exp(log_k_ij + h_i), from (P, r, n) to (P, r, m).
+        """
         if self.k is not None:
             top = h.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(h.dtype).min)
-            return ((h - top).exp() @ self.k.mT).log() + top
-        rows = max(1, CHUNK // (h.shape[1] * self.log_k.shape[-1] * self.log_k.shape[-2]))
-        log_k = self.log_k if self.log_k.ndim == 2 else self.log_k[:, None]
-        parts = [
-            torch.logsumexp(
-                h[i : i + rows, :, None, :] + (log_k if log_k.ndim == 2 else log_k[i : i + rows]),
-                dim=-1,
-            )
-            for i in range(0, len(h), rows)
-        ]
-        return torch.cat(parts)
+            return ((h - top).exp() @ (self.k if back else self.k.mT)).log() + top
+        return reduced(torch.logsumexp, self.log_k.mT if back else self.log_k, h)
 
 
 class Kernel:
@@ -54,8 +45,10 @@ class Kernel:
     def __init__(self, axes: tuple[Tensor, ...], reg: float):
         self.axes = tuple(c.detach() for c in axes)
         self.reg = reg
-        self.factors = [Factor(-c / reg) for c in self.axes]
-        self.transposed = [factor.transposed() for factor in self.factors]
+
+    @cached_property
+    def factors(self) -> list[Factor]:
+        return [Factor(-c / self.reg) for c in self.axes]
 
     def select(self, rows: Tensor) -> "Kernel":
         """The kernel of some rows only; all rows share it but for batched cost matrices."""
@@ -63,13 +56,12 @@ class Kernel:
             return self
         return Kernel(tuple(c[rows] for c in self.axes), self.reg)
 
-    def apply(self, h: Tensor) -> Tensor:
-        """log sum_j exp(-C_ij / reg + h_j): over b's pixels j, for each of a's pixels i."""
-        return _apply(self.factors, h)
+    def apply(self, h: Tensor, back: bool = False) -> Tensor:
+        """log sum_j exp(-C_ij / reg + h_j): over b's pixels j, for each of a's pixels i.
 
-    def apply_transposed(self, h: Tensor) -> Tensor:
-        """log sum_i exp(-C_ij / reg + h_i): over a's pixels i, for each of b's pixels j."""
-        return _apply(self.transposed, h)
+        `back`: log sum_i exp(-C_ij / reg + h_i), over a's pixels, for each of b's.
+        """
+        return _apply(self.factors, h, back)
 
     def apply_cost(self, h: Tensor) -> Tensor:
         """log sum_j C_ij exp(-C_ij / reg + h_j): what the mass that leaves i pays."""
@@ -81,18 +73,22 @@ class Kernel:
 
     def dense(self) -> Tensor:
         """-C / reg as one matrix, (n, m) or (P, n, m)."""
-        return -outer_sum(self.axes) / self.reg
+        if len(self.axes) == 1:
+            return -self.axes[0] / self.reg
+        rows, columns = self.axes
+        n = len(rows) * len(columns)
+        return -(rows[:, None, :, None] + columns[None, :, None, :]).reshape(n, n) / self.reg
 
 
-def outer_sum(axes: tuple[Tensor, ...]) -> Tensor:
-    """One cost matrix from those of rows and columns: n x n numbers, for exact solvers."""
-    if len(axes) == 1:
-        return axes[0]
-    rows, columns = axes
-    n = len(rows) * len(columns)
-    return (rows[:, None, :, None] + columns[None, :, None, :]).reshape(n, n)
+def reduced(reduce: Callable, c: Tensor, h: Tensor) -> Tensor:
+    """`reduce` c_ij + h_j over j, a part of the batch at a time: (P, r, m) to (P, r, n)."""
+    step = max(1, CHUNK // (h.shape[1] * c.shape[-1] * c.shape[-2]))
+    blocks = (slice(i, i + step) for i in range(0, len(h), step))
+    return torch.cat(
+        [reduce(h[k, :, None, :] + (c if c.ndim == 2 else c[k, None]), -1) for k in blocks]
+    )
 
 
-def _apply(factors: list[Factor], h: Tensor) -> Tensor:
-    h = factors[-1].apply(h)
-    return factors[0].apply(h.mT).mT if len(factors) == 2 else h
+def _apply(factors: list[Factor], h: Tensor, back: bool = False) -> Tensor:
+    h = factors[-1].apply(h, back)
+    return factors[0].apply(h.mT, back).mT if len(factors) == 2 else h

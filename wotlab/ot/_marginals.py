@@ -4,7 +4,7 @@ With potentials in nats, F = f / reg, and the marginal m = a exp(F - T) that the
 before the potential is updated (T the soft c-transform of the other potential), each kind says:
 the update `solve`, the best common `shift` (F + s, G - s: the same plan, so for large tau plain
 updates hardly find it; Sejourne et al., 2022), the marginal that optimality asks for at F, the
-price of a marginal, and the dual's term with its derivative in a.
+penalty of a marginal, and the dual's term with its derivative in a.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Balanced:
     def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
         return a
 
-    def price(self, m: Tensor, a: Tensor) -> Tensor:
+    def penalty(self, m: Tensor, a: Tensor) -> Tensor:
         return torch.zeros_like(a)
 
     def dual(self, f: Tensor, a: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class KL:
     def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
         return a * (-f * (reg / self.tau)).exp()
 
-    def price(self, m: Tensor, a: Tensor) -> Tensor:
+    def penalty(self, m: Tensor, a: Tensor) -> Tensor:
         return self.tau * (torch.xlogy(m, m) - torch.where(a > 0, m * a.log(), 0) - m + a)
 
     def dual(self, f: Tensor, a: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class L2:
     def wanted(self, f: Tensor, a: Tensor, reg: float) -> Tensor:
         return a - f * (reg / self.tau)
 
-    def price(self, m: Tensor, a: Tensor) -> Tensor:
+    def penalty(self, m: Tensor, a: Tensor) -> Tensor:
         return self.tau / 2 * (m - a).square()
 
     def dual(self, f: Tensor, a: Tensor) -> Tensor:
@@ -106,3 +106,6 @@ class L2:
 
     def slope(self, f: Tensor, a: Tensor) -> Tensor:
         return f
+
+
+Marginal = Balanced | KL | L2

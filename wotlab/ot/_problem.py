@@ -1,8 +1,9 @@
 """What goes into a solver and what comes out of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from wotlab._base import checks
 from wotlab._base.precision import wide
 from wotlab.ot._ground_cost import GroundCost
+from wotlab.ot._marginals import Marginal
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,11 @@ class OTResult:
     ----------
     value : Tensor (B,)
         The optimum of the problem that was solved: for `exact` the least cost of a plan, for
-        `sinkhorn` and `unbalanced_sinkhorn` the least cost with the entropic term (and the price
-        of the marginals). Differentiable once: its gradient with respect to `a`, `b` and a cost
-        matrix is the exact one at the optimum (the potentials and the plan: envelope theorem);
-        a second derivative is refused with a RuntimeError. Right where `converged` is true.
-    entropic : Tensor (B,)
-        Another name of `value`.
+        `sinkhorn` and `unbalanced_sinkhorn` the least cost with the entropic term (and the
+        penalty on the marginals). Differentiable once: its gradient with respect to `a`, `b` and
+        a cost matrix is the exact one at the optimum (the potentials and the plan: envelope
+        theorem); a second derivative is refused with a RuntimeError. Right where `converged` is
+        true.
     primal : Tensor (B,)
         What the plan found costs, without the entropic term. Detached.
     dual : Tensor (B,)
@@ -51,24 +52,16 @@ class OTResult:
     iterations: Tensor
     converged: Tensor
     marginal_error: Tensor
-    _build_potentials: Callable[[], tuple[Tensor, Tensor]] = field(repr=False)
+    _potential: Callable[[int], Tensor] = field(repr=False)
     _build_plan: Callable[[], Tensor] = field(repr=False)
 
-    @property
-    def entropic(self) -> Tensor:
-        return self.value
-
-    @property
+    @cached_property
     def f(self) -> Tensor:
-        return self._potentials[0]
-
-    @property
-    def g(self) -> Tensor:
-        return self._potentials[1]
+        return self._potential(0)
 
     @cached_property
-    def _potentials(self) -> tuple[Tensor, Tensor]:
-        return self._build_potentials()
+    def g(self) -> Tensor:
+        return self._potential(1)
 
     @cached_property
     def plan(self) -> Tensor:
@@ -83,13 +76,21 @@ class Optimum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, value, a, b, cost, slopes, plans):
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        a: Tensor,
+        b: Tensor,
+        cost: Tensor,
+        slopes: Callable,
+        plans: Callable,
+    ) -> Tensor:
         ctx.slopes, ctx.plans = slopes, plans
         ctx.save_for_backward(a, b, cost)
         return value.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         of_a = of_b = of_cost = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
@@ -106,11 +107,11 @@ class FirstOrder(torch.autograd.Function):
     """A slope at the optimum of (a, b, cost): its own derivative is refused, not taken for 0."""
 
     @staticmethod
-    def forward(ctx, slope, a, b, cost):
+    def forward(ctx: Any, slope: Tensor, a: Tensor, b: Tensor, cost: Tensor) -> Tensor:
         return slope.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> None:
         raise RuntimeError(
             "a transport value has no second derivative here: potentials and plan are those of "
             "the optimum, and how they change with it is not known"
@@ -126,11 +127,8 @@ class Problem:
     """
 
     def __init__(self, a: Tensor, b: Tensor, cost: GroundCost | Tensor, *, balanced: bool):
-        self.balanced = balanced
         if isinstance(cost, GroundCost):
-            checks.images("a", a)
-            checks.images("b", b)
-            checks.same_shape("b", b, "a", a)
+            checks.image_pair(a=a, b=b)
         elif isinstance(cost, Tensor):
             checks.histograms("a", a)
             checks.histograms("b", b)
@@ -141,25 +139,24 @@ class Problem:
             )
         self.given = a
         self.shapes = (a.shape, b.shape)
-        self.ground = cost
+        self.cost = cost
         # float32 cannot hold potentials of hundreds of nats to 1e-6
         dtype = wide(a.device)
         a, b = a.to(dtype), b.to(dtype)
         if balanced:
             a, b = unit_mass(a), unit_mass(b)
         if isinstance(cost, GroundCost):
-            h, w = a.shape[-2:]
-            self.grid, channels = (h, w), a.shape[1]
+            channels, h, w = a.shape[1:]
             layout = (h, w) if cost.separable else (1, h * w)
             a, b = a.reshape(-1, *layout), b.reshape(-1, *layout)
         else:
-            self.grid, channels = None, 1
-            a, b = a[:, None], b[:, None]
+            channels, a, b = 1, a[:, None], b[:, None]
         self.image = torch.arange(len(a), device=a.device) // channels
         mass_a, mass_b = a.detach().sum((1, 2)), b.detach().sum((1, 2))
         if balanced:
             _check_shares(mass_a, mass_b, channels)
-        self.rows = ((mass_a > 0) & (mass_b > 0)).nonzero().flatten()  # others move nothing
+        self.empty = (mass_a == 0) | (mass_b == 0)  # rows that move nothing
+        self.rows = (~self.empty).nonzero().flatten()
         self.weights = mass_a[self.rows] if balanced else torch.ones_like(mass_a[self.rows])
         self.all_a, self.all_b = a, b
         self.a, self.b = a[self.rows], b[self.rows]
@@ -169,24 +166,26 @@ class Problem:
     @cached_property
     def axes(self) -> tuple[Tensor, ...]:
         """The cost matrices; n x n numbers for a grid whose cost is not separable."""
-        if self.grid is None:
-            return (self.ground.to(self.a.dtype),)
-        kind = {"device": self.a.device, "dtype": self.a.dtype}
-        if self.ground.separable:
-            return tuple(self.ground.axis(size, **kind) for size in self.grid)
-        whole = GroundCost(None, self.ground.p, self.ground.norm)
-        return (whole.dense(*self.grid, **kind),)
+        device, dtype = self.a.device, self.a.dtype
+        if isinstance(self.cost, Tensor):
+            return (self.cost.to(dtype),)
+        h, w = self.given.shape[-2:]
+        if self.cost.separable:
+            return self.cost.axis(h, device, dtype), self.cost.axis(w, device, dtype)
+        return (replace(self.cost, window=None).dense(h, w, device, dtype),)
 
     def places(self, number: Tensor) -> Tensor:
         """Row and column of pixels by their number on the grid: (n, 2)."""
-        return torch.stack([number // self.grid[1], number % self.grid[1]], 1)
+        width = self.given.shape[-1]
+        return torch.stack([number // width, number % width], 1)
 
     def optimum(self, value: Tensor, slopes: Callable, plans: Callable) -> Tensor:
         """The rows' values, (P,), with their gradient. See `Optimum`."""
-        cost = self.axes[0] if self.grid is None else self.a.new_zeros(0)
+        cost = self.axes[0] if isinstance(self.cost, Tensor) else self.a.new_zeros(0)
         return Optimum.apply(value, self.a, self.b, cost, slopes, plans)
 
-    def log(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def logs(self) -> tuple[Tensor, Tensor]:
         """Logarithms of the rows' histograms, minus infinity where they are empty."""
         return self.a.detach().log(), self.b.detach().log()
 
@@ -201,16 +200,12 @@ class Problem:
         out = torch.zeros(self.shapes[0][0], dtype=values.dtype, device=values.device)
         return out.scatter_reduce(0, self.image[self.rows], values, "amax")
 
-    def unmoved(self, marginal) -> Tensor:
-        """Price of the rows that are empty on one side, whose plan is 0: (B,)."""
+    def unmoved(self, marginal: Marginal) -> Tensor:
+        """Penalty of the rows that are empty on one side, whose plan is 0: (B,)."""
         out = self.all_a.new_zeros(self.shapes[0][0])
-        if not self.balanced:
-            moved = torch.zeros_like(self.image, dtype=torch.bool)
-            moved[self.rows] = True
-            for full in (self.all_a, self.all_b):
-                left = full[~moved]
-                price = marginal.price(torch.zeros_like(left), left).sum((1, 2))
-                out = out.index_add(0, self.image[~moved], price)
+        for full in (self.all_a[self.empty], self.all_b[self.empty]):
+            penalty = marginal.penalty(torch.zeros_like(full), full).sum((1, 2))
+            out = out.index_add(0, self.image[self.empty], penalty)
         return out.to(self.given.dtype)
 
     def like(self, values: Tensor, which: int) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from wotlab._base import checks
 from wotlab.ot._ground_cost import GroundCost
-from wotlab.ot._kernels import CHUNK, Kernel
+from wotlab.ot._kernels import CHUNK, Kernel, reduced
 from wotlab.ot._problem import Problem, unit_mass
 
 
@@ -79,13 +79,14 @@ def transform(problem: Problem, g: Tensor, *, back: bool = False) -> Tensor:
 
     g is a row's, -infinity where nothing is to be reached; so is what comes back.
     """
-    if problem.grid is None or problem.ground.separable:
+    cost = problem.cost
+    if isinstance(cost, Tensor) or cost.separable:
         return minimum(tuple(c.detach().mT if back else c.detach() for c in problem.axes), g)
     h = g.detach().flatten(1)
     some = (h > -torch.inf).any(0).nonzero()[:, 0]
     ends, places = problem.places(some), torch.arange(h.shape[1], device=h.device)
     parts = [
-        _min_plus(problem.ground.between(problem.places(part), ends, h.dtype), -h[:, None, some])
+        reduced(torch.amin, cost.between(problem.places(part), ends, h.dtype), -h[:, None, some])
         for part in places.split(max(1, CHUNK // len(some)))
     ]
     return torch.cat(parts, 2).reshape(g.shape)
@@ -93,14 +94,5 @@ def transform(problem: Problem, g: Tensor, *, back: bool = False) -> Tensor:
 
 def minimum(axes: tuple[Tensor, ...], g: Tensor) -> Tensor:
     """min_j C_ij - g_j, one dimension of the rows after the other where C is separable."""
-    f = _min_plus(axes[-1], -g)
-    return _min_plus(axes[0], f.mT).mT if len(axes) == 2 else f
-
-
-def _min_plus(c: Tensor, h: Tensor) -> Tensor:
-    """min_j c_ij + h_j over the last dimension of h: (P, r, m) to (P, r, n)."""
-    step = max(1, CHUNK // (h.shape[1] * c.shape[-1] * c.shape[-2]))
-    blocks = (slice(i, i + step) for i in range(0, len(h), step))
-    return torch.cat(
-        [(h[k, :, None, :] + (c if c.ndim == 2 else c[k, None])).amin(-1) for k in blocks]
-    )
+    f = reduced(torch.amin, axes[-1], -g)
+    return reduced(torch.amin, axes[0], f.mT).mT if len(axes) == 2 else f

@@ -169,9 +169,9 @@ class JointTransport:
         if self.kind == "semi-dual":
             value = self._semi_dual(potential(z).double()[:, 0], a, b, self.cost(u, v))
         elif self.kind == "exact":
-            value = ot.exact(a, b, self._each(self.cost(u, v), a)).entropic
+            value = ot.exact(a, b, self._each(self.cost(u, v), a)).value
         elif self.kind == "entropic":
-            value = ot.sinkhorn(a, b, self._each(self.cost(u, v), a), self.reg).entropic
+            value = ot.sinkhorn(a, b, self._each(self.cost(u, v), a), self.reg).value
         else:
             costs = tuple(self._each(self.cost(*p), a) for p in ((u, v), (u, u), (v, v)))
             value = ot.sinkhorn_divergence(a, b, costs, self.reg)
