@@ -164,7 +164,7 @@ def test_mirror_ascent_adds_up_its_gradients_with_momentum():
     n = [v / v.amax((1, 2, 3), keepdim=True) for v in g]
     for size, m in ((1.0, 0.0), (0.5, 0.75)):
         velocity = [n[0], m * n[0] + n[1], m * m * n[0] + m * n[1] + n[2]]
-        expected = sum(size * moves.read(v) for v in velocity)
+        expected = sum(size * moves.gather(v) for v in velocity)
         found = mirrored(x, *g, step_size=size, momentum=m).scores
         inside = found.isfinite()
         assert torch.equal(inside, ~moves.outside)

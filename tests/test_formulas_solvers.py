@@ -10,8 +10,8 @@ from wotlab.attacks._multipliers import plan_at
 from wotlab.iwd._critic import PatchCritics
 from wotlab.ot._entropic import _relaxation
 from wotlab.plans import Moves
-from wotlab.projections import Projection, constrained_sinkhorn, dual_projection
-from wotlab.projections import _budget as budget
+from wotlab.projections import constrained_sinkhorn, dual_projection
+from wotlab.projections._multiplier import multiplier
 from wotlab.training._generative import Generator
 
 
@@ -180,12 +180,6 @@ def test_a_change_is_a_twentieth_of_what_the_network_says():
     assert 0.7 < noise.std() < 1.3 and noise.mean().abs() < 0.3
 
 
-def test_a_projection_without_multipliers_has_none():
-    x = random(1, 1, 2, 2)
-    assert Projection(x, None).duals == {}
-    assert Projection(x, None).duals is not Projection(x, None).duals
-
-
 def test_generators_begin_with_hes_weights_and_a_last_layer_of_zero():
     """Deviation sqrt(2 / (n 9)) from n channels: what goes in comes out as large."""
     net = pyramid.Generators(20, 3, like=torch.zeros(1), generator=torch.Generator().manual_seed(0))
@@ -216,11 +210,11 @@ def test_critics_begin_with_hes_weights():
 
 
 @pytest.mark.parametrize("project", [constrained_sinkhorn, dual_projection])
-def test_the_search_for_the_price_is_told_the_right_slope(project, monkeypatch):
-    """Newton's method needs the cost's derivative in the price; a wrong one only makes it slow."""
-    checked, real = [], budget.price
+def test_the_search_for_the_multiplier_is_told_the_right_slope(project, monkeypatch):
+    """Newton's method needs the cost's derivative in psi; a wrong one only makes it slow."""
+    checked, real = [], multiplier
 
-    def price(spent, eps, psi, slack):
+    def seen(spent, eps, psi, slack):
         near = psi + 0.1 + torch.linspace(0, 1, len(psi), dtype=torch.double)
         _, slope = spent(near)
         h = 1e-6
@@ -228,7 +222,8 @@ def test_the_search_for_the_price_is_told_the_right_slope(project, monkeypatch):
         checked.append(torch.allclose(slope, rise, rtol=1e-3, atol=1e-5))
         return real(spent, eps, psi, slack)
 
-    monkeypatch.setattr(budget, "price", price)
+    module = "_dual" if project is dual_projection else "_block_ascent"
+    monkeypatch.setattr(f"wotlab.projections.{module}.multiplier", seen)
     x = random(3, 1, 4, 4)
     w = x + 2 * (random(3, 1, 4, 4, seed=1) - 0.5)
     w = 20 * w if project is dual_projection else w

@@ -22,7 +22,7 @@ class FrankWolfe:
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.moves = Moves(x, self.ball.ground_cost)
-        self.shares = self.moves.still()
+        self.shares = self.moves.identity()
         self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
         return x, torch.zeros_like(self.budget)
@@ -37,29 +37,31 @@ class FrankWolfe:
     def follow(self, gradient: Tensor, t: int) -> None:
         """Move the plan a share 2 / (t + 2) of the way to the oracle's."""
         share = 2 / (t + 2)
-        vertex = self.oracle(self.moves.read(self.ball.step(gradient, 1.0) / self.reg), share)
+        vertex = self.oracle(self.moves.gather(self.ball.step(gradient, 1.0) / self.reg), share)
         self.shares = (1 - share) * self.shares + share * vertex
 
     def oracle(self, scores: Tensor, share: float) -> Tensor:
         """The plan of cost eps that is best for the scores, at the prices of full pixels."""
         moves = self.moves
-        scores = (scores - moves.read(self.phi)).masked_fill(moves.outside, -torch.inf)
+        scores = (scores - moves.gather(self.phi)).masked_fill(moves.outside, -torch.inf)
         low, high = bisected_prices(scores, moves, self.budget, (2 * self.psi).clamp_min(1))
         self.psi = high
         # at low entropy one pixel's change of mind can be worth more than the bisection's
         # tolerance: a mix of the plans on both sides spends the whole budget
         vertex, dearer = plan_at(high, scores, moves), plan_at(low, scores, moves)
         spent, more = moves.cost(vertex), moves.cost(dearer)
-        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[moves.owner]
+        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[
+            moves.image_index
+        ]
         vertex = (1 - mix) * vertex + mix * dearer
         # a subgradient step of the price of full pixels, in the gradient's units
-        over = moves.send(vertex) - 1
+        over = moves.push_forward(vertex) - 1
         self.phi = (self.phi + share / self.reg * over).clamp_min(0)
         return vertex
 
     def select(self, keep: Tensor) -> None:
-        self.moves, columns = self.moves.select(keep)
-        self.shares = self.shares[:, columns]
+        self.shares = self.shares[:, keep[self.moves.image_index]]
+        self.moves = self.moves.select(keep)
         self.budget, self.phi, self.psi = self.budget[keep], self.phi[keep], self.psi[keep]
 
 
@@ -75,9 +77,9 @@ class Published(FrankWolfe):
     ) -> tuple[Tensor, Tensor]:
         moves = self.moves
         # the network sees the plan's image clamped, and no slope passes where the clamp holds
-        self.follow(torch.where(moves.send(self.shares) > 1, 0, gradient), t)
+        self.follow(torch.where(moves.push_forward(self.shares) > 1, 0, gradient), t)
         if t < self.steps - 1:
-            return moves.send(self.shares).clamp(0, 1), moves.cost(self.shares)
+            return moves.push_forward(self.shares).clamp(0, 1), moves.cost(self.shares)
         done = dual_projection(
             moves.x, moves.plan(self.shares), self.ball.eps, self.ball.ground_cost, max_iter=REPAIR
         )

@@ -45,7 +45,7 @@ class Mirror:
         self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         self.velocity = self.momentum * self.velocity + self.ball.step(gradient, 1.0)
-        self.scores += self.step_size * self.moves.read(self.velocity)
+        self.scores += self.step_size * self.moves.gather(self.velocity)
         # scores grow from step to step, and their prices in proportion: go on as they went
         psi, phi = 2 * self.psi - self.last_psi, (2 * self.phi - self.last_phi).clamp_min(0)
         self.last_psi, self.last_phi = self.psi, self.phi
@@ -61,8 +61,8 @@ class Mirror:
         return z, self.moves.cost(shares)
 
     def select(self, keep: Tensor) -> None:
-        self.moves, columns = self.moves.select(keep)
-        self.scores = self.scores[:, columns]
+        self.scores = self.scores[:, keep[self.moves.image_index]]
+        self.moves = self.moves.select(keep)
         for name in ("budget", "psi", "phi", "last_psi", "last_phi", "velocity"):
             setattr(self, name, getattr(self, name)[keep])
 

@@ -8,7 +8,7 @@ from wotlab.plans import Moves
 
 def plan_at(psi: Tensor, scores: Tensor, moves: Moves) -> Tensor:
     """Shares (K, N) proportional to exp(scores - psi C)."""
-    return torch.softmax(scores - psi[moves.owner] * moves.prices, 0)
+    return torch.softmax(scores - psi[moves.image_index] * moves.costs, 0)
 
 
 def priced_plan(
@@ -41,9 +41,9 @@ def priced_plan(
     All that an attack does per step beside the network's gradient is here and in
     `moves.repair`: a fused kernel may replace this function as it is.
     """
-    cost = moves.prices
+    cost = moves.costs
     for _ in range(sweeps):
-        q = plan_at(psi, scores - moves.read(phi), moves)
+        q = plan_at(psi, scores - moves.gather(phi), moves)
         paid = (q * cost).sum(0)
         variance = (q * cost.square()).sum(0) - paid.square()
         total = moves.total(paid * moves.mass)
@@ -53,5 +53,5 @@ def priced_plan(
         # and where next to nothing moves it says nothing at all
         newton = torch.where(total > 1e-6 * eps, newton, 0)
         psi = torch.minimum(torch.maximum(newton, psi / 1.5), 1.5 * psi + 0.5)
-        phi = (phi + moves.send(q).clamp_min(1e-6).log()).clamp_min(0)
-    return plan_at(psi, scores - moves.read(phi), moves), psi, phi
+        phi = (phi + moves.push_forward(q).clamp_min(1e-6).log()).clamp_min(0)
+    return plan_at(psi, scores - moves.gather(phi), moves), psi, phi

@@ -78,7 +78,7 @@ class Projected:
     def select(self, keep: Tensor) -> None:
         self.x = self.x[keep]
         if isinstance(self.ball, WassersteinBall):
-            self.moves, _ = self.moves.select(keep)
+            self.moves = self.moves.select(keep)
         if self.warm:
             self.warm = {name: dual[keep] for name, dual in self.warm.items()}
 

@@ -24,9 +24,9 @@ class Moves:
         Value of each pixel that holds mass.
     mass : Tensor (N,)
         The same, for images scaled to mass 1.
-    owner : Tensor (N,)
+    image_index : Tensor (N,)
         Which image of the batch each pixel belongs to.
-    prices : Tensor (K, 1)
+    costs : Tensor (K, 1)
         C(d), the cost of each step.
     stay : int
         The step that goes nowhere.
@@ -43,83 +43,79 @@ class Moves:
         down, right = cost.radii(h, w)
         self._pad = (right, right, down, down)
         padded = F.pad(x, self._pad)
-        self._size = padded[0].numel()
+        self._size = padded.shape[1:].numel()
         steps = cost.offsets(h, w, device=x.device)
-        # what climbs on plans sums the squares of the prices over the steps
+        # what climbs on plans sums the squares of the costs over the steps
         most = torch.finfo(x.dtype).max ** 0.5 / len(steps)
-        prices = cost.costs(h, w, device=x.device, dtype=wide(x.device))[:, None]
-        self.prices = prices.clamp_max(most).to(x.dtype)
+        costs = cost.costs(h, w, device=x.device, dtype=wide(x.device))[:, None]
+        self.costs = costs.clamp_max(most).to(x.dtype)
         self.stay = int((steps == 0).all(1).nonzero())
         self._source = padded.reshape(-1).nonzero().squeeze(1)
         jumps = steps[:, 0] * padded.shape[-1] + steps[:, 1]
         self._target = self._source + jumps[:, None]
-        self.owner = self._source // self._size
+        self.image_index = self._source // self._size
         self.pixels = padded.reshape(-1)[self._source]
-        self.mass = (self.pixels / x.sum((1, 2, 3), dtype=prices.dtype)[self.owner]).to(x.dtype)
+        self.mass = (self.pixels / x.sum((1, 2, 3), dtype=costs.dtype)[self.image_index]).to(
+            x.dtype
+        )
         border = F.pad(torch.zeros_like(x), self._pad, value=1.0)
-        self.outside = (border.reshape(-1)[self._target] > 0) | (prices > most)
+        self.outside = (border.reshape(-1)[self._target] > 0) | (costs > most)
 
-    def read(self, image: Tensor) -> Tensor:
+    def gather(self, image: Tensor) -> Tensor:
         """Value of the images (B, C, H, W) where each move ends, 0 outside: (K, N)."""
         return torch.take(F.pad(image, self._pad), self._target)
 
-    def put(self, value: Tensor) -> Tensor:
+    def to_images(self, value: Tensor) -> Tensor:
         """One value a pixel that holds mass, (N,), as images; 0 elsewhere."""
         return self._crop(self._blank().index_put((self._source,), value))
 
-    def send(self, shares: Tensor) -> Tensor:
+    def push_forward(self, shares: Tensor) -> Tensor:
         """Images (B, C, H, W) that the plan makes."""
         sent = (shares * self.pixels).reshape(-1)
         return self._crop(self._blank().scatter_add_(0, self._target.reshape(-1), sent))
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over each image's pixels of `value`, (N,): (B,)."""
-        return value.new_zeros(len(self.x)).index_add_(0, self.owner, value)
+        return value.new_zeros(len(self.x)).index_add_(0, self.image_index, value)
 
     def cost(self, shares: Tensor) -> Tensor:
-        """Price of the plan for mass 1: (B,)."""
-        return self.total((shares * self.prices).sum(0) * self.mass)
+        """Cost of the plan for mass 1: (B,)."""
+        return self.total((shares * self.costs).sum(0) * self.mass)
 
-    def still(self) -> Tensor:
+    def identity(self) -> Tensor:
         """Shares of the plan that moves nothing."""
         shares = torch.zeros_like(self._target, dtype=self.x.dtype)
         shares[self.stay] = 1
         return shares
 
-    def blend(self, shares: Tensor, keep: Tensor) -> Tensor:
-        """The share `keep` (B,) of a plan, and for the rest the plan that moves nothing."""
-        keep = keep[self.owner]
-        shares = shares * keep
-        shares[self.stay] += 1 - keep
-        return shares
+    def within(self, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The plan, blended with the one that moves nothing until it costs at most eps.
 
-    def select(self, keep: Tensor) -> tuple["Moves", Tensor]:
-        """The moves of the images in `keep`, booleans (B,), and which columns those are."""
-        columns = keep[self.owner]
-        some = object.__new__(Moves)
-        for name in ("ground_cost", "prices", "stay", "_pad", "_size"):
-            setattr(some, name, getattr(self, name))
-        some.x = self.x[keep]
-        owner = self.owner[columns]
-        some.owner = (keep.cumsum(0) - 1)[owner]
-        shift = (some.owner - owner) * self._size
-        some._source = self._source[columns] + shift
-        some._target = self._target[:, columns] + shift
-        some.pixels, some.mass = self.pixels[columns], self.mass[columns]
-        some.outside = self.outside[:, columns]
-        return some, columns
+        Also the share of it that is kept, (B,).
+        """
+        spent = self.cost(shares)
+        keep = (eps / spent.clamp_min(torch.finfo(spent.dtype).tiny)).clamp(max=1)
+        shares = shares * keep[self.image_index]
+        shares[self.stay] += 1 - keep[self.image_index]
+        return shares, keep
+
+    def select(self, keep: Tensor) -> "Moves":
+        """The moves of the images in `keep`, booleans (B,): columns `keep[image_index]` of all."""
+        return Moves(self.x[keep], self.ground_cost)
 
     def plan(self, shares: Tensor) -> TransportPlan:
         """The same plan on the whole grid."""
         sent = shares * self.pixels
-        return TransportPlan(torch.stack([self.put(row) for row in sent], dim=2), self.ground_cost)
+        return TransportPlan(
+            torch.stack([self.to_images(row) for row in sent], dim=2), self.ground_cost
+        )
 
     def shares(self, plan: TransportPlan) -> Tensor:
         """Shares of a plan whose sources are these pixels; rows are scaled to sum to 1."""
         padded = F.pad(plan.mass, self._pad).movedim(2, 0).flatten(1)[:, self._source]
         padded = padded.clamp_min(0).masked_fill(self.outside, 0)
         total = padded.sum(0)
-        return torch.where(total > 0, padded / total.clamp_min(1e-30), self.still())
+        return torch.where(total > 0, padded / total.clamp_min(1e-30), self.identity())
 
     def _blank(self) -> Tensor:
         return self.x.new_zeros(len(self.x) * self._size)
@@ -155,7 +151,7 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
     shares : Tensor (K, N)
     image : Tensor (B, C, H, W)
     """
-    image = moves.send(shares)
+    image = moves.push_forward(shares)
     rounding = 1 + 8 * torch.finfo(image.dtype).eps  # left to the last line
     for turn in range(5):
         full = image > rounding
@@ -164,16 +160,14 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
         last = turn == 4
         if last:
             full = full.flatten(1).any(1)[:, None, None, None].expand_as(full)
-        home = moves.put(shares[moves.stay] * moves.pixels)
+        home = moves.to_images(shares[moves.stay] * moves.pixels)
         room = 1 - (moves.x if last else home)
         factor = (room / (image - home).clamp_min(1e-30)).clamp(0, 1)
-        accepted = moves.read(torch.where(full, factor, 1))
+        accepted = moves.gather(torch.where(full, factor, 1))
         accepted[moves.stay] = 1
         shares = shares * accepted
         shares[moves.stay] += 1 - shares.sum(0)
-        image = moves.send(shares)
-    spent = moves.cost(shares)
-    keep = (eps / spent.clamp_min(1e-30)).clamp(max=1)
-    shares = moves.blend(shares, keep)
+        image = moves.push_forward(shares)
+    shares, keep = moves.within(shares, eps)
     image = moves.x + keep[:, None, None, None] * (image - moves.x)
     return shares, image.clamp(0, 1)  # a pixel may be above 1 by rounding

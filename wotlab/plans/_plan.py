@@ -30,7 +30,7 @@ class TransportPlan:
     def identity(cls, x: Tensor, cost: GroundCost) -> "TransportPlan":
         """The plan that leaves every unit of mass of the images `x` where it is."""
         checks.tensor("x", x, 4, "(B, C, H, W)")
-        here = (cost.offsets(*x.shape[-2:], device=x.device) == 0).all(1)
+        here = (cost.offsets(x.shape[2], x.shape[3], x.device) == 0).all(1)
         return cls(x[:, :, None] * here[:, None, None].to(x.dtype), cost)
 
     @classmethod
@@ -73,7 +73,7 @@ class TransportPlan:
         return self.ground_cost.scatter(self.mass)
 
     def cost(self) -> Tensor:
-        r"""Price of the plan, sum_i sum_d mass_i(d) C(d), for mass 1 over all channels: (B,).
+        r"""Cost of the plan, sum_i sum_d mass_i(d) C(d), for mass 1 over all channels: (B,).
 
         An upper bound of the exact transport cost between `source` and `image`. 0 for a black
         image, which sends nothing.

@@ -8,83 +8,65 @@ In units of mass, with the plan's rows i and columns j inside the window of the 
 The plan is Pi_ij = exp(alpha_i + beta_j - psi C_ij).
 
 1. alpha and psi together: rows that sum to x give Pi_ij = x_i softmax_j(beta_j - psi C_ij), and
-   psi is the price at which such a plan costs eps. Every plan here starts at x and keeps eps.
+   psi is the multiplier at which such a plan costs eps. Every plan here starts at x and keeps eps.
 2. beta with the pixel bound's multiplier phi: the column sums s = exp(u + beta) of that plan say
    u, and log z + lam z = u + lam w is solved by Wright's omega, z capped at r. Then
    beta = lam (w - z) - phi, which is log r - u where the cap holds.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wotlab._base import checks
+from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
 from wotlab.ot._marginals import wright_omega
-from wotlab.plans import Moves, TransportPlan
-from wotlab.projections import _budget as budget
-from wotlab.projections import _scaling as units
+from wotlab.plans import Moves
+from wotlab.projections._momentum import Momentum
+from wotlab.projections._multiplier import multiplier
 from wotlab.projections._result import Projection
+from wotlab.projections._scaling import column, scaled
 
 
-@dataclass
-class Active:
-    """The images that have not converged. Everything in units of mass."""
+class _Active(Batch):
+    """The images that have not converged, in units of mass.
 
-    moves: Moves
-    index: Tensor  # which image of the batch each is
-    w: Tensor
-    mass: Tensor
-    cap: Tensor
-    eps: Tensor
+    Of the problem w, mass, eps, the moves, and `cap`, the brightness r; of the iteration beta,
+    psi, z, the sums of the plan's columns, the momentum of beta, and the dual's last value.
+    """
+
     beta: Tensor
     psi: Tensor
     z: Tensor
-    dual: Tensor  # value of the dual an iteration ago
-    best: Tensor  # beta before momentum
-    age: Tensor  # of the momentum
-
-    def keep(self, some: Tensor) -> "Active":
-        names = ("index", "w", "mass", "cap", "eps", "beta", "psi", "z", "dual", "best", "age")
-        return Active(self.moves.select(some)[0], **{n: getattr(self, n)[some] for n in names})
 
     def rows(self, slack: float) -> tuple[Tensor, Tensor]:
         """Block 1: the plan's shares (K, N), and the log of what the softmax divided by (N,)."""
-        moves, reach = self.moves, self.moves.read(self.beta)
-        reach = reach.masked_fill_(moves.outside, -torch.inf)
-        last = []
+        moves, reach = self.moves, _reach(self.moves, self.beta)
+        last: list[Tensor] = []
 
-        def spent(psi):
-            score = reach - psi[moves.owner] * moves.prices
-            top = score.amax(0)
-            shares = score.sub_(top).exp_()
-            total = shares.sum(0)
-            shares /= total
-            mean = (shares * moves.prices).sum(0)
-            spread = (shares * moves.prices**2).sum(0) - mean**2
-            last[:] = shares, total.log() + top
+        def spent(psi: Tensor) -> tuple[Tensor, Tensor]:
+            last[:] = shares, _ = _softmax(reach - psi[moves.image_index] * moves.costs)
+            mean = (shares * moves.costs).sum(0)
+            spread = (shares * moves.costs**2).sum(0) - mean**2
             return moves.total(mean * moves.mass), -moves.total(spread * moves.mass)
 
-        self.psi = budget.price(spent, self.eps, self.psi, slack)
+        self.psi = multiplier(spent, self.eps, self.psi, slack)
+        self.column = moves.push_forward(last[0]) / self.mass
         return last[0], last[1]
 
-    def columns(self, column: Tensor, lam: float, momentum: bool) -> None:
+    def columns(self, lam: float, momentum: bool) -> None:
         """Block 2, and a step of momentum beyond it, given up where it no longer climbs.
 
         A sum that underflows gives z = 0 and the largest beta; the next iteration corrects it.
         """
-        climb = self.z - column  # gradient of the dual in beta
-        u = column.log() - self.beta
+        climb = self.z - self.column  # gradient of the dual in beta
+        u = self.column.log() - self.beta
         free = wright_omega(u + lam * self.w + math.log(lam)) / lam
         z = torch.minimum(free, self.cap)
         best = torch.where(free > self.cap, self.cap.log() - u, lam * (self.w - z))
-        move = best - self.best
-        age = torch.where((climb * move).sum((1, 2, 3)) < 0, 1, self.age)
-        self.age = (1 + (1 + 4 * age.square()).sqrt()) / 2
-        beyond = units.column((age - 1) / self.age) * move
-        self.best, self.beta = best, best + beyond if momentum else best
+        self.beta = self.momentum.beyond(best, climb) if momentum else best
         self.z = (self.w - self.beta / lam).clamp_min(0).minimum(self.cap)
 
     def value(self, lse: Tensor, lam: float) -> Tensor:
@@ -94,8 +76,22 @@ class Active:
         return ends.sum((1, 2, 3)) + self.moves.total(starts) - self.psi * self.eps
 
 
+def _reach(moves: Moves, beta: Tensor) -> Tensor:
+    """beta where each move ends, (K, N)."""
+    return moves.gather(beta).masked_fill_(moves.outside, -torch.inf)
+
+
+def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the steps, in place, and the log of what it divides by."""
+    top = score.amax(0)
+    shares = score.sub_(top).exp_()
+    total = shares.sum(0)
+    shares /= total
+    return shares, total.log() + top
+
+
 @torch.no_grad()
-def alternate(
+def block_ascent(
     x: Tensor,
     w: Tensor,
     eps: float | Tensor,
@@ -108,7 +104,7 @@ def alternate(
     warm: dict[str, Tensor] | None,
 ) -> Projection:
     """Both blocks in turn until `rule` holds; see `constrained_sinkhorn` for the arguments."""
-    task = units.scaled(x, w, eps)
+    task = scaled(x, w, eps)
     checks.positive("reg", reg)
     lam = 1 / reg  # as the papers write it
     checks.positive("tol", tol)
@@ -116,34 +112,20 @@ def alternate(
     beta, psi = _start(task.x, x, warm)
     cap = 1 / task.mass if bound else torch.full_like(task.mass, torch.inf)
     moves = Moves(task.x, ground_cost)
-    guess = (task.w - beta / lam).clamp_min(0).minimum(cap)
-    index, dual = torch.arange(len(x), device=x.device), torch.full_like(psi, torch.nan)
-    at = Active(
-        moves,
-        index,
-        task.w,
-        task.mass,
-        cap,
-        task.eps,
-        beta,
-        psi,
-        guess,
-        dual,
-        beta,
-        torch.ones_like(psi),
-    )
-
-    # an image whose budget is 0 has nothing to look for: it stays x
-    image, shares, phi = task.x.clone(), moves.still(), torch.zeros_like(beta)
-    iterations, converged = torch.zeros_like(index), task.eps == 0
-    at = at.keep(~converged)
+    index, age = torch.arange(len(x), device=x.device), torch.ones_like(psi)
+    free = task.eps > 0  # an image whose budget is 0 has nothing to look for: it stays x
+    found = {"z": torch.zeros_like(beta), "beta": beta, "psi": psi}
+    found |= {"iterations": torch.zeros_like(index), "converged": ~free}
+    at = _Active(index=index, **vars(task), moves=moves, cap=cap, beta=beta, psi=psi)
+    at.z = (task.w - beta / lam).clamp_min(0).minimum(cap)
+    at.dual, at.momentum = torch.full_like(psi, torch.nan), Momentum(last=beta, age=age)
+    at = at.select(free)
     for turn in range(1, max_iter + 1):
         if len(at.index) == 0:
             break
         plan, lse = at.rows(0.1 * tol)
-        column = at.moves.send(plan) / at.mass
         if rule == "plan":
-            short = (column - at.z).abs().sum((1, 2, 3))
+            short = (at.column - at.z).abs().sum((1, 2, 3))
             done = (at.moves.cost(plan) <= at.eps * (1 + tol)) & (short <= tol)
         elif rule == "published":
             off = (at.z.sum((1, 2, 3)) - 1).abs()  # of the total: not where the mass lies
@@ -152,27 +134,22 @@ def alternate(
             value = at.value(lse, lam)
             done = (value - at.dual).abs() <= tol * value.abs()
             at.dual = value
-        left = done | (turn == max_iter)
-        if bool(left.any()):
-            rows = at.index[left]
-            image[rows], beta[rows] = (at.z * at.mass)[left], at.beta[left]
-            full = torch.where(at.z < at.cap, 0, lam * (at.w - at.z) - at.beta)
-            phi[rows] = full[left].clamp_min(0)
-            psi[rows], iterations[rows], converged[rows] = at.psi[left], turn, done[left]
-            mine = torch.isin(moves.owner, rows)
-            shares[:, mine] = plan[:, left[at.moves.owner]]
-            at, column = at.keep(~left), column[~left]
-        at.columns(column, lam, momentum=rule != "published")
+        known = {"z": at.z, "beta": at.beta, "psi": at.psi, "converged": done}
+        at = at.leave(done | (turn == max_iter), found, iterations=turn, **known)
+        at.columns(lam, momentum=rule != "published")
 
+    z, beta, psi = found["z"], found["beta"], found["psi"]
+    phi = torch.where(z < cap, 0, lam * (task.w - z) - beta).clamp_min(0)
+    shares, _ = _softmax(_reach(moves, beta) - psi[moves.image_index] * moves.costs)
+    shares = torch.where(free[moves.image_index], shares, moves.identity())
+    image = torch.where(column(free), z * task.mass, task.x)
     image = image.clamp(0, 1) if bound else image  # z <= r up to rounding
+    plan = shares * moves.mass
+    value = (task.w - image / task.mass).square().sum((1, 2, 3)) / 2
+    value = value + reg * moves.total(torch.xlogy(plan, plan).sum(0))
     duals = {"beta": beta, "phi": phi, "psi": psi}
-    return Projection(
-        image.to(x.dtype),
-        TransportPlan(moves.plan(shares).mass.to(x.dtype), ground_cost),
-        {name: value.to(x.dtype) for name, value in duals.items()},
-        iterations,
-        converged,
-    )
+    ends = found["iterations"], found["converged"]
+    return Projection(image, moves.plan(shares), value, duals, *ends).to(x.dtype)
 
 
 def _start(scaled: Tensor, x: Tensor, warm: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:

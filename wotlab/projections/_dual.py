@@ -1,16 +1,16 @@
 r"""Euclidean projection of transport plans: dual projection (Wu et al., 2020)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from wotlab._base import checks
+from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
 from wotlab.plans import Moves, TransportPlan
-from wotlab.projections import _budget as budget
-from wotlab.projections import _scaling as units
+from wotlab.projections._momentum import Momentum
+from wotlab.projections._multiplier import multiplier
 from wotlab.projections._result import Projection
+from wotlab.projections._scaling import Scaled, scaled
 
 
 @torch.no_grad()
@@ -27,8 +27,8 @@ def dual_projection(
     r"""Nearest plan to a stepped plan G (dual projection; Wu et al., 2020, sections 4 and 4.1).
 
     min 1/2 |Pi - G|^2 over Pi >= 0 with Pi 1 = x, <Pi, C> <= eps and, with `bound`, Pi^T 1 <= r,
-    r = 1 / |x|_1: at the prices psi >= 0 of distance and phi >= 0 of full pixels each row of Pi is
-    G_i - psi C - phi projected onto the simplex of size x_i. psi is solved by Newton's method
+    r = 1 / |x|_1: at the multipliers psi >= 0 of distance and phi >= 0 of full pixels each row of
+    Pi is G_i - psi C - phi projected onto the simplex of size x_i. psi is solved by Newton's method
     inside a bracket, phi climbs by an accelerated gradient (FISTA, restarted).
 
     Parameters
@@ -70,86 +70,63 @@ def dual_projection(
     image is not the nearest one of the ball, and w inside the ball does not come back. For that
     take `exact_projection` or, larger, `constrained_sinkhorn`.
     """
-    task = units.scaled(x, x if isinstance(w, TransportPlan) else w, eps)
+    task = scaled(x, x if isinstance(w, TransportPlan) else w, eps)
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
     moves = Moves(task.x, ground_cost)
-    stepped = _stepped(moves, w, task)
-    at = _Active(moves, torch.arange(len(x), device=x.device), task.mass, task.eps, stepped)
-    shares, converged = moves.still(), task.eps == 0
-    phi, psi = torch.zeros_like(task.x), torch.zeros_like(task.eps)
-    iterations = torch.zeros_like(at.index)
-    at = at.keep(~converged)
+    goal = _stepped(moves, w, task)
+    index, psi = torch.arange(len(x), device=x.device), torch.zeros_like(task.eps)
+    phi, free = torch.zeros_like(task.x), task.eps > 0
+    found = {"phi": phi, "psi": psi, "iterations": torch.zeros_like(index), "converged": ~free}
     # every entry of a plan ends in one pixel: the dual's curvature there is the number of sources
-    sources = moves.send(torch.ones_like(shares) / moves.pixels).clamp_min(1)
-    here, before, age = at.start(phi), at.start(phi), at.start(psi) + 1
+    sources = moves.push_forward(torch.ones_like(goal) / moves.pixels).clamp_min(1)
+    momentum = Momentum(last=phi, age=torch.ones_like(psi))
+    at = Batch(index=index, **vars(task), moves=moves, sources=sources)
+    at.phi, at.psi, at.momentum = phi, psi, momentum
+    at, stepped = at.select(free), goal[:, free[moves.image_index]]
     for turn in range(1, max_iter + 1):
         if len(at.index) == 0:
             break
-        plan, price = at.solve(here, psi[at.index])
-        over = at.moves.send(plan / at.moves.mass) - 1
+        rows, at.psi = _solve(at.moves, stepped - at.moves.gather(at.phi), at.eps, at.psi)
+        over = at.moves.push_forward(rows / at.moves.mass) - 1
         over = over if bound else torch.full_like(over, -1.0)  # room everywhere: phi stays 0
-        scaled = over / at.mass
-        gap = (here * scaled).sum((1, 2, 3)).abs()
-        far = at.moves.total((plan - at.stepped).nan_to_num(posinf=0).square().sum(0)) / 2
+        at.climb = over / at.mass
+        gap = (at.phi * at.climb).sum((1, 2, 3)).abs()
+        far = at.moves.total((rows - stepped).nan_to_num(posinf=0).square().sum(0)) / 2
         done = (over.amax((1, 2, 3)) <= tol) & (gap <= tol * far)
         left = done | (turn == max_iter)
-        rows = at.index
-        psi[rows], phi[rows], iterations[rows] = price, here, turn
-        converged[rows] = done
-        step = (here + scaled / sources[rows]).clamp_min(0)
-        move = step - before
-        age = torch.where((scaled * move).sum((1, 2, 3)) < 0, 1, age)
-        older = (1 + (1 + 4 * age.square()).sqrt()) / 2
-        here = (step + units.column((age - 1) / older) * move).clamp_min(0)
-        before, age = step, older
         if bool(left.any()):
-            mine = torch.isin(moves.owner, rows[left])
-            shares[:, mine] = (plan / at.moves.mass)[:, left[at.moves.owner]]
-            at, here, before, age = at.keep(~left), here[~left], before[~left], age[~left]
+            stepped = stepped[:, ~left[at.moves.image_index]]
+        at = at.leave(left, found, phi=at.phi, psi=at.psi, iterations=turn, converged=done)
+        step = (at.phi + at.climb / at.sources).clamp_min(0)
+        at.phi = at.momentum.beyond(step, at.climb).clamp_min(0)
 
-    shares = _inside(moves, shares, task.eps)
-    image = moves.send(shares)
+    score = goal - moves.gather(phi) - psi[moves.image_index] * moves.costs
+    rows, _ = simplex(score, moves.mass)
+    rows = torch.where(free[moves.image_index], rows, moves.identity() * moves.mass)
+    value = moves.total((rows - goal).nan_to_num(posinf=0).square().sum(0)) / 2
+    # rows that sum to 1 and a cost of at most eps, where rounding left either
+    shares, _ = moves.within(rows / rows.sum(0), task.eps)
+    image = moves.push_forward(shares)
     image = image.clamp(max=1) if bound else image
-    plan = TransportPlan(moves.plan(shares).mass.to(x.dtype), ground_cost)
-    duals = {"psi": psi.to(x.dtype), "phi": phi.to(x.dtype)}
-    return Projection(image.to(x.dtype), plan, duals, iterations, converged)
+    ends = found["iterations"], found["converged"]
+    return Projection(image, moves.plan(shares), value, {"psi": psi, "phi": phi}, *ends).to(x.dtype)
 
 
-@dataclass
-class _Active:
-    """The images that have not converged."""
+def _solve(moves: Moves, score: Tensor, eps: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """The plan (K, N) nearest to `score` that costs eps, and its multiplier psi."""
+    plan: list[Tensor] = []
 
-    moves: Moves
-    index: Tensor  # which image of the batch each is
-    mass: Tensor
-    eps: Tensor
-    stepped: Tensor  # G (K, N) in units of mass, -inf along moves out of the image
+    def spent(psi: Tensor) -> tuple[Tensor, Tensor]:
+        rows, active = simplex(score - psi[moves.image_index] * moves.costs, moves.mass)
+        plan[:] = [rows]
+        number = active.sum(0)
+        mean = (active * moves.costs).sum(0) / number
+        spread = (active * moves.costs**2).sum(0) - number * mean**2
+        return moves.total((rows * moves.costs).sum(0)), -moves.total(spread)
 
-    def keep(self, some: Tensor) -> "_Active":
-        moves, columns = self.moves.select(some)
-        parts = (self.index[some], self.mass[some], self.eps[some])
-        return _Active(moves, *parts, self.stepped[:, columns])
-
-    def start(self, value: Tensor) -> Tensor:
-        return value[self.index]
-
-    def solve(self, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-        """The plan (K, N) at the pixels' prices phi, and the price psi that makes it cost eps."""
-        moves = self.moves
-        score = self.stepped - moves.read(phi)
-        plan = []
-
-        def spent(psi):
-            rows, active = simplex(score - psi[moves.owner] * moves.prices, moves.mass)
-            plan[:] = [rows]
-            number = active.sum(0)
-            mean = (active * moves.prices).sum(0) / number
-            spread = (active * moves.prices**2).sum(0) - number * mean**2
-            return moves.total((rows * moves.prices).sum(0)), -moves.total(spread)
-
-        psi = budget.price(spent, self.eps, psi, 1e-9)
-        return plan[0], psi
+    psi = multiplier(spent, eps, psi, 1e-9)
+    return plan[0], psi
 
 
 def simplex(score: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,26 +144,19 @@ def simplex(score: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return (score - level).clamp_min(0), score > level
 
 
-def _stepped(moves: Moves, w: Tensor | TransportPlan, task: units.Scaled) -> Tensor:
+def _stepped(moves: Moves, w: Tensor | TransportPlan, task: Scaled) -> Tensor:
     """The stepped plan G on the moves, (K, N), in units of mass."""
     if isinstance(w, TransportPlan):
         if w.ground_cost != moves.ground_cost:
             raise ValueError(f"w must be a plan with the ground cost {moves.ground_cost}")
         checks.tensor("w.mass", w.mass, 5, "(B, C, K, H, W)")
         b, c, h, width = task.x.shape
-        fit = (b, c, len(moves.prices), h, width)
+        fit = (b, c, len(moves.costs), h, width)
         if w.mass.shape != fit:
             raise ValueError(f"w must be a plan of shape {fit}; got {tuple(w.mass.shape)}")
         mass = w.mass.detach().to(task.mass) / task.mass[:, :, None]
         stepped = mass.movedim(2, 0)[:, task.x > 0]
     else:
-        stepped = moves.read(task.w - task.x / task.mass)
+        stepped = moves.gather(task.w - task.x / task.mass)
         stepped[moves.stay] += moves.mass
     return stepped.masked_fill(moves.outside, -torch.inf)
-
-
-def _inside(moves: Moves, shares: Tensor, eps: Tensor) -> Tensor:
-    """Rows that sum to 1 and a cost of at most eps, where rounding left either."""
-    shares = shares / shares.sum(0)
-    spent = moves.cost(shares)
-    return moves.blend(shares, torch.where(spent > eps, eps / spent.clamp_min(1e-300), 1))

@@ -1,12 +1,14 @@
 """The exact Euclidean projection onto a Wasserstein ball, by a quadratic program."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from wotlab.ot import GroundCost
 from wotlab.plans import Moves, TransportPlan
-from wotlab.projections import _scaling as units
 from wotlab.projections._result import Projection
+from wotlab.projections._scaling import scaled
 
 
 @torch.no_grad()
@@ -55,27 +57,24 @@ def exact_projection(
     -----
     On the CPU, image by image: a tenth of a second for 8x8, seconds for a digit. Not for attacks.
     """
-    task = units.scaled(x, w, eps)
+    task = scaled(x, w, eps)
     images, plans = [], []
     psi, iterations = torch.zeros_like(task.eps), torch.zeros(len(x), dtype=torch.long)
     for i in range(len(x)):
         one = task.x[i : i + 1]
         moves = Moves(one, ground_cost)
-        shares = moves.still()
+        shares = moves.identity()
         image = one.clone()
         if task.eps[i] > 0:
             goal = (task.w * task.mass)[i : i + 1]
             shares, psi[i], iterations[i] = _solve(moves, goal, float(task.eps[i]), bound)
-            image = moves.send(shares)
+            image = moves.push_forward(shares)
         images.append(image.clamp(0, 1) if bound else image)
         plans.append(moves.plan(shares).mass)
-    return Projection(
-        torch.cat(images).to(x.dtype),
-        TransportPlan(torch.cat(plans).to(x.dtype), ground_cost),
-        {"psi": (psi / task.mass.flatten()).to(x.dtype)},
-        iterations.to(x.device),
-        torch.ones(len(x), dtype=torch.bool, device=x.device),
-    )
+    image, plan = torch.cat(images), TransportPlan(torch.cat(plans), ground_cost)
+    value = (image - task.w * task.mass).square().sum((1, 2, 3)) / 2
+    duals, converged = {"psi": psi / task.mass.flatten()}, torch.ones_like(psi, dtype=torch.bool)
+    return Projection(image, plan, value, duals, iterations.to(x.device), converged).to(x.dtype)
 
 
 def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor, float, int]:
@@ -84,14 +83,14 @@ def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor,
     usable = ~moves.outside
     step, source = (part.cpu().numpy() for part in usable.nonzero(as_tuple=True))
     numbers = torch.arange(goal.numel(), device=goal.device, dtype=goal.dtype).reshape(goal.shape)
-    target = moves.read(numbers)[usable].long().cpu().numpy()
+    target = moves.gather(numbers)[usable].long().cpu().numpy()
     flow = cp.Variable(len(step), nonneg=True)
     entries = range(len(step))
     ones = [1.0] * len(step)
     image = sparse.csr_matrix((ones, (target, entries)), (goal.numel(), len(step))) @ flow
     starts = sparse.csr_matrix((ones, (source, entries)), (len(moves.pixels), len(step))) @ flow
-    prices = moves.prices[:, 0].cpu().numpy()[step]
-    spend = prices @ flow <= eps * float(moves.pixels.sum())
+    costs = moves.costs[:, 0].cpu().numpy()[step]
+    spend = costs @ flow <= eps * float(moves.pixels.sum())
     rules = [starts == moves.pixels.cpu().numpy(), spend] + [image <= 1] * bound
     distance = cp.sum_squares(image - goal.flatten().cpu().numpy()) / 2
     problem = cp.Problem(cp.Minimize(distance), rules)
@@ -100,13 +99,11 @@ def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor,
         raise RuntimeError(f"Clarabel ended with status {problem.status!r}")
     shares = torch.zeros(usable.shape, dtype=goal.dtype, device=goal.device)
     shares[usable] = torch.as_tensor(flow.value).to(goal).clamp_min(0)
-    shares /= shares.sum(0)
-    spent = moves.cost(shares)  # over eps by the solver's tolerance
-    shares = moves.blend(shares, (eps / spent.clamp_min(1e-300)).clamp(max=1))
+    shares, _ = moves.within(shares / shares.sum(0), eps)  # off by the solver's tolerance
     return shares, float(spend.dual_value), problem.solver_stats.num_iters or 0
 
 
-def _solvers():
+def _solvers() -> tuple[ModuleType, ModuleType]:
     try:
         import clarabel  # noqa: F401
         import cvxpy

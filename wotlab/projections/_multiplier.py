@@ -1,4 +1,4 @@
-"""The price of distance, psi: one number an image, found so that a plan spends its budget."""
+"""The multiplier of distance, psi: one number an image, at which a plan spends its budget."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,10 @@ from torch import Tensor
 STEPS = 100
 
 
-def price(spent: Callable, eps: Tensor, psi: Tensor, slack: float) -> Tensor:
-    r"""The psi >= 0 at which a plan costs eps, or 0 where it costs no more without a price.
+def multiplier(
+    spent: Callable[[Tensor], tuple[Tensor, Tensor]], eps: Tensor, psi: Tensor, slack: float
+) -> Tensor:
+    r"""The psi >= 0 at which a plan costs eps, or 0 where it costs no more at 0.
 
     Newton's method on log F(psi) = log eps: the cost F falls with psi, and for large psi like
     exp(-psi) where the plan is entropic, so that a step is nearly exact. A bracket guards it.
@@ -26,7 +28,7 @@ def price(spent: Callable, eps: Tensor, psi: Tensor, slack: float) -> Tensor:
         Stop when F is within slack * eps of eps.
     """
     low, high = torch.zeros_like(psi), torch.full_like(psi, torch.inf)
-    needed = torch.zeros_like(psi, dtype=torch.bool)  # whether some price is known to be
+    needed = torch.zeros_like(psi, dtype=torch.bool)  # whether psi > 0 is known to be
     for _ in range(STEPS):
         cost, slope = spent(psi)
         over = cost > eps

@@ -1,7 +1,8 @@
 """What a projection returns."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from wotlab.plans import TransportPlan
@@ -15,9 +16,12 @@ class Projection:
     ----------
     image : Tensor (B, C, H, W)
         The projected images.
-    plan : TransportPlan or None
+    plan : TransportPlan
         A plan in units of pixels (its mass sums to that of x, not to 1). It starts at x and ends
         at `image`, both up to convergence: `plan.source()` and `plan.image()` say how far.
+    value : Tensor (B,)
+        What the method minimises, in the units of its own problem, at `image` and `plan`: the
+        optimum where `converged`.
     duals : dict of str to Tensor
         Multipliers; handed back as `warm=`, the next call starts from them.
     iterations : Tensor, integers (B,)
@@ -27,7 +31,18 @@ class Projection:
     """
 
     image: Tensor
-    plan: TransportPlan | None
-    duals: dict[str, Tensor] = field(default_factory=dict)
-    iterations: Tensor | None = None
-    converged: Tensor | None = None
+    plan: TransportPlan
+    value: Tensor
+    duals: dict[str, Tensor]
+    iterations: Tensor
+    converged: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Projection":
+        """The same in another dtype of floats."""
+        return replace(
+            self,
+            image=self.image.to(dtype),
+            plan=replace(self.plan, mass=self.plan.mass.to(dtype)),
+            value=self.value.to(dtype),
+            duals={name: dual.to(dtype) for name, dual in self.duals.items()},
+        )

@@ -1,12 +1,14 @@
 r"""Entropic projections onto Wasserstein balls: Wong et al. (2019) and Hu et al. (2020).
 
-Both run the loop of `alternate.py`; they differ in the pixel bound and in when they stop.
+Both run the loop of `_block_ascent.py`; they differ in the pixel bound and in when they stop.
 """
+
+from dataclasses import replace
 
 from torch import Tensor
 
 from wotlab.ot import GroundCost
-from wotlab.projections._block_ascent import alternate
+from wotlab.projections._block_ascent import block_ascent
 from wotlab.projections._result import Projection
 
 RULES = ("plan", "published", "dual")
@@ -84,7 +86,7 @@ def constrained_sinkhorn(
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}; got {rule!r}")
-    return alternate(x, w, eps, ground_cost, reg, tol, rule, max_iter, bound, warm)
+    return block_ascent(x, w, eps, ground_cost, reg, tol, rule, max_iter, bound, warm)
 
 
 def projected_sinkhorn(
@@ -115,15 +117,12 @@ def projected_sinkhorn(
     Returns
     -------
     Projection
-        `plan` is that of the image before the clamp.
+        `plan` and `value` are those of the image before the clamp.
 
     Raises
     ------
     ValueError
         As `constrained_sinkhorn`.
     """
-    found = alternate(x, w, eps, ground_cost, reg, tol, "dual", max_iter, False, warm)
-    if not clamp:
-        return found
-    image = found.image.clamp(0, 1)
-    return Projection(image, found.plan, found.duals, found.iterations, found.converged)
+    found = block_ascent(x, w, eps, ground_cost, reg, tol, "dual", max_iter, False, warm)
+    return replace(found, image=found.image.clamp(0, 1)) if clamp else found

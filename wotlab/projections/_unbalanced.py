@@ -1,17 +1,17 @@
 r"""The unbalanced projection of the Sinkhorn attack (Subramanyam), as printed and corrected."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wotlab._base import checks
+from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
-from wotlab.ot._marginals import wright_omega
+from wotlab.ot._marginals import KL, L2, Marginal, wright_omega
 from wotlab.plans import TransportPlan
-from wotlab.projections import _scaling as units
 from wotlab.projections._result import Projection
+from wotlab.projections._scaling import scaled
 
 VARIANTS = ("corrected", "printed", "l2")
 FLOOR = 1e-12  # of z where its logarithm is taken: stepped images have pixels at and below 0
@@ -86,73 +86,59 @@ def unbalanced_sinkhorn(
         checks.positive(name, value)
     limit = max_iter or (10 if variant == "printed" else 5000)
     checks.count("max_iter", limit if max_iter is None else max_iter)
-    task = units.scaled(x, w, 0.0)
-    kernel = _Kernel(ground_cost, *x.shape[-2:], reg, x.device)
-    blocks = _L2 if variant == "l2" else _Printed if variant == "printed" else _KL
-
-    z, alpha, beta = (torch.empty_like(task.x) for _ in range(3))
+    task = scaled(x, w, 0.0)
+    kernel = _Kernel(ground_cost, task.x, reg)
     index = torch.arange(len(x), device=x.device)
-    turns, converged = torch.zeros_like(index), torch.zeros_like(index, dtype=torch.bool)
-    at = blocks(task.x, w.detach().double(), gamma, reg, tau)
-    b, old_z, old_s = torch.zeros_like(task.x), at.w, at.x
+    found = {name: torch.empty_like(task.x) for name in ("z", "alpha", "beta")}
+    found |= {"iterations": index * 0, "converged": index < 0}
+    blocks = {"corrected": _KL, "printed": _Printed, "l2": _L2}[variant]
+    at = blocks(index=index, x=task.x, w=w.detach().double(), gamma=gamma, reg=reg, tau=tau)
+    at.start()
     for turn in range(1, limit + 1):
-        a = at.rows(kernel(b))
-        b, s, new = at.columns(kernel(a))
-        change = torch.maximum((new - old_z).abs(), (s - old_s).abs()).amax((1, 2, 3))
-        old_z, old_s = new, s
-        done = change <= tol
+        a = at.rows(kernel(at.beta))
+        at.beta, s, z = at.columns(kernel(a))
+        done = torch.maximum((z - at.z).abs(), (s - at.s).abs()).amax((1, 2, 3)) <= tol
+        at.z, at.s = z, s
         left = (done & (variant != "printed")) | (turn == limit)
-        if bool(left.any()):
-            rows = index[left]
-            z[rows], alpha[rows], beta[rows] = new[left], a[left], b[left]
-            turns[rows], converged[rows] = turn, done[left]
-            index, b, old_z, old_s = index[~left], b[~left], new[~left], s[~left]
-            at = at.keep(~left)
-        if len(index) == 0:
+        at = at.leave(left, found, z=z, alpha=a, beta=at.beta, iterations=turn, converged=done)
+        if len(at.index) == 0:
             break
-    plan = (alpha[:, :, None] + kernel.scores(beta)).exp()
+    z, alpha, beta = found["z"], found["alpha"], found["beta"]
+    mass = (alpha[:, :, None] + kernel.scores(beta)).exp()
+    plan = TransportPlan(mass, ground_cost)
+    off: Marginal = L2(tau) if variant == "l2" else KL(tau)
+    worth = off.penalty(plan.source(), task.x) + off.penalty(plan.image(), z)
+    worth = (worth + gamma / 2 * (z - w).square()).sum((1, 2, 3))
+    worth = worth + reg * (mass * kernel.costs + torch.xlogy(mass, mass) - mass).sum((1, 2, 3, 4))
     duals = {"alpha": reg * alpha.masked_fill(alpha.isneginf(), 0), "beta": reg * beta}
-    return Projection(
-        z.to(x.dtype),
-        TransportPlan(plan.to(x.dtype), ground_cost),
-        {name: value.to(x.dtype) for name, value in duals.items()},
-        turns,
-        converged,
-    )
+    ends = found["iterations"], found["converged"]
+    return Projection(z, plan, worth, duals, *ends).to(x.dtype)
 
 
 class _Kernel:
     """log sum_j exp(v_j - C_ij / reg) over the window; C is symmetric, so for columns, too."""
 
-    def __init__(self, cost: GroundCost, height: int, width: int, reg: float, device):
+    def __init__(self, cost: GroundCost, x: Tensor, reg: float):
         self.cost = cost
-        self.outside = ~cost.inside(height, width, device)
-        self.prices = cost.costs(height, width, device, torch.double)[:, None, None] / reg
+        self.outside = ~cost.inside(x.shape[2], x.shape[3], x.device)
+        self.costs = cost.costs(x.shape[2], x.shape[3], x.device, x.dtype)[:, None, None] / reg
 
     def scores(self, v: Tensor) -> Tensor:
-        return (self.cost.gather(v) - self.prices).masked_fill(self.outside, -torch.inf)
+        return (self.cost.gather(v) - self.costs).masked_fill(self.outside, -torch.inf)
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.scores(v).logsumexp(2)
 
 
-@dataclass
-class _KL:
-    """Block updates with marginals held by KL; potentials in units of reg."""
+class _KL(Batch):
+    """Block updates with marginals held by KL; potentials in units of reg.
 
-    x: Tensor
-    w: Tensor
-    gamma: float
-    reg: float
-    tau: float
+    Images x and w, weights gamma, reg and tau; z, the column sums s and beta of the last turn.
+    """
 
-    def __post_init__(self):
+    def start(self) -> None:
+        self.beta, self.s, self.z = torch.zeros_like(self.x), self.x, self.w
         self.goal = self.w.clamp_min(FLOOR).log()  # log z
-
-    def keep(self, some: Tensor) -> "_KL":
-        kept = type(self)(self.x[some], self.w[some], self.gamma, self.reg, self.tau)
-        kept.goal = self.goal[some]
-        return kept
 
     def rows(self, t: Tensor) -> Tensor:
         return (self.x.log() - t) * (self.tau / (self.tau + self.reg))
@@ -188,7 +174,8 @@ class _Printed(_KL):
 class _L2(_KL):
     """Block updates with marginals held by tau/2 |.|^2: each one equation of Wright's omega."""
 
-    def __post_init__(self):
+    def start(self) -> None:
+        super().start()
         self.goal = self.w.clamp_min(0)  # z itself: it may be 0 here
 
     def rows(self, t: Tensor) -> Tensor:
