@@ -263,6 +263,22 @@ def test_bad_options():
         unbalanced_sinkhorn(x, w, COST, max_iter=0)
 
 
+def test_values_are_what_the_projections_minimise():
+    x, w = pair(2, 1, 5, 5, seed=15)
+    mass, reg = x.sum((1, 2, 3), keepdim=True), 0.01
+    best = exact_projection(x, w, 0.2, COST)
+    assert torch.allclose(best.value, (best.image - w).square().sum((1, 2, 3)) / 2)
+
+    def entropic(found):
+        plan = found.plan.mass / mass[:, :, None]
+        far = ((found.image - w) / mass).square().sum((1, 2, 3)) / 2
+        return far + reg * torch.special.xlogy(plan, plan).sum((1, 2, 3, 4))
+
+    found = constrained_sinkhorn(x, w, 0.2, COST, reg=reg, tol=1e-6)
+    assert torch.allclose(found.value, entropic(found))
+    assert (found.value < entropic(best)).all() and found.value.dtype == x.dtype
+
+
 # Dual projection
 
 
@@ -292,6 +308,7 @@ def test_dual_projection_is_the_nearest_plan(eps, bound):
     grid = TransportPlan(TransportPlan.identity(x, cost).mass + steps, cost)
     difference = (found.plan.mass - grid.mass) / x.sum() * (x > 0)[:, :, None]
     reached = float(difference.square().sum())
+    assert float(found.value) == pytest.approx(reached / 2, rel=1e-6)
     assert reached == pytest.approx(nearest_plan(x, stepped, eps, cost, bound), rel=1e-4)
     assert torch.allclose(found.plan.source(), x, atol=1e-14)
     assert (found.plan.cost() <= eps * (1 + 1e-6)).all()
@@ -317,7 +334,7 @@ def test_dual_projection_keeps_rows_and_budget(seed, eps):
 
 
 def unbalanced_program(x, w, cost, gamma, eta, tau, l2):
-    """The convex program by Clarabel, in exponential cones: its z."""
+    """The convex program by Clarabel, in exponential cones: its z, and its value."""
     n = x.numel()
     start, goal = x.flatten().numpy(), w.flatten().numpy()
     price = cost.dense(*x.shape[-2:]).numpy()
@@ -334,7 +351,7 @@ def unbalanced_program(x, w, cost, gamma, eta, tau, l2):
     loss += tau * (apart((rows @ flow)[used], start[used]) + apart(columns @ flow, z))
     problem = cp.Problem(cp.Minimize(loss + gamma / 2 * cp.sum_squares(z - goal)))
     problem.solve(solver=cp.CLARABEL)
-    return torch.tensor(z.value).reshape(x.shape)
+    return torch.tensor(z.value).reshape(x.shape), problem.value
 
 
 @pytest.mark.parametrize("variant", ["corrected", "l2"])
@@ -344,9 +361,10 @@ def test_corrected_unbalanced_solves_its_problem(weights, variant):
     gamma, eta, tau = weights
     cost = GroundCost(3)
     found = unbalanced_sinkhorn(x, w, cost, variant=variant, gamma=gamma, reg=eta, tau=tau)
-    best = unbalanced_program(x, w, cost, *weights, variant == "l2")
+    best, value = unbalanced_program(x, w, cost, *weights, variant == "l2")
     assert found.converged.all() and (found.image >= 0).all()
     assert (found.image - best).abs().max() < 1e-5
+    assert float(found.value) == pytest.approx(value, rel=1e-5, abs=1e-6)
 
 
 def digits():
