@@ -200,6 +200,11 @@ def test_unbalanced_channel_that_is_black_on_one_side_costs_its_mass(marginals):
     lost = 2.0 * y.sum() if marginals == "kl" else y.square().sum()
     assert two.value.item() == pytest.approx((one.value + lost).item())
     assert two.plan[0, 1].sum() == 0
+    y2[0, 1, 0, 0] = 0  # an empty pixel among those whose mass is lost
+    done = ot.unbalanced_sinkhorn(x2, y2.requires_grad_(), L1, 0.5, 2.0, marginals=marginals)
+    (slope,) = torch.autograd.grad(done.value.sum(), y2)
+    expected = torch.full_like(y[0, 0], 2.0) if marginals == "kl" else 2.0 * y2[0, 1].detach()
+    assert torch.allclose(slope[0, 1], expected)
 
 
 @settings(max_examples=12, deadline=None)

@@ -68,7 +68,8 @@ class KL:
         return a * (-f * (reg / self.tau)).exp()
 
     def penalty(self, m: Tensor, a: Tensor) -> Tensor:
-        return self.tau * (torch.xlogy(m, m) - torch.where(a > 0, m * a.log(), 0) - m + a)
+        log_a = torch.where(a > 0, a, 1).log()  # no slope where a is 0, as m is
+        return self.tau * (torch.xlogy(m, m) - m * log_a - m + a)
 
     def dual(self, f: Tensor, a: Tensor) -> Tensor:
         return a * self.slope(f, a)
