@@ -108,6 +108,8 @@ def test_the_relaxation_is_youngs():
     assert torch.allclose(best, torch.tensor([1, 4 / 3, 5 / 3], dtype=torch.double))
     # at the best factor the error falls by omega - 1, and the factor stays
     assert torch.allclose(_relaxation(best.view(3, 1, 1), best - 1).flatten()[1:], best[1:])
+    # beyond it the rate says nothing of theta, and the factor is lowered
+    assert torch.allclose(_relaxation(1.8 * one, 0.0 * rate + 0.7), 1.76 * one)
     wild = _relaxation(1.5 * one, torch.tensor([1.0, 1.2, 7.0], dtype=torch.double))
     assert (wild == 1).all()
     assert _relaxation(one, torch.full((3,), 1 - 1e-12, dtype=torch.double)).max() == 1.98

@@ -251,11 +251,14 @@ def _relaxation(omega: Tensor, rate: Tensor) -> Tensor:
 
     Young's relation (rate + omega - 1)^2 = rate omega^2 theta gives theta, the rate of the plain
     iteration, and theta the best factor, 2 / (1 + sqrt(1 - theta)). A rate above 1 says that the
-    iteration is not yet near its solution: back to the plain one, which always converges.
+    iteration is not yet near its solution: back to the plain one, which always converges. Beyond
+    the best factor it tends to omega - 1, whatever theta is: there the factor falls a little, until
+    the relation holds again.
     """
     w = omega.flatten()
     theta = ((rate + w - 1).square() / (rate * w.square())).clamp(max=1 - 1e-7)
-    best = torch.where(rate > w - 1, 2 / (1 + (1 - theta).sqrt()), w)
+    too_far = rate <= 0.99 * (w - 1)
+    best = torch.where(too_far, 1 + 0.95 * (w - 1), 2 / (1 + (1 - theta).sqrt()))
     return torch.where(rate < 1, best.clamp(1, 1.98), 1).reshape_as(omega)
 
 
