@@ -35,7 +35,7 @@ def pair(*shape, seed=0, step=0.5):
 @pytest.mark.parametrize("bound", [False, True])
 @pytest.mark.parametrize("most, step", [(1, 1.0), (2, 1.0), (7, 1.0), (1, 1e6)])
 def test_the_dual_projection_keeps_rows_and_budget_wherever_it_stops(most, step, bound):
-    """To the last bit, whatever the search for the price and huge steps leave of rounding."""
+    """To the last bit, whatever the search for psi and huge steps leave of rounding."""
     x, w = pair(64, 1, 5, 5, step=step)
     eps = torch.linspace(0.001, 0.6, 64, dtype=torch.double)
     found = dual_projection(x, w, eps, COST, bound=bound, max_iter=most)
@@ -113,8 +113,8 @@ def test_the_entropic_projections_multipliers_meet_its_conditions(bound):
     slope = lam * (goal - z)
     assert torch.allclose(slope[lit], (beta + phi)[lit], atol=1e-6 * lam)
     # the plan is that of the potentials: rows x softmax(beta - psi C), no cost beyond eps
-    prices = COST.costs(5, 5, dtype=torch.double)[:, None, None]
-    score = COST.gather(beta) - psi[:, None, None, None, None] * prices
+    costs = COST.costs(5, 5, dtype=torch.double)[:, None, None]
+    score = COST.gather(beta) - psi[:, None, None, None, None] * costs
     score = score.masked_fill(~COST.inside(5, 5), -torch.inf)
     plan = x[:, :, None] * score.softmax(2)
     assert torch.allclose(found.plan.mass, plan, atol=1e-6)
@@ -138,8 +138,8 @@ def test_the_dual_projections_multipliers_meet_its_conditions():
     plan = found.plan.mass / mass[:, :, None]
     stays = (COST.offsets(5, 5) == 0).all(1)[:, None, None]
     goal = COST.gather((w - x) / mass) + stays * (x / mass)[:, :, None]
-    prices = COST.costs(5, 5, dtype=torch.double)[:, None, None]
-    score = goal - psi[:, None, None, None, None] * prices - COST.gather(phi)
+    costs = COST.costs(5, 5, dtype=torch.double)[:, None, None]
+    score = goal - psi[:, None, None, None, None] * costs - COST.gather(phi)
     score = score.masked_fill(~COST.inside(5, 5), -torch.inf)
     off = (score - plan).movedim(2, 0)[:, x > 0]  # the row's one threshold where mass goes
     used = plan.movedim(2, 0)[:, x > 0] > 1e-12
@@ -203,7 +203,7 @@ def test_a_warm_start_takes_both_multipliers():
     assert (other.iterations > 1).all()
 
 
-def test_a_warm_price_is_where_the_search_for_the_price_begins():
+def test_a_warm_multiplier_is_where_the_search_for_it_begins():
     """The right one is kept to the bit, and one below 0 counts as 0."""
     x, w = pair(2, 1, 5, 5, seed=9, step=0.8)
     first = constrained_sinkhorn(x, w, 0.1, COST, max_iter=3, tol=1e-9)
@@ -243,12 +243,12 @@ def test_the_dual_rule_stops_where_the_dual_stands_still(tol):
     x, w = pair(1, 1, 4, 4, seed=13, step=0.6)
     lam, eps = 50.0, 0.1
     mass = x.sum()
-    prices = COST.costs(4, 4, dtype=torch.double)[:, None, None]
+    costs = COST.costs(4, 4, dtype=torch.double)[:, None, None]
 
     def dual(turn):
         found = projected_sinkhorn(x, w, eps, COST, reg=1 / lam, tol=tol, max_iter=turn)
         beta, psi = found.duals["beta"], found.duals["psi"]
-        score = (COST.gather(beta) - psi * prices).masked_fill(~COST.inside(4, 4), -torch.inf)
+        score = (COST.gather(beta) - psi * costs).masked_fill(~COST.inside(4, 4), -torch.inf)
         start = torch.where(x > 0, x / mass * ((x / mass).log() - score.logsumexp(2)), 0).sum()
         z = found.image / mass
         ends = lam / 2 * (w / mass - z).square() + beta * z

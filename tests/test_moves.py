@@ -156,7 +156,7 @@ def test_a_black_image_has_no_moves_and_costs_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("p", [0.5, 14, 20])
-def test_prices_of_any_power_can_be_reckoned_with(p, dtype):
+def test_costs_of_any_power_can_be_reckoned_with(p, dtype):
     """Their squares are summed by attacks; a step too dear for that leaves the set of moves."""
     x = torch.zeros(1, 1, 28, 28, dtype=dtype)
     x[..., 10:20, 10:20] = 0.5

@@ -153,17 +153,17 @@ def test_unbalanced_against_a_convex_solver(marginals, tau):
     p0, q0 = a[0].numpy(), b[0].numpy()
     fee = cp.sum(cp.kl_div(p, np.outer(p0, q0)))
     if marginals == "kl":
-        price = cp.sum(cp.kl_div(cp.sum(p, 1), p0)) + cp.sum(cp.kl_div(cp.sum(p, 0), q0))
+        penalty = cp.sum(cp.kl_div(cp.sum(p, 1), p0)) + cp.sum(cp.kl_div(cp.sum(p, 0), q0))
     else:
-        price = (cp.sum_squares(cp.sum(p, 1) - p0) + cp.sum_squares(cp.sum(p, 0) - q0)) / 2
+        penalty = (cp.sum_squares(cp.sum(p, 1) - p0) + cp.sum_squares(cp.sum(p, 0) - q0)) / 2
     linear = cp.sum(cp.multiply(c.numpy(), p))
-    problem = cp.Problem(cp.Minimize(linear + reg * fee + tau * price))
+    problem = cp.Problem(cp.Minimize(linear + reg * fee + tau * penalty))
     problem.solve(cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     assert done.converged.all()
     assert done.value.item() == pytest.approx(problem.value, abs=1e-6)
     assert done.dual.item() == pytest.approx(problem.value, abs=1e-6)
     assert np.abs(done.plan[0].numpy() - p.value).max() < 1e-4
-    assert done.primal.item() == pytest.approx((linear + tau * price).value, abs=1e-4)
+    assert done.primal.item() == pytest.approx((linear + tau * penalty).value, abs=1e-4)
 
 
 @pytest.mark.parametrize("marginals", ["kl", "l2"])
@@ -308,11 +308,11 @@ def test_unbalanced_with_black_pixels_against_a_convex_solver(tau, marginals):
     fee = cp.sum(cp.kl_div(p, np.outer(p0, q0)))
     sums = ((cp.sum(p, 1), p0), (cp.sum(p, 0), q0))
     if marginals == "kl":
-        price = sum(cp.sum(cp.kl_div(m, h)) for m, h in sums)
+        penalty = sum(cp.sum(cp.kl_div(m, h)) for m, h in sums)
     else:
-        price = sum(cp.sum_squares(m - h) for m, h in sums) / 2
+        penalty = sum(cp.sum_squares(m - h) for m, h in sums) / 2
     linear = cp.sum(cp.multiply(c.numpy()[np.ix_(i, j)], p))
-    problem = cp.Problem(cp.Minimize(linear + reg * fee + tau * price))
+    problem = cp.Problem(cp.Minimize(linear + reg * fee + tau * penalty))
     problem.solve(cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     assert done.converged.all()
     assert done.value.item() == pytest.approx(problem.value, rel=1e-6)

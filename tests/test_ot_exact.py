@@ -55,9 +55,9 @@ def test_against_a_linear_program(cost):
 def test_a_shift_costs_its_length():
     x = torch.nn.functional.pad(noise(4, 1, 4, 5), (4, 4, 4, 4))
     shifted = x.roll((3, -4), (2, 3))
-    for p, price in ((1, 5), (2, 25)):
+    for p, paid in ((1, 5), (2, 25)):
         value = wotlab.wasserstein_distance(x, shifted, GroundCost(None, p))
-        assert torch.allclose(value, torch.full_like(value, price))
+        assert torch.allclose(value, torch.full_like(value, paid))
 
 
 def test_on_a_line_it_is_the_area_between_the_distribution_functions():

@@ -1,4 +1,4 @@
-"""Plans, their images and prices; and certificates that cannot be fooled."""
+"""Plans, their images and costs; and certificates that cannot be fooled."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_identity_moves_nothing(window):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 3, None]))
-def test_price_bounds_the_exact_distance(seed, window):
+def test_cost_bounds_the_exact_distance(seed, window):
     plan = random_plan(seed, window)
     x, y = plan.source(), plan.image()
     assert torch.allclose(x.sum((2, 3)), y.sum((2, 3)))
@@ -40,7 +40,7 @@ def test_price_bounds_the_exact_distance(seed, window):
     assert torch.equal(certify(x, plan, ball, exact=False).cost, plan.cost())
 
 
-def test_exact_plan_in_local_form_keeps_image_and_price():
+def test_exact_plan_in_local_form_keeps_image_and_cost():
     x, y = noise(2, 1, 4, 5, seed=1), noise(2, 1, 4, 5, seed=2)
     done = ot.exact(x, y, GroundCost(None))
     plan = TransportPlan.from_matrix(done.plan, 4, 5, GroundCost(None))
@@ -241,7 +241,7 @@ def test_a_black_image_is_alone_in_its_ball(dtype):
         assert certify(x, plan, WassersteinBall(0.0), exact=exact).inside.all()
 
 
-def test_no_power_makes_a_price_of_nan():
+def test_no_power_makes_a_cost_of_nan():
     for dtype in (torch.float32, torch.float64):
         x = noise(1, 1, 28, 28).to(dtype)
         for p in (0.5, 14, 25):

@@ -58,7 +58,7 @@ def test_excess_over_the_exact_projection_falls_with_lam():
     assert 1.002 < excess[2] < 1.05 and 1.0 < excess[3] < 1.006
 
 
-def test_price_of_distance_is_that_of_the_exact_projection():
+def test_the_multiplier_of_distance_is_that_of_the_exact_projection():
     x, w = pair(3, 1, 6, 6, seed=1)
     exact = exact_projection(x, w, 0.2, COST).duals["psi"]
     found = constrained_sinkhorn(x, w, 0.2, COST, reg=1e-4, tol=1e-6, max_iter=5000)
@@ -285,12 +285,12 @@ def test_values_are_what_the_projections_minimise():
 def nearest_plan(x, stepped, eps, cost, bound):
     """The same projection as a dense quadratic program: objective, in units of mass."""
     h, w = x.shape[-2:]
-    price = cost.dense(h, w).numpy()
+    costs = cost.dense(h, w).numpy()
     start, goal = (v.numpy() for v in (x.flatten() / x.sum(), stepped / x.sum()))
-    plan = cp.Variable(price.shape, nonneg=True)
-    near = np.isfinite(price) & (start > 0)[:, None]
+    plan = cp.Variable(costs.shape, nonneg=True)
+    near = np.isfinite(costs) & (start > 0)[:, None]
     rules = [plan.sum(1) == start, plan[~near] == 0]
-    rules += [cp.sum(cp.multiply(np.where(near, price, 0), plan)) <= eps]
+    rules += [cp.sum(cp.multiply(np.where(near, costs, 0), plan)) <= eps]
     rules += [plan.sum(0) <= 1 / float(x.sum())] * bound
     cp.Problem(cp.Minimize(cp.sum_squares(plan - goal)), rules).solve(solver=cp.CLARABEL)
     return float(((plan.value - goal)[near] ** 2).sum())
@@ -337,8 +337,8 @@ def unbalanced_program(x, w, cost, gamma, eta, tau, l2):
     """The convex program by Clarabel, in exponential cones: its z, and its value."""
     n = x.numel()
     start, goal = x.flatten().numpy(), w.flatten().numpy()
-    price = cost.dense(*x.shape[-2:]).numpy()
-    i, j = np.nonzero(np.isfinite(price) & ((start > 0) | l2)[:, None])
+    costs = cost.dense(*x.shape[-2:]).numpy()
+    i, j = np.nonzero(np.isfinite(costs) & ((start > 0) | l2)[:, None])
     flow, z = cp.Variable(len(i)), cp.Variable(n, nonneg=True)
     rows, columns = np.zeros((n, len(i))), np.zeros((n, len(i)))
     rows[i, range(len(i))], columns[j, range(len(i))] = 1, 1
@@ -347,7 +347,7 @@ def unbalanced_program(x, w, cost, gamma, eta, tau, l2):
         return cp.sum_squares(a - b) / 2 if l2 else cp.sum(cp.kl_div(a, b))
 
     used = (start > 0) | l2
-    loss = price[i, j] @ flow - eta * (cp.sum(cp.entr(flow)) + cp.sum(flow))
+    loss = costs[i, j] @ flow - eta * (cp.sum(cp.entr(flow)) + cp.sum(flow))
     loss += tau * (apart((rows @ flow)[used], start[used]) + apart(columns @ flow, z))
     problem = cp.Problem(cp.Minimize(loss + gamma / 2 * cp.sum_squares(z - goal)))
     problem.solve(solver=cp.CLARABEL)

@@ -50,9 +50,8 @@ class FrankWolfe:
         # tolerance: a mix of the plans on both sides spends the whole budget
         vertex, dearer = plan_at(high, scores, moves), plan_at(low, scores, moves)
         spent, more = moves.cost(vertex), moves.cost(dearer)
-        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[
-            moves.image_index
-        ]
+        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)
+        mix = mix[moves.image_index]
         vertex = (1 - mix) * vertex + mix * dearer
         # a subgradient step of the price of full pixels, in the gradient's units
         over = moves.push_forward(vertex) - 1

@@ -55,9 +55,8 @@ class Moves:
         self._target = self._source + jumps[:, None]
         self.image_index = self._source // self._size
         self.pixels = padded.reshape(-1)[self._source]
-        self.mass = (self.pixels / x.sum((1, 2, 3), dtype=costs.dtype)[self.image_index]).to(
-            x.dtype
-        )
+        total = x.sum((1, 2, 3), dtype=costs.dtype)
+        self.mass = (self.pixels / total[self.image_index]).to(x.dtype)
         border = F.pad(torch.zeros_like(x), self._pad, value=1.0)
         self.outside = (border.reshape(-1)[self._target] > 0) | (costs > most)
 
@@ -105,10 +104,8 @@ class Moves:
 
     def plan(self, shares: Tensor) -> TransportPlan:
         """The same plan on the whole grid."""
-        sent = shares * self.pixels
-        return TransportPlan(
-            torch.stack([self.to_images(row) for row in sent], dim=2), self.ground_cost
-        )
+        mass = torch.stack([self.to_images(row) for row in shares * self.pixels], dim=2)
+        return TransportPlan(mass, self.ground_cost)
 
     def shares(self, plan: TransportPlan) -> Tensor:
         """Shares of a plan whose sources are these pixels; rows are scaled to sum to 1."""
