@@ -27,7 +27,7 @@ class Batch(SimpleNamespace):
         return some
 
     def leave(self, done: Tensor, found: dict[str, Tensor], **now: Tensor | int) -> Self:
-        """Write into `found` what is `now` known of the problems that are `done`: the others."""
+        """Write what is `now` known of those that are `done` into `found`, and keep the others."""
         if not bool(done.any()):
             return self
         rows = self.index[done]
