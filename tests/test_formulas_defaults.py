@@ -22,6 +22,8 @@ NUMBERS = {
     attacks.climb: {"early_stop": True},
     attacks.Mirror: {"momentum": 0.0, "sweeps": 2, "noise": 0.0},
     attacks.mirror_ascent: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.0},
+    attacks.climb: {"early_stop": True},
+    attacks.Mirror: {"momentum": 0.0, "sweeps": 2, "noise": 0.0},
     attacks.transport: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.75, "restarts": 3},
     attacks.radius: {
         "smallest": 0.01, "largest": 4.0, "growth": 0.2, "patience": 8, "steps": 250,

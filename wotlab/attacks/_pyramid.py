@@ -20,7 +20,14 @@ class Generators(nn.Module):
     that the change is, too.
     """
 
-    def __init__(self, count: int, channels: int, *, like: Tensor, generator=None):
+    def __init__(
+        self,
+        count: int,
+        channels: int,
+        *,
+        like: Tensor,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         sizes = (3 * channels, WIDTH, WIDTH, WIDTH, channels)
         self.layers = len(sizes) - 1
@@ -51,7 +58,7 @@ def scales(height: int, width: int, most: int, smallest: int = SMALLEST) -> list
     return sizes
 
 
-def resize(z: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(z: Tensor, size: tuple[int, ...]) -> Tensor:
     """Images (..., C, H, W) at another size."""
     if z.shape[-2:] == size:
         return z
@@ -61,7 +68,9 @@ def resize(z: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-def changed(net: Generators, x: Tensor, coarse: Tensor, generator) -> Tensor:
+def changed(
+    net: Generators, x: Tensor, coarse: Tensor, generator: torch.Generator | None
+) -> Tensor:
     """The change at this scale: that of the scale below, and what the network adds to it.
 
     x (B, C, H, W) is the image at this scale, coarse (S, B, C, H, W) the change so far.

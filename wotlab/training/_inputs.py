@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import BatchNorm1d
 
 from wotlab._base import checks
-from wotlab.attacks._objective import attacked, modes_of, put
+from wotlab._base.modes import eval_mode, modes_of, set_modes
 from wotlab.balls import TOLERANCE
 
 
@@ -31,7 +31,7 @@ def check_model(model: nn.Module) -> None:
             f"program?). Train the network it was made from"
         ) from error
     finally:
-        put(modes)
+        set_modes(modes)
     if torch.is_inference_mode_enabled():
         raise ValueError("fit needs gradients: call it outside of torch.inference_mode()")
 
@@ -50,7 +50,7 @@ def train_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        put(modes)
+        set_modes(modes)
 
 
 def check_sizes(model: nn.Module, smallest: int) -> None:
@@ -88,7 +88,7 @@ def check_images(x) -> None:
 
 def check_classes(model: nn.Module, x: Tensor) -> int:
     """Number of the network's classes; ValueError if it does not return logits (B, classes)."""
-    with attacked(model):
+    with eval_mode(model):
         logits = model(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
