@@ -130,9 +130,7 @@ def test_lbfgs_lowers_it_and_trades_it_against_roughness(trained):
     objective, still = Objective(model, y, False, "margin"), torch.zeros(len(x), 2, 8, 8)
     start = value(objective, x, still, 0.05)[1]
     # at the kinks of bilinear interpolation a line search can end where it began
-    free, cheap, usual = (
-        search(objective, x, tau=tau, steps=200, early_stop=False) for tau in (0.0, 0.01, 0.05)
-    )
+    free, cheap, usual = (search(objective, x, tau, 200, False, False) for tau in (0.0, 0.01, 0.05))
     assert free.broken.double().mean() > 0.9 and (free.loss[free.broken] == 0).all()
     assert (-usual.loss < 0.5 * start).double().mean() > 0.9
     assert (-cheap.loss < -usual.loss).double().mean() > 0.8

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from wotlab._base.precision import full_precision
 from wotlab.attacks._result import AttackResult, Best, judge
 from wotlab.balls import Ball, L2Ball, LinfBall
 
+Defaults = Callable[[Ball], dict[str, Any]]
 FEWEST = 4  # classes that AutoAttack's targeted loss compares
 
 
@@ -60,16 +62,12 @@ def _auto(model: nn.Module, ball: Ball, x: Tensor, y: Tensor, seed: int, **optio
         torch.set_default_dtype(usual)
 
 
-def _torchattacks(name: str, defaults: Callable[[Ball], dict[str, Any]]) -> Callable[..., Tensor]:
-    def run(
-        model: nn.Module, ball: Ball, x: Tensor, y: Tensor, seed: int, **options: Any
-    ) -> Tensor:
-        made = getattr(_torchattacks_library(), name)
-        attack = made(_Cast(model), **(defaults(ball) | options))
-        attack.set_device(x.device)
-        return attack(x, y)
-
-    return run
+def _torchattacks(
+    made: str, usual: Defaults, model: nn.Module, ball: Ball, x: Tensor, y: Tensor, **options: Any
+) -> Tensor:
+    attack = getattr(_torchattacks_library(), made)(_Cast(model), **(usual(ball) | options))
+    attack.set_device(x.device)
+    return attack(x, y)
 
 
 def _iterated(ball: Ball) -> dict[str, Any]:
@@ -77,22 +75,18 @@ def _iterated(ball: Ball) -> dict[str, Any]:
 
 
 LINF, L2, BOTH = ("Linf",), ("L2",), ("Linf", "L2")
-# name: how to run it, and the norms that it knows
-NAMES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    "autoattack": (_auto, BOTH),
-    "cw": (_torchattacks("CW", lambda ball: {}), L2),
-    "deepfool": (_torchattacks("DeepFool", lambda ball: {}), L2),
-    "ffgsm": (
-        _torchattacks("FFGSM", lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}), LINF
-    ),
-    "m-di2-fgsm": (_torchattacks("DIFGSM", lambda ball: _iterated(ball) | {"decay": 1.0}), LINF),
-    "mi-fgsm": (_torchattacks("MIFGSM", _iterated), LINF),
-    "pgd-l2": (_torchattacks("PGDL2", _iterated), L2),
-    "square": (
-        _torchattacks("Square", lambda ball: {"eps": ball.eps, "norm": ball.norm}), BOTH
-    ),
-    "tpgd": (_torchattacks("TPGD", _iterated), LINF),
-}  # fmt: skip
+# name: class of torchattacks, the norms that it knows, and its arguments where nobody gives any
+NAMES: dict[str, tuple[str, tuple[str, ...], Defaults]] = {
+    "autoattack": ("", BOTH, lambda ball: {}),
+    "cw": ("CW", L2, lambda ball: {}),
+    "deepfool": ("DeepFool", L2, lambda ball: {}),
+    "ffgsm": ("FFGSM", LINF, lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}),
+    "m-di2-fgsm": ("DIFGSM", LINF, lambda ball: _iterated(ball) | {"decay": 1.0}),
+    "mi-fgsm": ("MIFGSM", LINF, _iterated),
+    "pgd-l2": ("PGDL2", L2, _iterated),
+    "square": ("Square", BOTH, lambda ball: {"eps": ball.eps, "norm": ball.norm}),
+    "tpgd": ("TPGD", LINF, _iterated),
+}
 
 
 def library(
@@ -142,11 +136,12 @@ def library(
     start = time.perf_counter()
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(sorted(NAMES))}; got {name!r}")
-    run, norms = NAMES[name]
+    made, norms, defaults = NAMES[name]
     if not isinstance(ball, Ball) or ball.norm not in norms:
         known = " or ".join(f"{norm}Ball" for norm in norms)
         raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
     checks.count("batch_size", batch_size)
+    run = partial(_torchattacks, made, defaults) if made else partial(_auto, seed=seed)
     x = full_precision(x)
     best = Best(x)
     with eval_mode(model), torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -156,7 +151,7 @@ def library(
         for rows in (~best.misread).nonzero()[:, 0].split(batch_size):
             if len(rows) and ball.eps > 0:
                 with torch.enable_grad(), frozen(model):
-                    best.x_adv[rows] = run(model, ball, x[rows], y[rows], seed, **options).to(x)
+                    best.x_adv[rows] = run(model, ball, x[rows], y[rows], **options).to(x)
         best.broken = ~are_right(model, best.x_adv, y, batch_size)
     return judge(x, best, ball.distance(x, best.x_adv), ball, start)
 

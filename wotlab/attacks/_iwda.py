@@ -1,5 +1,7 @@
 """The internal Wasserstein attack of Tan et al.: a generator against a critic of patches."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -119,25 +121,23 @@ def iwda(
     )  # fmt: skip
 
 
+@dataclass(eq=False)
 class _Game:
     """Generators against critics, one of each for every image that is not done."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        samples: int,
-        objective: Objective,
-        cost: PatchCost,
-        tau: float,
-        penalty: float,
-        generator: torch.Generator | None,
-    ):
-        self.x, self.samples, self.objective, self.cost = x, samples, objective, cost
-        self.tau, self.penalty, self.generator = tau, penalty, generator
-        self.best = Best(x.repeat_interleave(samples, 0))
-        _, self.best.misread = objective.value(self.best.x_adv)
-        self.rows = torch.arange(len(self.best.x_adv), device=x.device)
-        self.change = x.new_zeros(samples, *x.shape)
+    x: Tensor
+    samples: int
+    objective: Objective
+    cost: PatchCost
+    tau: float
+    penalty: float
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        self.best = Best(self.x.repeat_interleave(self.samples, 0))
+        _, self.best.misread = self.objective.value(self.best.x_adv)
+        self.rows = torch.arange(len(self.best.x_adv), device=self.x.device)
+        self.change = self.x.new_zeros(self.samples, *self.x.shape)
 
     def begin(self, size: tuple[int, int], lr: float) -> None:
         """New networks for the next scale, which goes on from the change that was drawn last."""

@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -16,7 +17,7 @@ from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
-from wotlab.attacks._objective import Objective, objective_of
+from wotlab.attacks._objective import Kind, Objective, objective_of
 from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.attacks._rows import kept
 from wotlab.balls import Ball, WassersteinBall
@@ -29,7 +30,7 @@ class Stepper(ABC):
     """How the images of a batch follow the gradient; keeps its own state.
 
     All tensors of its state, alone, in tuples or in dicts, have one row an image, but those named
-    in `columns`. `start` makes all of them anew: one stepper may run again, on other images.
+    in `columns`. `start` makes all of them anew: a stepper may climb again, on other images.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
@@ -81,10 +82,11 @@ def climb(
 
     The clean image counts: what is broken from the start takes no step. Where a stepper starts
     elsewhere, it is looked at apart, and all gradients are taken at images of the climb. With
-    `early_stop` off (training) all images go on to the end. Another `kind` of best
-    may want another image of each.
+    `early_stop` off (training) all images go on to the end. Another `kind` of best may want
+    another image of each.
     """
     checks.count("steps", steps)
+    stepper = copy(stepper)  # what it learns here goes when the climb ends
     best, index = kind(x), torch.arange(len(x), device=x.device)
 
     def keep(go_on: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -142,7 +144,7 @@ def attack(
     early_stop: bool = True,
     progress: bool = False,
     exact: bool = False,
-    objective: Callable[..., Objective] = Objective,
+    objective: Kind = Objective,
     samples: int = 1,
 ) -> AttackResult:
     """Check what the user gave, run the stages part by part, judge.
@@ -183,10 +185,7 @@ def _run_again(stage: Stage, objective: Objective, x: Tensor, best: Best, progre
 
 
 def climbing(
-    stepper: Stepper,
-    steps: int,
-    aims: Tensor | None = None,
-    kind: Callable[[Tensor], Best] = Best,
+    stepper: Stepper, steps: int, aims: Tensor | None = None, kind: type[Best] = Best
 ) -> Stage:
     """The stage that climbs for `steps` gradients."""
     return Stage(partial(climb, stepper, steps=steps, kind=kind), aims)
@@ -194,25 +193,20 @@ def climbing(
 
 def threat_model(ball: object) -> Ball:
     """The ball, if it is one."""
-    return Ball.require(
-        ball,
-        f"ball must be a threat model, such as LinfBall(0.1) or WassersteinBall(0.1); got {ball!r}",
-    )
+    wanted = "a threat model, such as LinfBall(0.1) or WassersteinBall(0.1)"
+    return Ball.require(ball, wanted, found=repr(ball))
 
 
 def on_plans(ball: object) -> WassersteinBall:
     """The ball, if it is one whose images are made by plans."""
-    found = type(ball).__name__
-    return WassersteinBall.require(
-        ball, f"ball must be a WassersteinBall; got {found}. For other balls use pgd"
-    )
+    return WassersteinBall.require(ball, found=f"{type(ball).__name__}. For other balls use pgd")
 
 
 def not_on_mass(ball: object) -> Ball:
     """The ball, unless it wants images that keep their mass."""
-    if threat_model(ball).keeps_mass:
+    if (found := threat_model(ball)).keeps_mass:
         raise ValueError(
             "ball must not be a WassersteinBall: a deformed image does not keep its mass. Take an "
             "InternalWassersteinBall, L2Ball or LinfBall"
         )
-    return threat_model(ball)
+    return found

@@ -47,13 +47,9 @@ class Mirror(PlanStepper):
         # scores grow from step to step, and the multipliers in proportion: go on as they went
         psi, phi = 2 * self.psi - self.last_psi, (2 * self.phi - self.last_phi).clamp_min(0)
         self.last_psi, self.last_phi = self.psi, self.phi
+        budget = self.budget.clamp_min(1e-12)
         shares, self.psi, self.phi = softmax_plan(
-            self.scores,
-            self.moves,
-            self.budget.clamp_min(1e-12),
-            psi.clamp_min(0),
-            phi,
-            self.sweeps,
+            self.scores, self.moves, budget, psi.clamp_min(0), phi, self.sweeps
         )
         shares, z = repair(self.moves, shares, self.budget)
         return z, self.moves.cost(shares)

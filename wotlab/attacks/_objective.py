@@ -78,13 +78,11 @@ class Objective:
         return own - rival if self.targeted else rival - own
 
 
+Kind = Callable[..., Objective]  # the class, perhaps with more numbers of its own bound
+
+
 def objective_of(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    targeted: bool,
-    loss: str,
-    kind: Callable[..., Objective] = Objective,
+    model: nn.Module, x: Tensor, y: Tensor, targeted: bool, loss: str, kind: Kind = Objective
 ) -> Objective:
     """The objective around the clean images x."""
     return kind(model, y, targeted, loss, logits_of(model, x) if loss == "kl" else None)

@@ -21,12 +21,7 @@ class Generators(nn.Module):
     """
 
     def __init__(
-        self,
-        count: int,
-        channels: int,
-        *,
-        like: Tensor,
-        generator: torch.Generator | None = None,
+        self, count: int, channels: int, *, like: Tensor, generator: torch.Generator | None = None
     ):
         super().__init__()
         sizes = (3 * channels, WIDTH, WIDTH, WIDTH, channels)
@@ -63,9 +58,8 @@ def resize(z: Tensor, size: tuple[int, ...]) -> Tensor:
     if z.shape[-2:] == size:
         return z
     flat = z.flatten(0, -4)
-    return F.interpolate(flat, size=size, mode="bilinear", antialias=True).unflatten(
-        0, z.shape[:-3]
-    )
+    resized = F.interpolate(flat, size=size, mode="bilinear", antialias=True)
+    return resized.unflatten(0, z.shape[:-3])
 
 
 def changed(

@@ -1,5 +1,6 @@
 """stAdv: images bent by a smooth flow (Xiao et al., 2018)."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,40 +60,32 @@ def value(objective: Objective, x: Tensor, flow: Tensor, tau: float) -> tuple[Te
 
 
 def search(
-    objective: Objective,
-    x: Tensor,
-    *,
-    tau: float,
-    steps: int,
-    early_stop: bool,
-    progress: bool = False,
+    objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool, progress: bool
 ) -> Best:
     """L-BFGS on the flow of one image after the other; of what breaks the least value is kept."""
-    best = Best(x)
+    best, looks = Best(x), 0
     _, best.misread = objective.value(x)
+
+    def look(
+        flat: np.ndarray, row: Tensor, one: Objective, image: Tensor
+    ) -> tuple[float, np.ndarray]:
+        nonlocal looks
+        with torch.enable_grad():
+            flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
+            z, total, broken = value(one, image, flow.requires_grad_(), tau)
+            (slope,) = torch.autograd.grad(total.sum(), flow)
+        total = total.detach()
+        best.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
+        looks += 1
+        if early_stop and bool(broken):
+            raise _Broken
+        return float(total), slope.double().flatten().cpu().numpy()
+
+    start, options = np.zeros(2 * x[0, 0].numel()), {"maxiter": steps}
     for row in torch.arange(len(x), device=x.device).split(1):
-        one, image, looks = objective.select(row), x[row], 0
-
-        def look(
-            flat: np.ndarray, row: Tensor = row, one: Objective = one, image: Tensor = image
-        ) -> tuple[float, np.ndarray]:
-            nonlocal looks
-            with torch.enable_grad():
-                flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
-                z, total, broken = value(one, image, flow.requires_grad_(), tau)
-                (slope,) = torch.autograd.grad(total.sum(), flow)
-            total = total.detach()
-            best.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
-            looks += 1
-            if early_stop and bool(broken):
-                raise _Broken
-            return float(total), slope.double().flatten().cpu().numpy()
-
-        try:
-            start = np.zeros(2 * image[0, 0].numel())
-            minimize(look, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
-        except _Broken:
-            continue
+        looks, args = 0, (row, objective.select(row), x[row])
+        with suppress(_Broken):
+            minimize(look, start, args, jac=True, method="L-BFGS-B", options=options)
     return best
 
 

@@ -63,12 +63,11 @@ class Ball(ABC):
         checks.positive("eps", self.eps, zero=True)
 
     @classmethod
-    def require(cls, ball: object, message: str | None = None) -> Self:
+    def require(cls, ball: object, wanted: str = "", found: str = "") -> Self:
         """The ball, if it is one of this kind; else a ValueError that says what was found."""
         if not isinstance(ball, cls):
-            name, found = cls.__name__, type(ball).__name__
-            article = "an" if name.startswith("I") else "a"
-            raise ValueError(message or f"ball must be {article} {name}; got {found}")
+            wanted = wanted or f"{'an' if cls.__name__[0] == 'I' else 'a'} {cls.__name__}"
+            raise ValueError(f"ball must be {wanted}; got {found or type(ball).__name__}")
         return ball
 
     @property
@@ -194,11 +193,7 @@ def certify(
     from it. Images in half precision are judged in float32, and mass is summed in float64
     whatever the dtype.
     """
-    Ball.require(
-        ball,
-        f"ball must be a WassersteinBall, an InternalWassersteinBall, a LinfBall or an L2Ball; "
-        f"got {type(ball).__name__}",
-    )
+    Ball.require(ball, "a WassersteinBall, an InternalWassersteinBall, a LinfBall or an L2Ball")
     checks.images("x", x, black=True)
     if not exact and not isinstance(x_adv, TransportPlan):
         raise ValueError("exact=False needs the plan's own price: pass a TransportPlan as x_adv")

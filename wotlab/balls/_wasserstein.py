@@ -80,7 +80,7 @@ class WassersteinBall(Ball):
         return self.project(x, w, max_iter=10)
 
     def repair(self, x: Tensor, plan: TransportPlan) -> TransportPlan:
-        """The plan made feasible: it starts at x, its image is in [0, 1], its price at most eps.
+        """The plan made feasible: it starts at x, its image is in [0, 1], its cost at most eps.
 
         Any plan will do whose sources are near x, such as that of a projection which has not
         converged. What changes is as little as two closed forms need: rows are scaled to x, mass
