@@ -33,7 +33,8 @@ from torch import Tensor, nn
 import wotlab
 from wotlab import WassersteinBall, attacks, certify, models, projections
 from wotlab.attacks._frank_wolfe import Published
-from wotlab.attacks._loop import Last, attack, climber
+from wotlab.attacks._loop import attack, climbing
+from wotlab.attacks._result import Last
 from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
 from wotlab.experiments.runner import NETWORKS
@@ -159,9 +160,11 @@ def radii(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
 
 def before_projection(model: nn.Module, x: Tensor, y: Tensor, ball, steps: int) -> Tensor:
     """The last images of the published Frank-Wolfe, as the network sees them on the way."""
-    rule = partial(Published, ball, 1e-3, steps + 1)  # it projects in a step that is not taken
-    run = climber(rule, steps, early_stop=False, progress=False, kind=Last)
-    return attack(run, model, x, y, ball, targeted=False, loss="ce", batch_size=BATCH).x_adv
+    stepper = Published(ball, 1e-3, steps + 1)  # it projects in a step that is not taken
+    stage = climbing(stepper, steps, kind=Last)
+    return attack(
+        [stage], model, x, y, ball, targeted=False, loss="ce", batch_size=BATCH, early_stop=False
+    ).x_adv
 
 
 def at_one_eps(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:

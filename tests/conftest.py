@@ -35,6 +35,21 @@ def network() -> torch.nn.Module:
     return wotlab.models.build("digits-small", seed=0)
 
 
+@pytest.fixture(scope="module")
+def unseen() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight images that no network was trained on, and their labels."""
+    return wotlab.data.load("digits", "test").tensors(slice(0, 8))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> torch.nn.Module:
+    """A small network, trained on all digits."""
+    model = wotlab.models.build("digits-small", seed=0)
+    train = wotlab.data.load("digits", "train").tensors()
+    wotlab.training.fit(model, train, epochs=6, lr=0.05, progress=False)
+    return model
+
+
 @pytest.fixture
 def single_thread():
     """One thread: faster for small tensors, and sums in one order."""

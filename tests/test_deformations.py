@@ -97,40 +97,40 @@ def test_what_breaks_is_the_image_bent(attack, trained):
 @pytest.mark.parametrize(("rule", "other"), [(Bend, (0.05, 0.05)), (Deform, (0.5, 1.2))])
 def test_the_flow_gives_the_image_and_is_short(rule, other, trained):
     model, x, y = trained
-    bend, aim = rule(*other), Objective(model, y, False, "margin")
+    bend, objective = rule(*other), Objective(model, y, False, "margin")
     bend.start(x)
     z = x
     for t in range(5):
-        gradient, loss, broken = aim.gradient(z)
+        gradient, loss, broken = objective.gradient(z)
         with torch.no_grad():
             z, _ = bend.step(z, gradient, loss, broken, t)
     assert torch.allclose(warp(x, bend.flow.detach()), z, atol=1e-6)
     assert 0 < bend.flow.norm(dim=1).max() < 3
-    assert aim.value(z)[0].mean() > aim.value(x)[0].mean()
+    assert objective.value(z)[0].mean() > objective.value(x)[0].mean()
 
 
 def test_what_lbfgs_minimises_is_the_formula_of_the_paper(trained):
     """max(logit of the label - best other, 0) + tau roughness; and its slope."""
     model, x, y = copy.deepcopy(trained[0]).double(), trained[1][:4].double(), trained[2][:4]
-    aim = Objective(model, y, False, "margin")
+    objective = Objective(model, y, False, "margin")
     flow = 0.2 + 0.6 * random(4, 2, 8, 8)
-    z, total, broken = value(aim, x, flow, 0.3)
+    z, total, broken = value(objective, x, flow, 0.3)
     logits = model(z)
     own, others = logits.gather(1, y[:, None])[:, 0], logits.scatter(1, y[:, None], -math.inf)
     assert torch.allclose(z, warp(x, flow))
     assert torch.allclose(total, (own - others.amax(1)).clamp_min(0) + 0.3 * roughness(flow))
     assert torch.equal(broken, logits.argmax(1) != y)
     assert torch.autograd.gradcheck(
-        lambda flow: value(aim, x, flow, 0.3)[1], (flow.requires_grad_(),)
+        lambda flow: value(objective, x, flow, 0.3)[1], (flow.requires_grad_(),)
     )
 
 
 def test_lbfgs_lowers_it_and_trades_it_against_roughness(trained):
     model, x, y = trained
-    aim, still = Objective(model, y, False, "margin"), torch.zeros(len(x), 2, 8, 8)
-    start = value(aim, x, still, 0.05)[1]
+    objective, still = Objective(model, y, False, "margin"), torch.zeros(len(x), 2, 8, 8)
+    start = value(objective, x, still, 0.05)[1]
     # at the kinks of bilinear interpolation a line search can end where it began
-    free, cheap, usual = (search(aim, x, tau, 200, early_stop=False) for tau in (0.0, 0.01, 0.05))
+    free, cheap, usual = (search(objective, x, tau, 200, False, False) for tau in (0.0, 0.01, 0.05))
     assert free.broken.double().mean() > 0.9 and (free.loss[free.broken] == 0).all()
     assert (-usual.loss < 0.5 * start).double().mean() > 0.9
     assert (-cheap.loss < -usual.loss).double().mean() > 0.8
@@ -142,9 +142,11 @@ def test_lbfgs_stops_at_the_first_image_that_breaks_or_goes_on_to_the_smoothest(
     smooth = attacks.stadv(model, x, y, ANY, early_stop=False)
     both = first.success & smooth.success
     assert both.double().mean() > 0.9
-    aim = Objective(model, y, False, "margin")
+    objective = Objective(model, y, False, "margin")
     # the smoothest lies at the boundary, the first somewhere beyond it
-    assert aim.value(smooth.x_adv)[0][both].mean() < aim.value(first.x_adv)[0][both].mean()
+    assert (
+        objective.value(smooth.x_adv)[0][both].mean() < objective.value(first.x_adv)[0][both].mean()
+    )
     with pytest.raises(ValueError, match="optimizer must be one of lbfgs, adam"):
         attacks.stadv(model, x, y, ANY, optimizer="sgd")
 
@@ -153,10 +155,10 @@ def test_a_larger_tau_gives_a_smoother_flow(trained):
     model, x, y = trained
     rough = []
     for tau in (0.0, 0.05, 5.0):
-        bend, aim, z = Bend(tau, 0.05), Objective(model, y, False, "margin"), x
+        bend, objective, z = Bend(tau, 0.05), Objective(model, y, False, "margin"), x
         bend.start(x)
         for t in range(10):
-            gradient, loss, broken = aim.gradient(z)
+            gradient, loss, broken = objective.gradient(z)
             with torch.no_grad():
                 z, _ = bend.step(z, gradient, loss, broken, t)
         rough.append(roughness(bend.flow.detach()).mean().item())
@@ -182,9 +184,12 @@ def test_adef_goes_to_the_class_of_the_least_field():
     with torch.no_grad():
         model[1].weight.copy_(torch.stack([0 * weight, 0.1 * weight, weight]))
         model[1].bias.copy_(-model[1].weight @ x.flatten() - torch.tensor([0.0, 0.01, 0.02]))
-    y, aim = torch.tensor([0]), Objective(model, torch.tensor([0]), False, "margin")
-    assert Nearest(aim, 1, 0.5).gradient(x)[1].item() == pytest.approx(-0.01)
-    gradient, margin, broken = Nearest(aim, 2, 0.5).gradient(x)
+    y = torch.tensor([0])
+    one, two = (
+        Nearest(model, y, False, "margin", candidates=k, sigma=0.5).gradient(x) for k in (1, 2)
+    )
+    assert one[1].item() == pytest.approx(-0.01)
+    gradient, margin, broken = two
     assert margin.item() == pytest.approx(-0.02) and not broken.any()
     assert torch.allclose(gradient, weight.reshape(1, 1, 12, 12))
     done = attacks.adef(model, x, y, ANY)
@@ -227,13 +232,15 @@ def test_eot_estimates_the_mean_gradient_without_bias(trained):
     plain, mirrored = inner.gradient(x)[0], inner.gradient(x.flip(3))[0].flip(3)
     exact = (plain + mirrored) / 2
     many = 400
-    aim = Expected(inner, OneOfTwo(), many, torch.Generator().manual_seed(0))
-    error = (aim.gradient(x)[0] - exact).norm() / (plain - mirrored).norm()
+
+    def expected(samples, seed):
+        draw = torch.Generator().manual_seed(seed)
+        options = {"transform": OneOfTwo(), "samples": samples, "generator": draw}
+        return Expected(model, y, False, "ce", **options)
+
+    error = (expected(many, 0).gradient(x)[0] - exact).norm() / (plain - mirrored).norm()
     assert error < 3 * 0.5 / math.sqrt(many)
-    few = [
-        Expected(inner, OneOfTwo(), 1, torch.Generator().manual_seed(k)).gradient(x)[0]
-        for k in range(many)
-    ]
+    few = [expected(1, k).gradient(x)[0] for k in range(many)]
     mean = (torch.stack(few).mean(0) - exact).norm() / (plain - mirrored).norm()
     assert mean < 3 * 0.5 / math.sqrt(many)  # one draw at a time has the same mean
 

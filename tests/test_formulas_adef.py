@@ -9,7 +9,6 @@ from scipy.ndimage import correlate1d
 from torch import nn
 
 from wotlab.attacks._adef import Deform, Nearest, least_field, smoothed
-from wotlab.attacks._objective import Objective
 
 
 def random(*shape, seed=0):
@@ -95,7 +94,8 @@ def test_the_nearest_class_is_that_of_the_shortest_field(slopes, margins, neares
         model[1].weight.copy_(torch.stack([0 * w, slopes[0] * w, slopes[1] * w]))
         model[1].bias.copy_(-model[1].weight @ x.flatten())
         model[1].bias += torch.tensor([0.0, *margins])
-    aim = Objective(model, torch.tensor([0]), False, "margin")
-    gradient, margin, broken = Nearest(aim, 9, 0.5).gradient(x)
+    label = torch.tensor([0])
+    objective = Nearest(model, label, False, "margin", candidates=9, sigma=0.5)
+    gradient, margin, broken = objective.gradient(x)
     assert margin.item() == pytest.approx(margins[nearest]) and not bool(broken)
     assert torch.allclose(gradient.flatten(), slopes[nearest] * w)

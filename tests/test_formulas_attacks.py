@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wotlab import L2Ball, LinfBall, WassersteinBall, attacks
-from wotlab.attacks import _loop
+from wotlab.attacks._result import Last
 from wotlab.transformations import Transformations
 
 
@@ -39,7 +39,7 @@ def test_attacks_by_plans_report_the_plans_price_and_solve_no_transport(attack, 
     def solved(*args):
         raise AssertionError("an exact distance was asked for")
 
-    monkeypatch.setattr(_loop, "distance", solved)
+    monkeypatch.setattr(WassersteinBall, "spent", solved)
     x, y = halves(0.1, 0.3, -0.1)
     done = attack(Leaning(), x, y, WassersteinBall(0.3), steps=5)
     assert (done.cost <= 0.3 * (1 + 1e-5)).all() and (done.cost > 0.01).all()
@@ -168,7 +168,7 @@ def test_transferred_images_are_judged_in_single_precision():
 
 def test_the_last_image_is_kept_and_what_was_misread_stays_as_it_was():
     """Whether it breaks or not; the first offer is the clean image and its own loss."""
-    found, index = _loop.Last(torch.zeros(3, 1, 1, 1)), torch.arange(3)
+    found, index = Last(torch.zeros(3, 1, 1, 1)), torch.arange(3)
     found.misread = torch.tensor([False, True, False])
     for t, loss in ((0, 5.0), (1, 9.0), (2, 1.0)):
         some = index if t < 2 else index[:2]

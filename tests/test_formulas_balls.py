@@ -6,12 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attacks import Linear
+from known import Linear
 from torch import nn
 
-from wotlab import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall, attacks
-from wotlab.attacks._loop import Found
-from wotlab.balls import TOLERANCE
+from wotlab import (
+    InternalWassersteinBall,
+    L2Ball,
+    LinfBall,
+    WassersteinBall,
+    attacks,
+    certify,
+    evaluate,
+)
+from wotlab.attacks._result import Best
+from wotlab.balls import TOLERANCE, Ball
 
 
 def image(*values):
@@ -139,8 +147,8 @@ def test_images_beyond_the_budget_or_the_range_do_not_count(colours):
 
 
 def offered(*offers):
-    """A `Found` of one image after offers of (value, broken, cost, loss)."""
-    found = Found(image(0.5))
+    """A `Best` of one image after offers of (value, broken, cost, loss)."""
+    found = Best(image(0.5))
     for t, (value, broken, cost, loss) in enumerate(offers):
         go_on = found.offer(
             torch.tensor([0]), image(value), torch.tensor([broken]),
@@ -177,7 +185,7 @@ def test_steps_count_until_the_image_is_broken():
 
 
 def test_what_another_run_found_takes_its_place_and_adds_its_steps():
-    first, second = (Found(torch.full((n, 1, 1, 1), v)) for n, v in ((3, 0.5), (2, 0.2)))
+    first, second = (Best(torch.full((n, 1, 1, 1), v)) for n, v in ((3, 0.5), (2, 0.2)))
     first.steps += 5
     second.steps += torch.tensor([2, 3])
     second.broken[:], second.cost[:], second.loss[:] = True, 0.7, 4.0
@@ -200,3 +208,52 @@ def test_restarts_that_fail_replace_nothing():
 
     assert torch.equal(run(6).x_adv, run(0).x_adv)
     assert run(6).steps.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "ball", [LinfBall(0.2), L2Ball(0.9), WassersteinBall(0.2), InternalWassersteinBall(0.4)]
+)
+def test_a_subclass_of_a_ball_behaves_like_its_parent(ball, unseen, fitted):
+    """Steps, starts, repairs, verdicts and words, whatever the name of the class."""
+    kind = type(ball)
+    mine = type("Mine", (kind,), {})(ball.eps)
+    (x, y), seed = unseen, lambda: torch.Generator().manual_seed(0)
+    moved = (x + 0.05).clamp(0, 1)
+    runs = [
+        lambda b: attacks.pgd(fitted, x, y, b, steps=3, random_start=True, generator=seed()),
+        lambda b: attacks.pgd(fitted, x, y, b, steps=3, early_stop=False),
+        lambda b: attacks.fgsm(fitted, x, y, b),
+        lambda b: attacks.transport(fitted, x, y, b, steps=3),
+        lambda b: attacks.stadv(fitted, x, y, b, steps=3, optimizer="adam"),
+        lambda b: attacks.iwda(fitted, x, y, b, steps=2, generator=seed()),
+        lambda b: attacks.langevin(fitted, x, y, b, steps=3, generator=seed()),
+        lambda b: attacks.library(fitted, x, y, b, version="custom", attacks=["apgd-ce"]),
+        lambda b: certify(x, moved, b),
+    ]
+    refused = 0
+    for run in runs:
+        try:
+            theirs = run(ball)
+        except ValueError as error:
+            refused += 1
+            with pytest.raises(ValueError) as again:
+                run(mine)
+            assert str(again.value) == str(error).replace(f"got {kind.__name__}", "got Mine")
+            continue
+        ours = run(mine)
+        for name in ("x_adv", "success", "cost", "mass_error", "box_error", "inside"):
+            if hasattr(theirs, name):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert 1 <= refused <= 4
+    assert torch.equal(mine.contains(x, moved), ball.contains(x, moved))
+    found = [evaluate.sanity(fitted, x, y, attacks.fgsm, b, generator=seed()) for b in (ball, mine)]
+    assert found[0] == found[1]
+
+
+def test_what_is_no_ball_is_named():
+    with pytest.raises(ValueError, match=r"ball must be a LinfBall; got float"):
+        LinfBall.require(0.1)
+    with pytest.raises(ValueError, match=r"ball must be an InternalWassersteinBall; got L2Ball"):
+        InternalWassersteinBall.require(L2Ball(0.1))
+    ball = LinfBall(0.1)
+    assert LinfBall.require(ball) is Ball.require(ball) is ball

@@ -19,9 +19,9 @@ NUMBERS = {
         "steps": 40, "rule": "steepest", "random_start": False, "restarts": 0, "repaired": True,
         "projection": projections.constrained_sinkhorn, "step_size": None,
     },
+    attacks.mirror_ascent: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.0},
     attacks.climb: {"early_stop": True},
     attacks.Mirror: {"momentum": 0.0, "sweeps": 2, "noise": 0.0},
-    attacks.mirror_ascent: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.0},
     attacks.transport: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.75, "restarts": 3},
     attacks.radius: {
         "smallest": 0.01, "largest": 4.0, "growth": 0.2, "patience": 8, "steps": 250,
@@ -85,6 +85,7 @@ NUMBERS = {
     iwd.tiled: {"tile": 32},
     Transformations: {"rotation": 15.0, "translation": 0.05, "scaling": 0.1, "noise": 0.02},
     Chain: {"rule": "reflected", "lam": 10.0, "sigma": 0.2, "eta": 0.2},
+    ot.GroundCost: {"window": 5, "p": 1, "norm": 2},
     PatchCost: {"size": 3, "stride": 1, "norm": 1},
     certify: {"exact": True, "tolerance": 1e-4},
 }  # fmt: skip

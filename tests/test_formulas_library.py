@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wotlab import L2Ball, LinfBall, attacks
-from wotlab.attacks._library import NAMES
+from wotlab.attacks._external import NAMES
 
 EPS = 0.2
 ASKED = {  # name: class of the library, ball, arguments beside the model
@@ -114,7 +114,7 @@ def test_arguments_of_autoattack(ball, norm, given, monkeypatch):
             seen.append((self.options, counts, x.dtype, batch_size, torch.get_default_dtype()))
             return x + 0.1, y
 
-    monkeypatch.setattr(sys.modules["wotlab.attacks._library"], "AutoAttack", Auto)
+    monkeypatch.setattr(sys.modules["wotlab.attacks._external"], "AutoAttack", Auto)
     x, y = given[0].double(), given[1]
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.double)

@@ -1,14 +1,13 @@
 """What attacks climb, from the logits by hand, and at which classes the strongest one aims."""
 
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from wotlab import WassersteinBall, attacks
-from wotlab.attacks._mirror_ascent import Mirror
-from wotlab.attacks._objective import Objective
+from wotlab.attacks import Mirror, Objective, _loop
 from wotlab.plans import Moves
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.0], [0.0, 9.0, 1.0, 2.0]], dtype=torch.double)
@@ -56,7 +55,7 @@ def test_losses_are_their_formulas_and_change_their_sign_when_targeted(loss):
 
 def test_towards_a_class_the_loss_is_its_logit_minus_the_labels():
     aims = torch.tensor([3, 2])
-    towards = objective("margin").towards(aims)
+    towards = replace(objective("margin"), aims=aims)
     for some, rows in ((towards, [0, 1]), (towards.select(torch.tensor([1])), [1])):
         gradient, loss, _ = some.gradient(as_images(LOGITS[rows]))
         assert loss.tolist() == [[0.0 - 1.0, 1.0 - 9.0][k] for k in rows]
@@ -89,10 +88,11 @@ def retries(monkeypatch):
     """What `transport` asks for after its first run; none of it is done."""
     seen = []
 
-    def retry(rule, objective, x, steps, found, *, aims=None, progress=False):
-        seen.append((type(rule).__name__, getattr(rule, "noise", None), steps, aims))
+    def run_again(stage, *_):
+        (stepper,), steps = stage.run.args, stage.run.keywords["steps"]
+        seen.append((type(stepper).__name__, getattr(stepper, "noise", None), steps, stage.aims))
 
-    monkeypatch.setattr(sys.modules["wotlab.attacks._transport"], "retry", retry)
+    monkeypatch.setattr(_loop, "_run_again", run_again)
     return seen
 
 
@@ -134,13 +134,13 @@ def test_no_restarts_no_second_run(retries):
 
 
 def test_the_images_that_still_stand_keep_their_own_aims(monkeypatch):
-    seen, towards = [], Objective.towards
+    seen = []
 
-    def spy(self, aim):
-        seen.append((self.y.tolist(), aim.tolist()))
-        return towards(self, aim)
+    def spy(self):
+        if self.aims is not None:
+            seen.append((self.y.tolist(), self.aims.tolist()))
 
-    monkeypatch.setattr(Objective, "towards", spy)
+    monkeypatch.setattr(Objective, "__post_init__", spy)
     y = BEST.clone()
     y[1] = 0  # misread as it is: no run for it
     transported(steps=1, restarts=2, y=y)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_attacks import Linear, linear_optimum
+from known import Linear, linear_optimum
 from torch import nn
 
 import wotlab
@@ -72,7 +72,7 @@ def test_an_image_that_never_breaks_takes_all_steps(images):
 def test_budgets_grow_by_a_factor_and_shrink_from_what_was_spent(images):
     """Half the change at each turn; the rule alone, told when the image is broken."""
     x = images[:1]
-    rule = Growing(WassersteinBall(0.01), 1.0, 0.75, 0.2, 0.02)
+    rule = Growing(WassersteinBall(0.01), 1.0, 0.75, growth=0.2, largest=0.02)
     rule.start(x)
     gradient = W[None]
     nothing = x.new_zeros(1)
@@ -89,7 +89,7 @@ def test_budgets_grow_by_a_factor_and_shrink_from_what_was_spent(images):
 
 def test_budgets_never_pass_the_largest(images):
     x, nothing = images[:1], images.new_zeros(1)
-    rule = Growing(WassersteinBall(0.01), 1.0, 0.75, 0.2, 0.0125)
+    rule = Growing(WassersteinBall(0.01), 1.0, 0.75, growth=0.2, largest=0.0125)
     rule.start(x)
     for t, budget in enumerate((0.01, 0.012, 0.0125, 0.0125)):
         rule.step(x, W[None], nothing, torch.tensor([False]), t)
@@ -98,7 +98,7 @@ def test_budgets_never_pass_the_largest(images):
 
 def test_shrinking_starts_from_what_the_plan_costs_not_from_its_budget(images):
     x, nothing = images[:1], images.new_zeros(1)
-    rule = Growing(WassersteinBall(3.0), 1.0, 0.0, 0.2, 4.0)
+    rule = Growing(WassersteinBall(3.0), 1.0, 0.0, growth=0.2, largest=4.0)
     rule.start(x)
     _, paid = rule.step(x, 0 * x, nothing, torch.tensor([False]), 0)  # flat: a plan by entropy
     assert paid.item() < 0.9 * 3.0
@@ -108,7 +108,7 @@ def test_shrinking_starts_from_what_the_plan_costs_not_from_its_budget(images):
 
 def test_scores_forget_three_per_cent_a_step(images):
     x, nothing = images[:1], images.new_zeros(1)
-    rule = Growing(WassersteinBall(0.1), 1.0, 0.0, 0.2, 4.0)
+    rule = Growing(WassersteinBall(0.1), 1.0, 0.0, growth=0.2, largest=4.0)
     rule.start(x)
     rule.step(x, W[None], nothing, torch.tensor([False]), 0)
     first = rule.scores.clone()

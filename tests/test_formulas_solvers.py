@@ -5,7 +5,7 @@ import torch
 
 from wotlab import GroundCost, PatchCost, iwd, ot
 from wotlab.attacks import _pyramid as pyramid
-from wotlab.attacks._frank_wolfe import bisected_prices
+from wotlab.attacks._frank_wolfe import bisected_multipliers
 from wotlab.attacks._multipliers import plan_at
 from wotlab.iwd._critic import PatchCritics
 from wotlab.ot._entropic import _relaxation
@@ -31,7 +31,7 @@ def counted(monkeypatch):
         seen.append(psi.clone())
         return real(psi, scores, moves)
 
-    monkeypatch.setitem(bisected_prices.__globals__, "plan_at", looked)
+    monkeypatch.setitem(bisected_multipliers.__globals__, "plan_at", looked)
     return seen
 
 
@@ -42,7 +42,7 @@ def test_a_bisection_closes_in_on_the_price_from_anywhere(start, counted):
     moves = Moves(x, GroundCost(3))
     scores = (5 * random(*moves.outside.shape, seed=1)).masked_fill(moves.outside, -torch.inf)
     eps = torch.tensor([0.01, 0.05, 0.2, 0.4], dtype=torch.double)
-    low, high = bisected_prices(scores, moves, eps, torch.full_like(eps, start))
+    low, high = bisected_multipliers(scores, moves, eps, torch.full_like(eps, start))
     assert (moves.cost(plan_at(high, scores, moves)) <= eps).all()
     assert (moves.cost(plan_at(low, scores, moves)) > eps).all()
     assert (high - low <= 1e-4 * high).all() and (high > low).all()
@@ -57,7 +57,7 @@ def test_a_bisection_does_not_look_beyond_a_price_that_will_do(counted):
     scores = torch.zeros_like(moves.outside, dtype=torch.double)
     scores = scores.masked_fill(moves.outside, -torch.inf)
     eps = torch.full((2,), 0.1, dtype=torch.double)
-    bisected_prices(scores, moves, eps, torch.full_like(eps, 8.0))
+    bisected_multipliers(scores, moves, eps, torch.full_like(eps, 8.0))
     assert torch.cat(counted).max() == 8
 
 
@@ -69,7 +69,7 @@ def test_a_bisection_gives_up_where_no_price_is_high_enough(counted):
     scores[moves.stay] = -1e30
     scores = scores.masked_fill(moves.outside, -torch.inf)
     eps = torch.tensor([1e-3], dtype=torch.double)
-    bisected_prices(scores, moves, eps, torch.ones_like(eps))
+    bisected_multipliers(scores, moves, eps, torch.ones_like(eps))
     assert len(counted) < 200
 
 

@@ -8,7 +8,7 @@ import torch
 
 import wotlab
 from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, models
-from wotlab.attacks._library import NAMES
+from wotlab.attacks._external import NAMES
 
 QUICK = {
     "autoattack": {"version": "custom", "attacks": ["apgd-ce", "fab-t"]},
@@ -16,51 +16,37 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return wotlab.data.load("digits", "test").tensors(slice(0, 12))
-
-
-@pytest.fixture(scope="module")
-def network():
-    model = models.build("digits-small", seed=0)
-    wotlab.training.fit(
-        model, wotlab.data.load("digits", "train").tensors(), epochs=4, lr=0.05, progress=False
-    )
-    return model
-
-
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_it_runs_in_the_ball_and_leaves_no_trace(name, digits, network):
+def test_it_runs_in_the_ball_and_leaves_no_trace(name, unseen, fitted):
     if name != "autoattack":
         pytest.importorskip("torchattacks")
-    x, y = digits
-    ball = LinfBall(0.2) if LinfBall in NAMES[name][1] else L2Ball(1.5)
-    network.train()
+    x, y = unseen
+    ball = LinfBall(0.2) if "Linf" in NAMES[name][1] else L2Ball(1.5)
+    fitted.train()
     before = torch.get_rng_state()
     run = lambda: attacks.library(  # noqa: E731
-        network, x, y, ball, name=name, **QUICK.get(name, {})
+        fitted, x, y, ball, name=name, **QUICK.get(name, {})
     )
     done = run()
-    assert network.training and torch.equal(torch.get_rng_state(), before)
-    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert fitted.training and torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None and p.requires_grad for p in fitted.parameters())
     assert not done.x_adv.requires_grad and torch.equal(run().x_adv, done.x_adv)
-    network.eval()
-    wrong = network(done.x_adv).argmax(1) != y
+    fitted.eval()
+    wrong = fitted(done.x_adv).argmax(1) != y
     assert bool((done.success == (wrong & ball.contains(x, done.x_adv))).all())
-    clean = network(x).argmax(1) != y
+    clean = fitted(x).argmax(1) != y
     assert int(done.success.sum()) > int(clean.sum())
-    if LinfBall in NAMES[name][1]:
+    if "Linf" in NAMES[name][1]:
         assert bool(ball.contains(x, done.x_adv).all())
 
 
-def test_autoattack_takes_double_precision(digits, network):
-    x, y = digits
+def test_autoattack_takes_double_precision(unseen, fitted):
+    x, y = unseen
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.double)
     try:
         done = attacks.library(
-            copy.deepcopy(network).double(), x.double(), y, LinfBall(0.2), **QUICK["autoattack"]
+            copy.deepcopy(fitted).double(), x.double(), y, LinfBall(0.2), **QUICK["autoattack"]
         )
         assert torch.get_default_dtype() == torch.double
     finally:
@@ -68,12 +54,12 @@ def test_autoattack_takes_double_precision(digits, network):
     assert done.x_adv.dtype == torch.double and bool(done.success.any())
 
 
-def test_autoattack_is_at_least_as_strong_as_pgd(network):
+def test_autoattack_is_at_least_as_strong_as_pgd(fitted):
     x, y = wotlab.data.load("digits", "test").tensors(slice(0, 40))
     few = {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}
     for ball in (LinfBall(0.06), L2Ball(0.4)):
-        auto = attacks.library(network, x, y, ball, **few)
-        pgd = attacks.pgd(network, x, y, ball, steps=20)
+        auto = attacks.library(fitted, x, y, ball, **few)
+        pgd = attacks.pgd(fitted, x, y, ball, steps=20)
         assert int(auto.success.sum()) >= int(pgd.success.sum()) - 1 > 5
         assert bool(ball.contains(x, auto.x_adv).all())
 
@@ -95,11 +81,11 @@ def test_autoattack_knows_few_classes(classes, ball):
 
 
 @pytest.mark.parametrize("name", ["autoattack", "mi-fgsm"])
-def test_half_precision(name, digits, network):
+def test_half_precision(name, unseen, fitted):
     if name != "autoattack":
         pytest.importorskip("torchattacks")
-    x, y = digits
-    half, ball = copy.deepcopy(network).bfloat16(), LinfBall(0.2)
+    x, y = unseen
+    half, ball = copy.deepcopy(fitted).bfloat16(), LinfBall(0.2)
     few = {"version": "custom", "attacks": ["apgd-ce"]} if name == "autoattack" else {}
     done = attacks.library(half, x.bfloat16(), y, ball, name=name, **few)
     assert done.x_adv.dtype == torch.float32 and int(done.success.sum()) > 6
@@ -107,25 +93,25 @@ def test_half_precision(name, digits, network):
 
 
 @pytest.mark.parametrize("name", ["autoattack", "mi-fgsm"])
-def test_double_precision(name, digits, network):
+def test_double_precision(name, unseen, fitted):
     if name != "autoattack":
         pytest.importorskip("torchattacks")
-    x, y = digits[0].double(), digits[1]
-    sharp, ball = copy.deepcopy(network).double(), LinfBall(0.2)
+    x, y = unseen[0].double(), unseen[1]
+    sharp, ball = copy.deepcopy(fitted).double(), LinfBall(0.2)
     few = {"version": "custom", "attacks": ["apgd-ce"]} if name == "autoattack" else {}
     done = attacks.library(sharp, x, y, ball, name=name, **few)
     assert done.x_adv.dtype == torch.double and bool(done.success.any())
     assert bool(ball.contains(x, done.x_adv).all())
 
 
-def test_no_budget_and_images_that_are_wrong_already(digits, network):
+def test_no_budget_and_images_that_are_wrong_already(unseen, fitted):
     pytest.importorskip("torchattacks")
-    x, y = digits
-    done = attacks.library(network, x, (y + 1) % 10, LinfBall(0.1), name="mi-fgsm")
-    wrong = network.eval()(x).argmax(1) != (y + 1) % 10
+    x, y = unseen
+    done = attacks.library(fitted, x, (y + 1) % 10, LinfBall(0.1), name="mi-fgsm")
+    wrong = fitted.eval()(x).argmax(1) != (y + 1) % 10
     assert bool(wrong.any()) and torch.equal(done.x_adv[wrong], x[wrong])
     assert bool(done.success[wrong].all())
-    still = attacks.library(network, x, y, LinfBall(0.0), name="mi-fgsm")
+    still = attacks.library(fitted, x, y, LinfBall(0.0), name="mi-fgsm")
     assert torch.equal(still.x_adv, x)
 
 
@@ -139,14 +125,14 @@ def test_no_budget_and_images_that_are_wrong_already(digits, network):
         ({"x": torch.full((2, 1, 8, 8), 2.0)}, "x must lie in"),
     ],
 )
-def test_bad_input(change, named, network):
+def test_bad_input(change, named, fitted):
     given = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([0, 1]), "ball": LinfBall(0.1)}
     given |= change
     with pytest.raises(ValueError, match=named):
-        attacks.library(network, given.pop("x"), given.pop("y"), given.pop("ball"), **given)
+        attacks.library(fitted, given.pop("x"), given.pop("y"), given.pop("ball"), **given)
 
 
-def test_a_missing_library_is_named(digits, network, monkeypatch):
+def test_a_missing_library_is_named(unseen, fitted, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(ImportError, match="pip install --no-deps torchattacks"):
-        attacks.library(network, *digits, LinfBall(0.1), name="tpgd")
+        attacks.library(fitted, *unseen, LinfBall(0.1), name="tpgd")

@@ -4,26 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from test_attacks import PROJECTIONS, Linear
+from known import PROJECTIONS, Linear
 from torch import nn
 
 import wotlab
-from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, certify, models
+from wotlab import L2Ball, LinfBall, WassersteinBall, attacks, certify
 from wotlab.balls import hu_step
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return wotlab.data.load("digits", "test").tensors(slice(0, 8))
-
-
-@pytest.fixture(scope="module")
-def network():
-    model = models.build("digits-small", seed=0)
-    wotlab.training.fit(
-        model, wotlab.data.load("digits", "train").tensors(), epochs=6, lr=0.05, progress=False
-    )
-    return model
 
 
 class Curved(nn.Module):
@@ -46,7 +32,7 @@ def test_the_first_gradient_is_taken_at_the_random_start(early_stop):
     x, y = torch.full((2, 1, 3, 4), 0.5), torch.zeros(2, dtype=torch.long)
     ball, model = LinfBall(0.2), Curved(0.5)
     seed = lambda: torch.Generator().manual_seed(4)  # noqa: E731
-    start = ball.random_start(x, seed())
+    start = ball.project(x, x + ball.noise(x, seed()))
     done = attacks.pgd(
         model, x, y, ball, steps=2, step_size=0.05, random_start=True, early_stop=early_stop,
         generator=seed(),
@@ -78,11 +64,11 @@ def test_the_clean_image_counts_with_a_random_start():
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 @pytest.mark.parametrize("repaired", [True, False])
-def test_pgd_takes_every_projection(name, repaired, network, digits):
-    x, y = digits
+def test_pgd_takes_every_projection(name, repaired, fitted, unseen):
+    x, y = unseen
     ball = WassersteinBall(0.3)
     done = attacks.pgd(
-        network, x, y, ball, steps=3, projection=PROJECTIONS[name], repaired=repaired,
+        fitted, x, y, ball, steps=3, projection=PROJECTIONS[name], repaired=repaired,
     )  # fmt: skip
     assert not torch.equal(done.x_adv, x)
     seen = certify(x, done.x_adv, ball)
@@ -91,22 +77,22 @@ def test_pgd_takes_every_projection(name, repaired, network, digits):
         assert bool(seen.inside.all())
 
 
-def test_duals_go_from_step_to_step_where_a_projection_takes_them(network, digits):
+def test_duals_go_from_step_to_step_where_a_projection_takes_them(fitted, unseen):
     seen = []
 
     def project(x, w, eps, ground_cost, warm=None):
         seen.append((eps, warm))
         return wotlab.projections.constrained_sinkhorn(x, w, eps, ground_cost, warm=warm)
 
-    attacks.pgd(network, *digits, WassersteinBall(0.05), steps=3, projection=project)
+    attacks.pgd(fitted, *unseen, WassersteinBall(0.05), steps=3, projection=project)
     assert [eps for eps, _ in seen] == [0.05] * 3 and seen[0][1] is None
     assert all(set(warm) == {"beta", "phi", "psi"} for _, warm in seen[1:])
 
 
 @pytest.mark.parametrize("ball", [LinfBall(0.2), L2Ball(1.0)])
 @pytest.mark.parametrize("random_start", [False, True])
-def test_pgd_on_other_balls(ball, random_start, digits):
-    x = digits[0].double()
+def test_pgd_on_other_balls(ball, random_start, unseen):
+    x = unseen[0].double()
     w = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     y = torch.zeros(len(x), dtype=torch.long)
     done = attacks.pgd(
@@ -120,9 +106,9 @@ def test_pgd_on_other_balls(ball, random_start, digits):
     assert torch.equal(attacks.pgd(Linear(w), x, y, type(ball)(0.0)).x_adv, x)
 
 
-def test_restarts_break_more_and_go_on_where_the_first_run_failed(network):
+def test_restarts_break_more_and_go_on_where_the_first_run_failed(fitted):
     x, y = wotlab.data.load("digits", "test").tensors(slice(0, 60))
-    run = partial(attacks.pgd, network, x, y, LinfBall(0.1), steps=1, random_start=True)
+    run = partial(attacks.pgd, fitted, x, y, LinfBall(0.1), steps=1, random_start=True)
     one, more = (run(restarts=k, generator=torch.Generator().manual_seed(0)) for k in (0, 8))
     assert bool((more.success | ~one.success).all())
     assert int(more.success.sum()) > int(one.success.sum())
@@ -131,33 +117,33 @@ def test_restarts_break_more_and_go_on_where_the_first_run_failed(network):
     late = more.success & ~one.success
     assert bool((more.steps[late] == 0).logical_not().all())
     with pytest.raises(ValueError, match="random_start=True"):
-        attacks.pgd(network, x, y, LinfBall(0.05), restarts=1)
+        attacks.pgd(fitted, x, y, LinfBall(0.05), restarts=1)
 
 
 @pytest.mark.parametrize("rule", ["steepest", "sign", "low-pass"])
-def test_pgd_step_rules(rule, digits, network):
-    x, y = digits
+def test_pgd_step_rules(rule, unseen, fitted):
+    x, y = unseen
     ball = WassersteinBall(0.5)
-    done = attacks.pgd(network, x, y, ball, rule=rule, steps=20)
+    done = attacks.pgd(fitted, x, y, ball, rule=rule, steps=20)
     assert bool(certify(x, done.x_adv, ball).inside.all()) and bool(done.success.any())
 
 
-def test_a_step_may_depend_on_the_image_and_eps(digits, network):
-    x, y = digits
+def test_a_step_may_depend_on_the_image_and_eps(unseen, fitted):
+    x, y = unseen
     ball, options = WassersteinBall(0.1), {"steps": 5}
-    given = attacks.pgd(network, x, y, ball, step_size=partial(hu_step, share=0.06), **options)
-    assert torch.equal(given.x_adv, attacks.pgd(network, x, y, ball, **options).x_adv)
+    given = attacks.pgd(fitted, x, y, ball, step_size=partial(hu_step, share=0.06), **options)
+    assert torch.equal(given.x_adv, attacks.pgd(fitted, x, y, ball, **options).x_adv)
     # half of eps where that is less, of each image's own mass
     sizes = hu_step(x, 0.02, share=0.06)[:, 0, 0, 0]
     assert torch.allclose(sizes, 0.01 * x.sum((1, 2, 3)))
 
 
-def test_pgd_schedule_gives_a_radius(digits, network):
-    x, y = digits
-    right = network.eval()(x).argmax(1) == y
+def test_pgd_schedule_gives_a_radius(unseen, fitted):
+    x, y = unseen
+    right = fitted.eval()(x).argmax(1) == y
     grow = lambda t: 0.05 * (t + 1)  # noqa: E731
     done = attacks.pgd(
-        network, x, y, WassersteinBall(grow(30)), steps=30, schedule=grow, repaired=True
+        fitted, x, y, WassersteinBall(grow(30)), steps=30, schedule=grow, repaired=True
     )
     assert bool((done.cost <= 0.05 * done.steps + 1e-6).all())
     assert bool((done.steps[~right] == 0).all())

@@ -2,16 +2,31 @@
 
 from copy import copy
 from types import SimpleNamespace
-from typing import Self
+from typing import Self, TypeVar, cast
 
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def kept(part: T, keep: Tensor) -> T:
+    """The rows `keep`, booleans (B,) or places, of a tensor, or of each in a tuple or a dict.
+
+    What has a `select` of its own is asked for it; what is none of these belongs to all rows.
+    """
+    if isinstance(part, Tensor):
+        return cast(T, part[keep])
+    if isinstance(part, tuple):
+        return cast(T, tuple(kept(each, keep) for each in part))
+    if isinstance(part, dict):
+        return cast(T, {name: kept(each, keep) for name, each in part.items()})
+    return part.select(keep) if hasattr(part, "select") else part
 
 
 class Batch(SimpleNamespace):
     """What is known of the problems that are not done yet, and which of all they are: `index` (P,).
 
-    Each part is a tensor whose first dimension is the problem, or has a `select` of its own; what
-    is neither belongs to all problems.
+    Of its parts problems leave by `kept`.
     """
 
     index: Tensor
@@ -20,10 +35,7 @@ class Batch(SimpleNamespace):
         """The problems in `keep`, booleans (P,), and what is known of them."""
         some = copy(self)
         for name, part in vars(self).items():
-            if isinstance(part, Tensor):
-                setattr(some, name, part[keep])
-            elif hasattr(part, "select"):
-                setattr(some, name, part.select(keep))
+            setattr(some, name, kept(part, keep))
         return some
 
     def leave(self, done: Tensor, found: dict[str, Tensor], **now: Tensor | int) -> Self:

@@ -10,15 +10,16 @@ that were made against another network.
 
 from wotlab.attacks._adef import adef
 from wotlab.attacks._eot import eot
+from wotlab.attacks._external import library
 from wotlab.attacks._frank_wolfe import frank_wolfe
 from wotlab.attacks._iwda import iwda
 from wotlab.attacks._langevin import langevin
-from wotlab.attacks._library import library
 from wotlab.attacks._loop import climb
 from wotlab.attacks._mirror_ascent import Mirror, mirror_ascent
 from wotlab.attacks._objective import Objective
 from wotlab.attacks._pgd import fgsm, pgd
 from wotlab.attacks._radius import Radius, radius
+from wotlab.attacks._result import Attack as Attack  # a type, for whoever takes one
 from wotlab.attacks._result import AttackResult
 from wotlab.attacks._stadv import stadv
 from wotlab.attacks._transfer import transfer

@@ -1,6 +1,7 @@
 """ADef: a small deformation that changes the answer, step by step (Alaifari et al., 2019)."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from wotlab._base import checks
-from wotlab.attacks._loop import attack, climber, not_on_mass
-from wotlab.attacks._objective import Objective, logits_of, objective_of
+from wotlab._base.networks import logits_of
+from wotlab.attacks._loop import Moved, Stepper, attack, climbing, not_on_mass
+from wotlab.attacks._objective import Objective
 from wotlab.attacks._result import AttackResult
+from wotlab.balls import Ball
 from wotlab.transformations import compose, warp
 
 FLAT = 1e-28  # what a field gains where image or margin are constant; 0 but for rounding
@@ -37,33 +40,29 @@ def least_field(z: Tensor, gradient: Tensor, sigma: float) -> tuple[Tensor, Tens
     return field, gain.clamp_min(torch.finfo(z.dtype).tiny)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Nearest(Objective):
     """The margin of the class that the least field should reach, among those of largest logits."""
 
-    def __init__(self, inner: Objective, candidates: int, sigma: float):
-        super().__init__(inner.model, inner.y, inner.targeted, inner.loss, inner.clean)
-        self.how = candidates, sigma
-
-    def select(self, keep: Tensor) -> "Nearest":
-        return Nearest(super().select(keep), *self.how)
+    candidates: int
+    sigma: float
 
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.targeted:  # one class to reach
             return super().gradient(z)
-        candidates, sigma = self.how
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             logits = logits_of(self.model, z)
             own = self.y[:, None]
             margins = logits - logits.gather(1, own)
             rivals = margins.scatter(1, own, -torch.inf).topk(
-                min(candidates, logits.shape[1] - 1), dim=1
+                min(self.candidates, logits.shape[1] - 1), dim=1
             )
             best = z.new_full((len(z),), torch.inf)
             gradient, loss = torch.zeros_like(z), torch.zeros_like(best)
             for margin in rivals.values.unbind(1):
                 (slope,) = torch.autograd.grad(margin.sum(), z, retain_graph=True)
-                _, gain = least_field(z.detach(), slope, sigma)
+                _, gain = least_field(z.detach(), slope, self.sigma)
                 length = margin.detach().abs() / gain.sqrt()  # |tau'|
                 nearer = length < best
                 best = torch.where(nearer, length, best)
@@ -72,19 +71,18 @@ class Nearest(Objective):
         return gradient, loss, self.broken(logits.detach())
 
 
-class Deform:
+@dataclass(eq=False)
+class Deform(Stepper):
     """DeepFool in the space of deformations: the least field that should close the margin."""
 
-    def __init__(self, sigma: float, overshoot: float):
-        self.sigma, self.overshoot = sigma, overshoot
+    sigma: float
+    overshoot: float
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, x: Tensor) -> Moved:
         self.x, self.flow = x, x.new_zeros(len(x), 2, *x.shape[-2:])
         return x, x.new_zeros(len(x))
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         field, gain = least_field(z, gradient, self.sigma)
         wanted = self.overshoot * (-loss).clamp_min(1e-3) / gain
         wanted = torch.where(gain > FLAT, wanted, 0)  # nothing there that moving could change
@@ -96,15 +94,12 @@ class Deform:
         z = warp(self.x, self.flow).clamp(0, 1)  # bilinear weights round
         return z, torch.zeros_like(loss)  # its distance: once, at the end
 
-    def select(self, keep: Tensor) -> None:
-        self.x, self.flow = self.x[keep], self.flow[keep]
-
 
 def adef(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     targeted: bool = False,
     steps: int = 100,
@@ -156,13 +151,9 @@ def adef(
     if overshoot < 1:
         raise ValueError(f"overshoot must be at least 1; got {overshoot!r}")
 
-    def made(*given) -> Nearest:
-        return Nearest(objective_of(*given), candidates, sigma)
-
-    run = climber(
-        partial(Deform, sigma, overshoot), steps, early_stop=early_stop, progress=progress
-    )
+    stage = climbing(Deform(sigma, overshoot), steps)
     return attack(
-        run, model, x, y, not_on_mass(ball), targeted=targeted, loss="margin",
-        batch_size=batch_size, objective=made, exact=True,
+        [stage], model, x, y, not_on_mass(ball), targeted=targeted, loss="margin",
+        batch_size=batch_size, early_stop=early_stop, progress=progress, exact=True,
+        objective=partial(Nearest, candidates=candidates, sigma=sigma),
     )  # fmt: skip

@@ -1,37 +1,35 @@
 """EOT: images that fool under random transformations too (Athalye et al., 2018)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
-from wotlab.attacks._objective import Objective, logits_of, objective_of
+from wotlab._base.networks import logits_of
+from wotlab.attacks._objective import Objective
 from wotlab.attacks._pgd import pgd
 from wotlab.attacks._result import AttackResult
+from wotlab.balls import Ball
 from wotlab.transformations import Transformations
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Expected(Objective):
     """The mean of the loss over random transformations, estimated anew at each gradient.
 
     `broken` is that of the image as it is.
     """
 
-    def __init__(self, inner: Objective, transform, samples: int, generator):
-        super().__init__(inner.model, inner.y, inner.targeted, inner.loss, inner.clean)
-        self.aim = inner.aim
-        self.how = transform, samples, generator
-
-    def select(self, keep: Tensor) -> "Expected":
-        return Expected(super().select(keep), *self.how)
-
-    def towards(self, aim: Tensor) -> "Expected":
-        return Expected(super().towards(aim), *self.how)
+    transform: Callable[..., Tensor]
+    samples: int
+    generator: torch.Generator | None
 
     def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        transform, samples, generator = self.how
-        drawn = (transform(z, generator) for _ in range(samples))
+        drawn = (self.transform(z, self.generator) for _ in range(self.samples))
         losses = [super(Expected, self).value(moved)[0] for moved in drawn]
         with torch.no_grad():
             broken = self.broken(logits_of(self.model, z))
@@ -42,12 +40,12 @@ def eot(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     transform: Callable[..., Tensor] | None = None,
     samples: int = 8,
     generator: torch.Generator | None = None,
-    **options,
+    **options: Any,
 ) -> AttackResult:
     r"""max_{z in ball} E_t[loss(model(t(z)), y)] by `pgd`: EOT.
 
@@ -78,7 +76,6 @@ def eot(
     """
     checks.count("samples", samples)
 
-    def made(*given) -> Expected:
-        return Expected(objective_of(*given), transform or Transformations(), samples, generator)
-
-    return pgd(model, x, y, ball, generator=generator, objective=made, **options)
+    transform = transform or Transformations()
+    expected = partial(Expected, transform=transform, samples=samples, generator=generator)
+    return pgd(model, x, y, ball, generator=generator, objective=expected, **options)

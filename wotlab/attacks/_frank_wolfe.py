@@ -1,12 +1,14 @@
 """Frank-Wolfe on the plan (Wu et al., 2020), called FWAdv elsewhere."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
-from wotlab.attacks._loop import Last, attack, climber, on_plans
+from wotlab.attacks._loop import Moved, PlanStepper, attack, climbing, on_plans
 from wotlab.attacks._multipliers import plan_at
-from wotlab.attacks._result import AttackResult
+from wotlab.attacks._result import AttackResult, Last
 from wotlab.balls import WassersteinBall
 from wotlab.plans import Moves, repair
 from wotlab.projections import dual_projection
@@ -14,22 +16,21 @@ from wotlab.projections import dual_projection
 REPAIR = 5000  # steps of the final projection (Wu et al., 2020)
 
 
-class FrankWolfe:
+@dataclass(eq=False)
+class FrankWolfe(PlanStepper):
     """Step towards the plan that is best for the gradient as it is now."""
 
-    def __init__(self, ball: WassersteinBall, reg: float = 1e-3):
-        self.ball, self.reg = ball, reg
+    reg: float = 1e-3
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.moves = Moves(x, self.ball.ground_cost)
+    columns = ("shares",)
+
+    def start(self, x: Tensor) -> Moved:
+        begin = super().start(x)
         self.shares = self.moves.identity()
-        self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
-        return x, torch.zeros_like(self.budget)
+        return begin
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         self.follow(gradient, t)
         self.shares, z = repair(self.moves, self.shares, self.budget)
         return z, self.moves.cost(self.shares)
@@ -41,39 +42,32 @@ class FrankWolfe:
         self.shares = (1 - share) * self.shares + share * vertex
 
     def oracle(self, scores: Tensor, share: float) -> Tensor:
-        """The plan of cost eps that is best for the scores, at the prices of full pixels."""
+        """The plan of cost eps that is best for the scores, with the multipliers of full pixels."""
         moves = self.moves
         scores = (scores - moves.gather(self.phi)).masked_fill(moves.outside, -torch.inf)
-        low, high = bisected_prices(scores, moves, self.budget, (2 * self.psi).clamp_min(1))
+        low, high = bisected_multipliers(scores, moves, self.budget, (2 * self.psi).clamp_min(1))
         self.psi = high
         # at low entropy one pixel's change of mind can be worth more than the bisection's
         # tolerance: a mix of the plans on both sides spends the whole budget
         vertex, dearer = plan_at(high, scores, moves), plan_at(low, scores, moves)
         spent, more = moves.cost(vertex), moves.cost(dearer)
-        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)
-        mix = mix[moves.image_index]
+        mix = ((self.budget - spent) / (more - spent).clamp_min(1e-30)).clamp(0, 1)[
+            moves.image_index
+        ]
         vertex = (1 - mix) * vertex + mix * dearer
-        # a subgradient step of the price of full pixels, in the gradient's units
+        # a subgradient step of the multiplier of full pixels, in the gradient's units
         over = moves.push_forward(vertex) - 1
         self.phi = (self.phi + share / self.reg * over).clamp_min(0)
         return vertex
 
-    def select(self, keep: Tensor) -> None:
-        self.shares = self.shares[:, keep[self.moves.image_index]]
-        self.moves = self.moves.select(keep)
-        self.budget, self.phi, self.psi = self.budget[keep], self.phi[keep], self.psi[keep]
 
-
+@dataclass(eq=False)
 class Published(FrankWolfe):
     """As Wu et al. run it: no pixel bound on the way, one projection of the plan at the end."""
 
-    def __init__(self, ball: WassersteinBall, reg: float, steps: int):
-        super().__init__(ball, reg)
-        self.steps = steps
+    steps: int = 300
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         moves = self.moves
         # the network sees the plan's image clamped, and no slope passes where the clamp holds
         self.follow(torch.where(moves.push_forward(self.shares) > 1, 0, gradient), t)
@@ -87,14 +81,14 @@ class Published(FrankWolfe):
     def oracle(self, scores: Tensor, share: float) -> Tensor:
         """The plan that is best for the scores, from a bisection that begins anew each time."""
         scores = scores.masked_fill(self.moves.outside, -torch.inf)
-        _, psi = bisected_prices(scores, self.moves, self.budget, torch.ones_like(self.psi))
+        _, psi = bisected_multipliers(scores, self.moves, self.budget, torch.ones_like(self.psi))
         return plan_at(psi, scores, self.moves)
 
 
-def bisected_prices(
+def bisected_multipliers(
     scores: Tensor, moves: Moves, eps: Tensor, start: Tensor, halvings: int = 50
 ) -> tuple[Tensor, Tensor]:
-    """Prices psi on both sides of that where the plan costs eps, within 1e-4 as published."""
+    """Multipliers psi on both sides of that where the plan costs eps, within 1e-4 as published."""
 
     def over(psi: Tensor) -> Tensor:
         return moves.cost(plan_at(psi, scores, moves)) > eps
@@ -143,7 +137,7 @@ def frank_wolfe(
     reg : float
         Entropy of the oracle, for g scaled to largest entry 1: 1e-3 in the paper.
     published : bool
-        False: a price on full pixels, carried from step to step, teaches the oracle the pixel
+        False: a multiplier of full pixels, carried from step to step, teaches the oracle the pixel
         bound, and `wotlab.plans.repair` makes each iterate feasible, so that an image is done as
         soon as it breaks. True, as its authors run it: pixels may exceed 1 on the way, where the
         network sees them clamped; after the last step one `dual_projection` of the plan with the
@@ -162,12 +156,10 @@ def frank_wolfe(
     ball = on_plans(ball)
     checks.positive("reg", reg)
     if published:
-        run = climber(
-            lambda: Published(ball, reg, steps), steps, early_stop=False, progress=progress,
-            kind=Last,
-        )  # fmt: skip
+        early_stop, stage = False, climbing(Published(ball, reg, steps), steps, kind=Last)
     else:
-        run = climber(
-            lambda: FrankWolfe(ball, reg), steps, early_stop=early_stop, progress=progress
-        )
-    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)
+        stage = climbing(FrankWolfe(ball, reg), steps)
+    return attack(
+        [stage], model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
+        early_stop=early_stop, progress=progress,
+    )  # fmt: skip

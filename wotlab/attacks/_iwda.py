@@ -1,6 +1,6 @@
 """The internal Wasserstein attack of Tan et al.: a generator against a critic of patches."""
 
-import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks
 from wotlab.attacks._adam_rows import keep_rows
-from wotlab.attacks._loop import Found
-from wotlab.attacks._objective import Objective, attacked, check, objective_of, wide
+from wotlab.attacks._loop import Stage, attack
+from wotlab.attacks._objective import Objective
 from wotlab.attacks._pyramid import SMALLEST, Generators, changed, resize, scales
-from wotlab.attacks._result import AttackResult, join, judge
+from wotlab.attacks._result import AttackResult, Best
 from wotlab.balls import InternalWassersteinBall
+from wotlab.iwd import PatchCost
 from wotlab.iwd._critic import BETAS, PENALTY, RATE, PatchCritics, critic_step, gap
 
 
@@ -89,60 +90,62 @@ def iwda(
         As for `mirror_ascent`; for a ball of another kind, patches that do not fit into the
         image, or a number out of range.
     """
-    start = time.perf_counter()
-    if not isinstance(ball, InternalWassersteinBall):
-        raise ValueError(f"ball must be an InternalWassersteinBall; got {type(ball).__name__}")
+    InternalWassersteinBall.require(ball)
     counts = {"steps": steps, "critic_steps": critic_steps, "most_scales": most_scales,
               "samples": samples, "batch_size": batch_size}  # fmt: skip
-    for name, value in counts.items():
-        checks.count(name, value)
+    for name, count in counts.items():
+        checks.count(name, count)
     for name, value in (("tau", tau), ("lr", lr), ("penalty", penalty)):
         checks.positive(name, value)
-    with attacked(model):
-        check(model, x, y)
-        ball.check(x)
-        sizes = scales(*x.shape[-2:], most_scales, max(SMALLEST, ball.patch_cost.size))
+
+    def play(objective: Objective, many: Tensor, early_stop: bool, progress: bool) -> Best:
+        x = many[::samples]
+        game = _Game(x, samples, objective, ball.patch_cost, tau, penalty, generator)
+        smallest = max(SMALLEST, ball.patch_cost.size)
+        sizes = scales(x.shape[-2], x.shape[-1], most_scales, smallest)
         plan = [size for size in sizes for _ in range(steps)]
-        parts = []
-        for a, b in zip(wide(x).split(batch_size), y.split(batch_size), strict=True):
-            many, labels = (each.repeat_interleave(samples, 0) for each in (a, b))
-            objective = objective_of(model, many, labels, targeted, "ce")
-            game = _Game(a, samples, objective, ball.patch_cost, tau, penalty, generator)
-            with torch.enable_grad():
-                for t, size in enumerate(tqdm(plan, disable=not progress, leave=False)):
-                    if t % steps == 0:
-                        game.begin(size, lr)
-                    game.step(critic_steps, t)
-                    if early_stop and not game.drop():
-                        break
-                else:  # what the last step has made
-                    game.look(game.draw(), len(plan))
-            found = game.found
-            cost = ball.distance(many, found.x_adv)
-            parts.append(judge(many, found, cost, ball, start))
-    return join(parts, start)
+        with torch.enable_grad():
+            for t, size in enumerate(tqdm(plan, disable=not progress, leave=False)):
+                if t % steps == 0:
+                    game.begin(size, lr)
+                game.step(critic_steps, t)
+                if early_stop and not game.drop():
+                    break
+            else:  # what the last step has made
+                game.look(game.draw(), len(plan))
+        return game.best
+
+    return attack(
+        [Stage(play)], model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size,
+        early_stop=early_stop, progress=progress, exact=True, samples=samples,
+    )  # fmt: skip
 
 
+@dataclass(eq=False)
 class _Game:
     """Generators against critics, one of each for every image that is not done."""
 
-    def __init__(
-        self, x: Tensor, samples: int, objective: Objective, cost, tau, penalty, generator
-    ):
-        self.x, self.samples, self.objective, self.cost = x, samples, objective, cost
-        self.tau, self.penalty, self.generator = tau, penalty, generator
-        self.found = Found(x.repeat_interleave(samples, 0))
-        _, self.found.misread = objective.value(self.found.x_adv)
-        self.rows = torch.arange(len(self.found.x_adv), device=x.device)
-        self.change = x.new_zeros(samples, *x.shape)
+    x: Tensor
+    samples: int
+    objective: Objective
+    cost: PatchCost
+    tau: float
+    penalty: float
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        self.best = Best(self.x.repeat_interleave(self.samples, 0))
+        _, self.best.misread = self.objective.value(self.best.x_adv)
+        self.rows = torch.arange(len(self.best.x_adv), device=self.x.device)
+        self.change = self.x.new_zeros(self.samples, *self.x.shape)
 
     def begin(self, size: tuple[int, int], lr: float) -> None:
         """New networks for the next scale, which goes on from the change that was drawn last."""
         self.small, self.coarse = resize(self.x, size), resize(self.change, size)
         self.u = self.cost.cut(self.small).repeat(1, self.samples, 1)
-        made = {"like": self.x, "generator": self.generator}
-        self.net = Generators(len(self.x), self.x.shape[1], **made)
-        self.critics = PatchCritics(len(self.x), self.u.shape[2], **made)
+        x, generator = self.x, self.generator
+        self.net = Generators(len(x), x.shape[1], like=x, generator=generator)
+        self.critics = PatchCritics(len(x), self.u.shape[2], like=x, generator=generator)
         self.down = Adam(self.net.parameters(), lr, BETAS)
         self.up = Adam(self.critics.parameters(), lr, BETAS, maximize=True)
 
@@ -172,13 +175,13 @@ class _Game:
         loss, broken = self.objective.value(z)
         self.change = change.detach()
         free = torch.zeros_like(loss)
-        self.found.offer(self.rows, z.detach(), broken, free, loss.detach(), t)
+        self.best.offer(self.rows, z.detach(), broken, free, loss.detach(), t)
         return loss.unflatten(0, (-1, self.samples)).mean(1)
 
     def drop(self) -> bool:
         """Forget the images whose samples are all broken; says whether any is left."""
         rows = self.rows.unflatten(0, (-1, self.samples))
-        keep = ~self.found.broken[rows].all(1)
+        keep = ~self.best.broken[rows].all(1)
         if not bool(keep.any()):
             return False
         if not bool(keep.all()):

@@ -1,34 +1,37 @@
 """Langevin sampling of adversarial examples on the l-infinity ball."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import draws
-from wotlab.attacks._loop import attack, climber
+from wotlab.attacks._loop import Moved, Stepper, attack, climbing
 from wotlab.attacks._result import AttackResult
 from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, like
 
 
-class Langevin:
+@dataclass(eq=False)
+class Langevin(Stepper):
     """One step of a chain for the Gibbs law of the cross-entropy on each image's box."""
 
-    def __init__(self, ball: LinfBall, chain: Chain, targeted: bool, random_start: bool, generator):
-        self.ball, self.chain, self.generator = ball, chain, generator
-        self.targeted, self.random_start = targeted, random_start
+    ball: LinfBall
+    chain: Chain
+    targeted: bool
+    random_start: bool
+    generator: torch.Generator | None
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, x: Tensor) -> Moved:
         self.x = x
+        self.now: tuple[Tensor, ...] | None = None  # each chain's image, gradient and loss
         self.lo, self.hi = self.ball.walls(x)
-        self.now = None
         z = x
         if self.random_start:
             z = self.lo + (self.hi - self.lo) * draws.uniform(x, self.generator)
         return z, self.ball.distance(x, z)
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         # attacks climb u = log((1 - p) / p); the law is that of CE = log(1 + e^u)
         sign = -1 if self.targeted else 1
         slope = torch.sigmoid(sign * loss)[:, None, None, None]
@@ -42,11 +45,6 @@ class Langevin:
             )
         z = self.chain.move(self.now[0], self.now[1], self.lo, self.hi, self.generator)
         return z, self.ball.distance(self.x, z)
-
-    def select(self, keep: Tensor) -> None:
-        self.x, self.lo, self.hi = self.x[keep], self.lo[keep], self.hi[keep]
-        if self.now is not None:
-            self.now = tuple(part[keep] for part in self.now)
 
 
 def langevin(
@@ -91,12 +89,11 @@ def langevin(
     ValueError
         As for `mirror_ascent`; for a ball of another kind.
     """
-    if not isinstance(ball, LinfBall):
-        raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+    LinfBall.require(ball)
     half = max(ball.eps / 2, 1e-30)
     chain = chain or Chain("sign", sigma=half, eta=half)
-    run = climber(
-        lambda: Langevin(ball, chain, targeted, random_start, generator),
-        steps, early_stop=early_stop, progress=progress,
+    stage = climbing(Langevin(ball, chain, targeted, random_start, generator), steps)
+    return attack(
+        [stage], model, x, y, ball, targeted=targeted, loss="ce",
+        batch_size=batch_size, early_stop=early_stop, progress=progress,
     )  # fmt: skip
-    return attack(run, model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size)

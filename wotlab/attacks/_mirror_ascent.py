@@ -1,70 +1,58 @@
-"""Mirror ascent: the plan follows the gradient multiplicatively, at prices that keep it legal."""
+"""Mirror ascent: the plan follows the gradient multiplicatively; multipliers keep it legal."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks, draws
-from wotlab.attacks._loop import attack, climber, on_plans
-from wotlab.attacks._multipliers import priced_plan
+from wotlab.attacks._loop import Moved, PlanStepper, attack, climbing, on_plans
+from wotlab.attacks._multipliers import softmax_plan
 from wotlab.attacks._result import AttackResult
 from wotlab.balls import WassersteinBall
-from wotlab.plans import Moves, repair
+from wotlab.plans import repair
 
 
-class Mirror:
-    """Dual averaging: scores add up the gradients, prices turn them into a feasible plan."""
+@dataclass(eq=False)
+class Mirror(PlanStepper):
+    """Dual averaging: scores add up the gradients, multipliers make a feasible plan of them."""
 
-    def __init__(
-        self,
-        ball: WassersteinBall,
-        step_size: float,
-        momentum: float = 0.0,
-        sweeps: int = 2,
-        noise: float = 0.0,
-        generator: torch.Generator | None = None,
-    ):
-        checks.positive("step_size", step_size)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1); got {momentum!r}")
-        self.ball, self.step_size, self.momentum, self.sweeps = ball, step_size, momentum, sweeps
-        self.noise, self.generator = noise, generator
+    step_size: float
+    momentum: float = 0.0
+    sweeps: int = 2
+    noise: float = 0.0
+    generator: torch.Generator | None = None
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.moves = moves = Moves(x, self.ball.ground_cost)
-        self.scores = torch.zeros_like(moves.outside, dtype=x.dtype)
+    columns = ("scores",)
+
+    def __post_init__(self) -> None:
+        checks.positive("step_size", self.step_size)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1); got {self.momentum!r}")
+
+    def start(self, x: Tensor) -> Moved:
+        begin = super().start(x)
+        self.scores = torch.zeros_like(self.moves.outside, dtype=x.dtype)
         if self.noise:
             self.scores += self.noise * draws.normal(self.scores, self.generator)
-        self.scores.masked_fill_(moves.outside, -torch.inf)
-        self.budget = x.new_full((len(x),), self.ball.eps)
+        self.scores.masked_fill_(self.moves.outside, -torch.inf)
         self.psi = torch.ones_like(self.budget)
         self.phi, self.velocity = torch.zeros_like(x), torch.zeros_like(x)
         self.last_psi, self.last_phi = self.psi, self.phi
-        return x, torch.zeros_like(self.budget)
+        return begin
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         self.velocity = self.momentum * self.velocity + self.ball.step(gradient, 1.0)
         self.scores += self.step_size * self.moves.gather(self.velocity)
-        # scores grow from step to step, and their prices in proportion: go on as they went
+        # scores grow from step to step, and the multipliers in proportion: go on as they went
         psi, phi = 2 * self.psi - self.last_psi, (2 * self.phi - self.last_phi).clamp_min(0)
         self.last_psi, self.last_phi = self.psi, self.phi
-        shares, self.psi, self.phi = priced_plan(
-            self.scores,
-            self.moves,
-            self.budget.clamp_min(1e-12),
-            psi.clamp_min(0),
-            phi,
-            self.sweeps,
+        budget = self.budget.clamp_min(1e-12)
+        shares, self.psi, self.phi = softmax_plan(
+            self.scores, self.moves, budget, psi.clamp_min(0), phi, self.sweeps
         )
         shares, z = repair(self.moves, shares, self.budget)
         return z, self.moves.cost(shares)
-
-    def select(self, keep: Tensor) -> None:
-        self.scores = self.scores[:, keep[self.moves.image_index]]
-        self.moves = self.moves.select(keep)
-        for name in ("budget", "psi", "phi", "last_psi", "last_phi", "velocity"):
-            setattr(self, name, getattr(self, name)[keep])
 
 
 def mirror_ascent(
@@ -87,7 +75,7 @@ def mirror_ascent(
     With q_i(d) the share of pixel i's mass that moves by d, the gradient with respect to the
     plan is the image gradient g read where the mass arrives. Each step adds it to the scores,
     L_i(d) += step_size * g(i + d) with g scaled to largest entry 1 (dual averaging), and takes
-    the plan q_i(d) ~ exp(L_i(d) - psi C(d) - phi(i + d)), whose prices psi and phi keep it
+    the plan q_i(d) ~ exp(L_i(d) - psi C(d) - phi(i + d)), whose multipliers psi and phi keep it
     within the budget and its image in [0, 1]. `wotlab.plans.repair` makes each iterate exactly
     feasible, so every gradient is taken inside the ball.
 
@@ -125,7 +113,8 @@ def mirror_ascent(
         For bad images, labels or numbers, or a model that returns NaN or probabilities.
     """
     ball = on_plans(ball)
-    run = climber(
-        lambda: Mirror(ball, step_size, momentum), steps, early_stop=early_stop, progress=progress
-    )
-    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)
+    stage = climbing(Mirror(ball, step_size, momentum), steps)
+    return attack(
+        [stage], model, x, y, ball, targeted=targeted, loss=loss,
+        batch_size=batch_size, early_stop=early_stop, progress=progress,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The hot loop of every attack on the plan: a soft-max over the window with two prices."""
+"""The hot loop of every attack on the plan: a soft-max over the window with two multipliers."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ def plan_at(psi: Tensor, scores: Tensor, moves: Moves) -> Tensor:
     return torch.softmax(scores - psi[moves.image_index] * moves.costs, 0)
 
 
-def priced_plan(
+def softmax_plan(
     scores: Tensor, moves: Moves, eps: Tensor, psi: Tensor, phi: Tensor, sweeps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Shares q_i(d) proportional to exp(scores_i(d) - psi C(d) - phi(i + d)).
 
     They maximise sum_i x_i <q_i, scores_i> + x_i H(q_i) over plans of cost at most eps whose
-    image stays in [0, 1]: psi >= 0, one number an image, is the price of distance; phi >= 0, one
-    number a pixel, that of a full pixel. Each sweep improves both from the same plan: psi by a
+    image stays in [0, 1]: psi >= 0, one number an image, is the multiplier of distance; phi >= 0,
+    one number a pixel, that of a full pixel. Each sweep improves both from the same plan: psi by a
     Newton step on log cost(psi) = log eps, phi <- max(0, phi + log z). Started from the last
-    step's prices, two or three sweeps come close enough for `moves.repair` to do the rest.
+    step's multipliers, two or three sweeps come close enough for `moves.repair` to do the rest.
 
     Parameters
     ----------

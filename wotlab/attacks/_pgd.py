@@ -2,97 +2,101 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from wotlab._base import checks
-from wotlab.attacks._loop import Found, attack, climber, retry
-from wotlab.attacks._objective import Objective, objective_of
+from wotlab.attacks._loop import Moved, Stepper, attack, climbing, on_plans, threat_model
+from wotlab.attacks._objective import Objective
 from wotlab.attacks._result import AttackResult
-from wotlab.balls import Ball, L2Ball, LinfBall, WassersteinBall
+from wotlab.balls import Ball, WassersteinBall
 from wotlab.plans import Moves, repair
 from wotlab.projections import Projection, constrained_sinkhorn
 
 RULES = ("steepest", "sign", "low-pass")
+StepSize = float | Callable[[Tensor, float], Tensor | float]
 
 
-class Projected:
+@dataclass(eq=False)
+class Projected(Stepper):
     """One step along the gradient, then back onto the ball."""
 
-    def __init__(self, ball, rule, step_size, projection, schedule, repaired, random, generator):
-        self.ball, self.rule, self.step_size, self.projection = ball, rule, step_size, projection
-        self.schedule, self.repaired = schedule, repaired
-        self.random, self.generator = random, generator
-        known = inspect.signature(projection).parameters
-        every = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        self.takes = [name for name in ("eps", "warm") if every or name in known]
+    ball: Ball
+    rule: str
+    step_size: StepSize | None
+    schedule: Callable[[int], float] | None
+    random_start: bool
+    generator: torch.Generator | None
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.x, self.warm = x, None
-        if isinstance(self.ball, WassersteinBall):
-            self.moves = Moves(x, self.ball.ground_cost)
-        if not self.random:
+    def start(self, x: Tensor) -> Moved:
+        self.x = x
+        if not self.random_start:
             return x, x.new_zeros(len(x))
         ball = self.at(0)
         return self.onto(ball, x + ball.noise(x, self.generator))
 
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
+        ball = self.at(t)
+        if self.rule == "low-pass":
+            gradient = gaussian_blur(gradient, [5, 5], [1.0, 1.0])
+        along = gradient.sign() if self.rule == "sign" else ball.step(gradient, 1.0)
+        return self.onto(ball, z + along * self.size(ball))
+
     def at(self, t: int) -> Ball:
         """The ball of step t."""
         return self.ball if self.schedule is None else replace(self.ball, eps=self.schedule(t))
-
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        ball = self.at(t)
-        return self.onto(ball, z + self.direction(ball, gradient) * self.size(ball))
-
-    def onto(self, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of the ball near w, and what they spend."""
-        if not isinstance(ball, WassersteinBall):
-            z = ball.project(self.x, w)
-            return z, z.new_zeros(len(z))  # its distance: once, at the end
-        given = {"eps": ball.eps, "warm": self.warm}
-        options = {name: given[name] for name in self.takes}
-        done = self.projection(self.x, w, ground_cost=ball.ground_cost, **options)
-        self.warm = done.duals or None
-        if not self.repaired:
-            return done.image, done.plan.cost()
-        shares, z = repair(self.moves, self.moves.shares(done.plan), ball.eps)
-        return z, self.moves.cost(shares)
-
-    def direction(self, ball, gradient: Tensor) -> Tensor:
-        if self.rule == "sign":
-            return gradient.sign()
-        if self.rule == "low-pass":
-            gradient = gaussian_blur(gradient, [5, 5], [1.0, 1.0])
-        return ball.step(gradient, 1.0)
 
     def size(self, ball: Ball) -> Tensor | float:
         if self.step_size is None:
             return ball.default_step(self.x)
         return self.step_size(self.x, ball.eps) if callable(self.step_size) else self.step_size
 
-    def select(self, keep: Tensor) -> None:
-        self.x = self.x[keep]
-        if isinstance(self.ball, WassersteinBall):
-            self.moves = self.moves.select(keep)
-        if self.warm:
-            self.warm = {name: dual[keep] for name, dual in self.warm.items()}
+    def onto(self, ball: Ball, w: Tensor) -> Moved:
+        """Images of the ball near w, and what they spend."""
+        z = ball.project(self.x, w)
+        return z, z.new_zeros(len(z))  # its distance: once, at the end
+
+
+@dataclass(eq=False)
+class ProjectedPlans(Projected):
+    """The same where a projection makes plans of the images."""
+
+    ball: WassersteinBall
+    projection: Callable[..., Projection]
+    repaired: bool
+
+    def start(self, x: Tensor) -> Moved:
+        known = inspect.signature(self.projection).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        self.takes = [name for name in ("eps", "warm") if every or name in known]
+        self.moves = Moves(x, self.ball.ground_cost)
+        self.warm: dict[str, Tensor] | None = None
+        return super().start(x)
+
+    def onto(self, ball: Ball, w: Tensor) -> Moved:
+        given = {"eps": ball.eps, "warm": self.warm}
+        options = {name: given[name] for name in self.takes}
+        done = self.projection(self.x, w, ground_cost=self.ball.ground_cost, **options)
+        self.warm = done.duals or None
+        if not self.repaired:
+            return done.image, done.plan.cost()
+        shares, z = repair(self.moves, self.moves.shares(done.plan), ball.eps)
+        return z, self.moves.cost(shares)
 
 
 def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     targeted: bool = False,
     loss: str = "ce",
     steps: int = 40,
-    step_size: float | Callable[[Tensor, float], Tensor] | None = None,
+    step_size: StepSize | None = None,
     rule: str = "steepest",
     projection: Callable[..., Projection] = constrained_sinkhorn,
     schedule: Callable[[int], float] | None = None,
@@ -103,7 +107,7 @@ def pgd(
     batch_size: int = 1000,
     generator: torch.Generator | None = None,
     progress: bool = False,
-    objective: Callable[..., Objective] = objective_of,
+    objective: Callable[..., Objective] = Objective,
 ) -> AttackResult:
     r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
 
@@ -140,8 +144,8 @@ def pgd(
         Further runs, each from a new random start, on the images that still stand.
     generator : torch.Generator, optional
         Of that noise.
-    objective : function of (model, x, y, targeted, loss)
-        Makes what is climbed; `eot` puts its own here.
+    objective : function of (model, y, targeted, loss, clean)
+        Makes the `Objective` that is climbed; `eot` puts its own here.
 
     Returns
     -------
@@ -160,19 +164,14 @@ def pgd(
     if step_size is not None and not callable(step_size):
         checks.positive("step_size", step_size)
 
-    def make() -> Projected:
-        return Projected(
-            ball, rule, step_size, projection, schedule, repaired, random_start, generator
-        )
-
-    def again(objective: Objective, x: Tensor, found: Found) -> None:
-        for _ in range(restarts):
-            retry(make(), objective, x, steps, found, progress=progress)
-
-    run = climber(make, steps, early_stop=early_stop, progress=progress, again=again)
+    how = rule, step_size, schedule, random_start, generator
+    stepper = Projected(threat_model(ball), *how)
+    if ball.keeps_mass:
+        stepper = ProjectedPlans(on_plans(ball), *how, projection, repaired)
     return attack(
-        run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
-        exact=not (isinstance(ball, WassersteinBall) and repaired), objective=objective,
+        [climbing(stepper, steps)] * (1 + restarts), model, x, y, ball, targeted=targeted,
+        loss=loss, batch_size=batch_size, early_stop=early_stop, progress=progress,
+        exact=not (ball.keeps_mass and repaired), objective=objective,
     )  # fmt: skip
 
 
@@ -180,7 +179,7 @@ def fgsm(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     targeted: bool = False,
     loss: str = "ce",
@@ -191,8 +190,7 @@ def fgsm(
     Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that
     of `pgd`. Weak: a check of a network, not a measure of its robustness.
     """
-    size = max(ball.eps, 1e-30) if isinstance(ball, (LinfBall, L2Ball)) else None
     return pgd(
-        model, x, y, ball, targeted=targeted, loss=loss, steps=1, step_size=size,
-        batch_size=batch_size,
+        model, x, y, ball, targeted=targeted, loss=loss, steps=1, batch_size=batch_size,
+        step_size=lambda x, eps: ball.longest_step(x),
     )  # fmt: skip

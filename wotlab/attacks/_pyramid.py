@@ -20,7 +20,9 @@ class Generators(nn.Module):
     that the change is, too.
     """
 
-    def __init__(self, count: int, channels: int, *, like: Tensor, generator=None):
+    def __init__(
+        self, count: int, channels: int, *, like: Tensor, generator: torch.Generator | None = None
+    ):
         super().__init__()
         sizes = (3 * channels, WIDTH, WIDTH, WIDTH, channels)
         self.layers = len(sizes) - 1
@@ -51,17 +53,18 @@ def scales(height: int, width: int, most: int, smallest: int = SMALLEST) -> list
     return sizes
 
 
-def resize(z: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(z: Tensor, size: tuple[int, ...]) -> Tensor:
     """Images (..., C, H, W) at another size."""
     if z.shape[-2:] == size:
         return z
     flat = z.flatten(0, -4)
-    return F.interpolate(flat, size=size, mode="bilinear", antialias=True).unflatten(
-        0, z.shape[:-3]
-    )
+    resized = F.interpolate(flat, size=size, mode="bilinear", antialias=True)
+    return resized.unflatten(0, z.shape[:-3])
 
 
-def changed(net: Generators, x: Tensor, coarse: Tensor, generator) -> Tensor:
+def changed(
+    net: Generators, x: Tensor, coarse: Tensor, generator: torch.Generator | None
+) -> Tensor:
     """The change at this scale: that of the scale below, and what the network adds to it.
 
     x (B, C, H, W) is the image at this scale, coarse (S, B, C, H, W) the change so far.

@@ -2,14 +2,19 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
-from wotlab.attacks._loop import Found, climb
+from wotlab._base.modes import eval_mode
+from wotlab._base.networks import check
+from wotlab._base.precision import full_precision
+from wotlab.attacks._loop import Moved, climb
 from wotlab.attacks._mirror_ascent import Mirror
-from wotlab.attacks._objective import attacked, check, objective_of, wide
+from wotlab.attacks._objective import objective_of
+from wotlab.attacks._result import Best
 from wotlab.balls import WassersteinBall
 from wotlab.ot import GroundCost
 
@@ -24,7 +29,7 @@ class Radius:
     Attributes
     ----------
     eps : Tensor
-        Price of the plan that made `x_adv`, in pixels of distance: an upper bound of the
+        Cost of the plan that made `x_adv`, in pixels of distance: an upper bound of the
         image's distance to the decision boundary. 0 where the clean image is wrong already,
         infinite where nothing up to `largest` broke it.
     x_adv : Tensor (B, C, H, W)
@@ -40,21 +45,19 @@ class Radius:
     seconds: float
 
 
+@dataclass(eq=False)
 class Growing(Mirror):
     """Mirror ascent whose budgets grow until an image breaks, then shrink, ever more finely."""
 
-    def __init__(self, ball: WassersteinBall, step_size, momentum, growth: float, largest: float):
-        super().__init__(ball, step_size, momentum)
-        self.growth, self.largest = growth, largest
+    growth: float = 0.2
+    largest: float = 4.0
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, x: Tensor) -> Moved:
         self.rate = x.new_full((len(x),), self.growth)
         self.was, self.spent = torch.zeros_like(self.rate, dtype=torch.bool), self.rate
         return super().start(x)
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         if t > 0:
             self.rate = torch.where(broken != self.was, self.rate / 2, self.rate)
             lower, higher = self.spent * (1 - self.rate), self.budget * (1 + self.rate)
@@ -64,12 +67,8 @@ class Growing(Mirror):
         z, self.spent = super().step(z, gradient, loss, broken, t)
         return z, self.spent
 
-    def select(self, keep: Tensor) -> None:
-        super().select(keep)
-        self.rate, self.was, self.spent = self.rate[keep], self.was[keep], self.spent[keep]
 
-
-class Cheapest(Found):
+class Cheapest(Best):
     """Keeps the cheapest breaking image; lets go of one that has not become cheaper for long."""
 
     def __init__(self, x: Tensor, patience: int):
@@ -77,7 +76,9 @@ class Cheapest(Found):
         self.cost.fill_(torch.inf)
         self.patience = patience
 
-    def offer(self, index: Tensor, z, broken, cost, loss, t: int) -> Tensor:
+    def offer(
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
+    ) -> Tensor:
         better = broken & (cost < (1 - FINEST) * self.cost[index])
         at = index[better]
         self.x_adv[at], self.cost[at] = z[better], cost[better]
@@ -143,15 +144,14 @@ def radius(
         checks.positive(name, value)
     if smallest >= largest:
         raise ValueError(f"smallest must be below largest; got {smallest} and {largest}")
-    parts = []
-    with attacked(model):
-        check(model, x, y, loss)
-        for a, b in zip(wide(x).split(batch_size), y.split(batch_size), strict=True):
-            rule = Growing(WassersteinBall(smallest, cost), step_size, momentum, growth, largest)
+    ball = WassersteinBall(smallest, cost)
+    stepper = Growing(ball, step_size, momentum, growth=growth, largest=largest)
+    kind, parts = partial(Cheapest, patience=patience), []
+    with eval_mode(model):
+        check(model, x, y)
+        for a, b in zip(full_precision(x).split(batch_size), y.split(batch_size), strict=True):
             objective = objective_of(model, a, b, False, loss)
-            parts.append(
-                climb(rule, objective, a, steps, progress=progress, found=Cheapest(a, patience))
-            )
+            parts.append(climb(stepper, objective, a, steps, progress=progress, kind=kind))
     eps, x_adv, taken = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("cost", "x_adv", "steps")
     )

@@ -1,12 +1,59 @@
-"""What an attack returns."""
+"""What an attack finds and returns."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from wotlab.balls import TOLERANCE, Ball, WassersteinBall
+from wotlab.balls import Ball
+
+
+class Best:
+    """The best image of each of a batch, with its loss, cost, and the step it was found at."""
+
+    def __init__(self, x: Tensor):
+        self.x_adv, self.broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.cost, self.loss = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
+        self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.misread = self.broken.clone()  # whether the clean image is broken as it is
+
+    def offer(
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
+    ) -> Tensor:
+        """Take what is broken first, and else what has the larger loss; says who may go on."""
+        better = (broken & ~self.broken[index]) | (
+            (broken == self.broken[index]) & (loss > self.loss[index])
+        )
+        self.steps[index[~self.broken[index]]] = t
+        at = index[better]
+        self.x_adv[at], self.broken[at] = z[better], broken[better]
+        self.cost[at], self.loss[at] = cost[better], loss[better]
+        return ~broken
+
+    def take(self, index: Tensor, other: Self, rows: Tensor) -> None:
+        """Replace what was found of `index` by what another run found in `rows`."""
+        self.steps[index] += other.steps[rows]
+        for name in ("x_adv", "broken", "cost", "loss"):
+            getattr(self, name)[index] = getattr(other, name)[rows]
+
+
+class Last(Best):
+    """Keeps the last image of each, for methods whose answer is where they end.
+
+    An image that is misread as it is stays so: it lies in its own ball.
+    """
+
+    def offer(
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
+    ) -> Tensor:
+        some = ~self.misread[index] | (t == 0)
+        at = index[some]
+        self.x_adv[at], self.broken[at], self.steps[at] = z[some], broken[some], t
+        self.cost[at], self.loss[at] = cost[some], loss[some]
+        return torch.ones_like(broken)
 
 
 @dataclass(frozen=True)
@@ -21,11 +68,11 @@ class AttackResult:
         Broken by an image inside the ball. An image that left the ball never counts; one that is
         wrong from the start does: `wotlab.evaluate.success_rate` counts those apart.
     cost : Tensor (B,)
-        Distance from x. For a Wasserstein ball the price of the plan that made the image: an
+        Distance from x. For a Wasserstein ball the cost of the plan that made the image: an
         upper bound of the exact distance, which `wotlab.certify` gives.
     mass_error : Tensor (B,)
-        Largest change of a channel's mass, as a share of the image's mass; huge for images that
-        were black.
+        Largest change of a channel's mass, as a share of the image's mass; infinite for a black
+        image that is no longer black.
     box_error : Tensor (B,)
         How far pixels leave [0, 1].
     steps : Tensor, integers (B,)
@@ -52,27 +99,21 @@ class AttackResult:
         return f"AttackResult({count} of {total} images broken{before}, {self.seconds:.1f} s)"
 
 
-def judge(x: Tensor, found, cost: Tensor, ball: Ball, start: float) -> AttackResult:
-    """The result of what was `found`, with success only where the image is inside the ball."""
-    x_adv = found.x_adv
-    before, after = x.double().sum((2, 3)), x_adv.double().sum((2, 3))
-    mass = before.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # 0 of black images
-    mass_error = ((after - before).abs() / mass).amax(1).to(x.dtype)
-    box_error = torch.maximum(-x_adv, x_adv - 1).clamp_min(0).amax((1, 2, 3))
-    inside = (cost <= ball.eps * (1 + TOLERANCE) + torch.finfo(x.dtype).eps) & (
-        box_error <= TOLERANCE
-    )
-    if isinstance(ball, WassersteinBall):
-        inside &= mass_error <= TOLERANCE
+Attack = Callable[..., AttackResult]  # of model, images, labels, a ball, and options by name
+
+
+def judge(x: Tensor, best: Best, cost: Tensor, ball: Ball, start: float) -> AttackResult:
+    """The result of what was found, with success only where the image is inside the ball."""
+    seen = ball.judge(x, best.x_adv, cost, exact=False)
     return AttackResult(
-        x_adv=x_adv, success=found.broken & inside, cost=cost, mass_error=mass_error,
-        box_error=box_error, steps=found.steps, misread=found.misread,
-        seconds=time.perf_counter() - start,
+        x_adv=best.x_adv, success=best.broken & seen.inside, cost=seen.cost,
+        mass_error=seen.mass_error, box_error=seen.box_error, steps=best.steps,
+        misread=best.misread, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
 def join(parts: list[AttackResult], start: float) -> AttackResult:
     """One result from those of the parts of a batch."""
-    fields = ("x_adv", "success", "cost", "mass_error", "box_error", "steps", "misread")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
+    names = [each.name for each in fields(AttackResult) if each.name != "seconds"]
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return AttackResult(**joined, seconds=time.perf_counter() - start)

@@ -1,5 +1,9 @@
 """stAdv: images bent by a smooth flow (Xiao et al., 2018)."""
 
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 import torch
 from scipy.optimize import minimize
@@ -8,30 +12,29 @@ from torch.optim import Adam
 
 from wotlab._base import checks
 from wotlab.attacks._adam_rows import keep_rows
-from wotlab.attacks._loop import Found, attack, climber, not_on_mass
+from wotlab.attacks._loop import Moved, Stage, Stepper, attack, climbing, not_on_mass
 from wotlab.attacks._objective import Objective
-from wotlab.attacks._result import AttackResult
+from wotlab.attacks._result import AttackResult, Best
 from wotlab.balls import Ball
 from wotlab.transformations import roughness, warp
 
 OPTIMIZERS = ("lbfgs", "adam")
 
 
-class Bend:
+@dataclass(eq=False)
+class Bend(Stepper):
     """One flow an image, which Adam moves up the loss and towards smoothness."""
 
-    def __init__(self, tau: float, lr: float):
-        self.tau, self.lr = tau, lr
+    tau: float
+    lr: float
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, x: Tensor) -> Moved:
         self.x = x
         self.flow = nn.Parameter(x.new_zeros(len(x), 2, *x.shape[-2:]))
         self.adam = Adam([self.flow], self.lr)
         return x, x.new_zeros(len(x))
 
-    def step(
-        self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         with torch.enable_grad():
             bent = warp(self.x, self.flow)
             value = self.tau * roughness(self.flow).sum() - (bent * gradient).sum()
@@ -56,32 +59,34 @@ def value(objective: Objective, x: Tensor, flow: Tensor, tau: float) -> tuple[Te
     return z, (-loss).clamp_min(0) + tau * roughness(flow), broken
 
 
-def search(objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool) -> Found:
+def search(
+    objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool, progress: bool
+) -> Best:
     """L-BFGS on the flow of one image after the other; of what breaks the least value is kept."""
-    found = Found(x)
-    _, found.misread = objective.value(x)
+    best, looks = Best(x), 0
+    _, best.misread = objective.value(x)
+
+    def look(
+        flat: np.ndarray, row: Tensor, one: Objective, image: Tensor
+    ) -> tuple[float, np.ndarray]:
+        nonlocal looks
+        with torch.enable_grad():
+            flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
+            z, total, broken = value(one, image, flow.requires_grad_(), tau)
+            (slope,) = torch.autograd.grad(total.sum(), flow)
+        total = total.detach()
+        best.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
+        looks += 1
+        if early_stop and bool(broken):
+            raise _Broken
+        return float(total), slope.double().flatten().cpu().numpy()
+
+    start, options = np.zeros(2 * x[0, 0].numel()), {"maxiter": steps}
     for row in torch.arange(len(x), device=x.device).split(1):
-        one, image, looks = objective.select(row), x[row], 0
-
-        def look(flat: np.ndarray, row=row, one=one, image=image) -> tuple[float, np.ndarray]:
-            nonlocal looks
-            with torch.enable_grad():
-                flow = torch.from_numpy(flat).to(image).view(1, 2, *image.shape[-2:])
-                z, total, broken = value(one, image, flow.requires_grad_(), tau)
-                (slope,) = torch.autograd.grad(total.sum(), flow)
-            total = total.detach()
-            found.offer(row, z.detach(), broken, torch.zeros_like(total), -total, looks)
-            looks += 1
-            if early_stop and bool(broken):
-                raise _Broken
-            return float(total), slope.double().flatten().cpu().numpy()
-
-        try:
-            start = np.zeros(2 * image[0, 0].numel())
-            minimize(look, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
-        except _Broken:
-            continue
-    return found
+        looks, args = 0, (row, objective.select(row), x[row])
+        with suppress(_Broken):
+            minimize(look, start, args, jac=True, method="L-BFGS-B", options=options)
+    return best
 
 
 def stadv(
@@ -139,12 +144,11 @@ def stadv(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
 
-    def by_lbfgs(objective: Objective, x: Tensor) -> Found:
-        return search(objective, x, tau, steps, early_stop)
-
-    by_adam = climber(lambda: Bend(tau, lr), steps, early_stop=early_stop, progress=progress)
+    if optimizer == "adam":
+        stage = climbing(Bend(tau, lr), steps)
+    else:
+        stage = Stage(partial(search, tau=tau, steps=steps))
     return attack(
-        by_lbfgs if optimizer == "lbfgs" else by_adam,
-        model, x, y, not_on_mass(ball), targeted=targeted, loss=loss, batch_size=batch_size,
-        exact=True,
+        [stage], model, x, y, not_on_mass(ball), targeted=targeted, loss=loss,
+        batch_size=batch_size, early_stop=early_stop, progress=progress, exact=True,
     )  # fmt: skip

@@ -1,25 +1,27 @@
 """Images made against another network."""
 
 import time
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from wotlab.attacks._loop import Found
-from wotlab.attacks._objective import are_right, attacked, check, wide
+from wotlab._base.modes import eval_mode
+from wotlab._base.networks import are_right, check
+from wotlab._base.precision import full_precision
 from wotlab.attacks._pgd import pgd
-from wotlab.attacks._result import AttackResult, judge
+from wotlab.attacks._result import Attack, AttackResult, Best, judge
+from wotlab.balls import Ball
 
 
 def transfer(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    ball,
+    ball: Ball,
     *,
     source: nn.Module,
-    attack: Callable[..., AttackResult] = pgd,
-    **options,
+    attack: Attack = pgd,
+    **options: Any,
 ) -> AttackResult:
     r"""Attack `source`, and try the images on `model`, whose gradients are never asked for.
 
@@ -50,11 +52,11 @@ def transfer(
     """
     start = time.perf_counter()
     made = attack(source, x, y, ball, **options)
-    with attacked(model):
+    with eval_mode(model):
         check(model, x, y)
-    x = wide(x)
-    found = Found(x)
-    found.x_adv, found.steps = made.x_adv, made.steps
-    found.misread = ~are_right(model, x, y)
-    found.broken = found.misread | ~are_right(model, made.x_adv, y)
-    return judge(x, found, made.cost, ball, start)
+    x = full_precision(x)
+    best = Best(x)
+    best.x_adv, best.steps = made.x_adv, made.steps
+    best.misread = ~are_right(model, x, y)
+    best.broken = best.misread | ~are_right(model, made.x_adv, y)
+    return judge(x, best, made.cost, ball, start)

@@ -1,13 +1,15 @@
 """The strongest attack on the plan: mirror ascent, runs at other classes, then Frank-Wolfe."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
+from wotlab._base.networks import logits_of
 from wotlab.attacks._frank_wolfe import FrankWolfe
-from wotlab.attacks._loop import Found, attack, climber, on_plans, retry
+from wotlab.attacks._loop import Stage, attack, climbing, on_plans
 from wotlab.attacks._mirror_ascent import Mirror
-from wotlab.attacks._objective import Objective, logits_of
 from wotlab.attacks._result import AttackResult
 from wotlab.balls import WassersteinBall
 
@@ -38,7 +40,7 @@ def transport(
     first the likeliest class on the clean image, then the next. A network that stops one way out
     often leaves another open. What still stands meets `frank_wolfe`, repaired, which breaks a few
     images that mirror ascent does not. Every iterate is feasible: mass and range hold to
-    rounding, and the plan's price is at most eps.
+    rounding, and the plan's cost is at most eps.
 
     Parameters
     ----------
@@ -68,21 +70,20 @@ def transport(
     ball = on_plans(ball)
     checks.count("restarts", restarts, zero=True)
 
-    def again(objective: Objective, x: Tensor, found: Found) -> None:
-        classes = _other_classes(model, x, objective.y)
+    def again(x: Tensor, y: Tensor) -> Iterator[Stage]:
+        classes = _other_classes(model, x, y)
         for turn in range(restarts):
             aimed = not targeted and turn < classes.shape[1]
             noise = 0.0 if aimed else NOISE * step_size
-            rule = Mirror(ball, step_size, momentum, noise=noise, generator=generator)
-            aims = classes[:, turn] if aimed else None
-            retry(rule, objective, x, steps, found, aims=aims, progress=progress)
-        retry(FrankWolfe(ball), objective, x, 2 * steps, found, progress=progress)
+            mirror = Mirror(ball, step_size, momentum, noise=noise, generator=generator)
+            yield climbing(mirror, steps, aims=classes[:, turn] if aimed else None)
+        yield climbing(FrankWolfe(ball), 2 * steps)
 
-    run = climber(
-        lambda: Mirror(ball, step_size, momentum), steps, early_stop=early_stop, progress=progress,
-        again=again if restarts else None,
+    first = climbing(Mirror(ball, step_size, momentum), steps)
+    return attack(
+        [first], model, x, y, ball, again=again if restarts else None, targeted=targeted,
+        loss=loss, batch_size=batch_size, early_stop=early_stop, progress=progress,
     )  # fmt: skip
-    return attack(run, model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size)
 
 
 def _other_classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Threat models: the sets of images that an attack may return, and certificates of it."""
 
-from wotlab.balls._ball import Ball
-from wotlab.balls._certificate import TOLERANCE, Certificate, certify
+from wotlab.balls._ball import TOLERANCE, Ball, Certificate, certify
 from wotlab.balls._internal import InternalWassersteinBall
 from wotlab.balls._pixel import L2Ball, LinfBall
 from wotlab.balls._wasserstein import WassersteinBall, hu_step

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from wotlab import iwd
 from wotlab._base import checks
-from wotlab.balls._ball import Ball, largest
+from wotlab.balls._ball import Ball
 from wotlab.iwd import PatchCost
 
 INTERNAL_STEP = 0.2  # of brightness, for a ball that few pixels can use far
@@ -43,11 +43,10 @@ class InternalWassersteinBall(Ball):
     in any order.
     """
 
-    eps: float
     patch_cost: PatchCost = field(default_factory=PatchCost)
     tile: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.patch_cost, PatchCost):
             raise ValueError(f"patch_cost must be a PatchCost; got {self.patch_cost!r}")
@@ -62,14 +61,19 @@ class InternalWassersteinBall(Ball):
         """ValueError for images whose patches cannot be matched; attacks ask before they begin."""
         iwd.tiles(x, self.patch_cost, self.tile)
 
+    @property
+    def exact(self) -> bool:
+        """Without a tile."""
+        return self.tile is None
+
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
         """Exact distance from x to z, with a tile the upper bound: (B,)."""
         return iwd.tiled(x, z, self.patch_cost, tile=self.tile)
 
+    def spent(self, x: Tensor, z: Tensor, processes: int = 1, progress: bool = False) -> Tensor:
+        """Distance from x to z clamped to [0, 1], where alone patches are compared."""
+        return self.distance(x, z.clamp(0, 1))
+
     def project(self, x: Tensor, w: Tensor) -> Tensor:
         """An image of the ball near w. See `wotlab.iwd.project`."""
         return iwd.project(x, w, self.eps, self.patch_cost, tile=self.tile)
-
-    def step(self, gradient: Tensor, size: float) -> Tensor:
-        """Along the gradient, scaled so that the most changed pixel moves by `size`."""
-        return largest(gradient, size)

@@ -1,6 +1,7 @@
 """Balls that bound how much brightness changes: l-infinity and l2."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class LinfBall(Ball):
         For eps < 0 or infinite.
     """
 
-    eps: float
+    norm: ClassVar[str] = "Linf"
+    whole: ClassVar[float] = 1.0
 
     def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Uniform in [-eps, eps]."""
@@ -62,7 +64,7 @@ class L2Ball(Ball):
         For eps < 0 or infinite.
     """
 
-    eps: float
+    norm: ClassVar[str] = "L2"
 
     def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian, of length eps in the mean square."""

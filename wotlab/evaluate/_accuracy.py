@@ -1,6 +1,6 @@
 """Accuracy on clean images, and under an attack as its budget grows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
-from wotlab.attacks._objective import attacked, logits_of
-from wotlab.attacks._result import AttackResult
+from wotlab._base.modes import eval_mode
+from wotlab._base.networks import logits_of
+from wotlab.attacks import Attack, AttackResult
 from wotlab.evaluate._shares import Share, share
 from wotlab.training._batches import as_dataset
 
@@ -47,7 +48,7 @@ def accuracy(
         the model has no class for; for outputs that are not (B, classes) or hold NaN.
     """
     data, right = as_dataset(data), 0
-    with attacked(model):
+    with eval_mode(model):
         for x, y in tqdm(DataLoader(data, batch_size), disable=not progress, leave=False):
             right += int(_right(model, x, y).sum())
     return share(right, len(data))
@@ -76,7 +77,7 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) 
     _check_labels(x, y)
     if not len(x):
         raise ValueError("x holds no images")
-    with attacked(model):
+    with eval_mode(model):
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         return torch.cat([_right(model, *part) for part in parts])
 
@@ -144,7 +145,7 @@ def accuracy_curve(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Callable[..., AttackResult],
+    attack: Attack,
     ball,
     eps: Sequence[float],
     *,

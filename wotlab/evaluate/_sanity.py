@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab._base import draws
-from wotlab.attacks._objective import Objective, are_probabilities, attacked, logits_of, wide
-from wotlab.attacks._result import AttackResult
-from wotlab.balls import LinfBall, WassersteinBall
+from wotlab._base.modes import eval_mode
+from wotlab._base.networks import are_probabilities, logits_of
+from wotlab._base.precision import full_precision
+from wotlab.attacks import Attack, Objective
 from wotlab.evaluate._accuracy import are_right
 from wotlab.evaluate._shares import Share, share
-from wotlab.projections import constrained_sinkhorn
 
 TRIALS = 20  # random images of the ball in the black-box check
 FLAT = 0.1  # share of images whose gradient may be zero
@@ -45,11 +45,11 @@ def sanity(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Callable[..., AttackResult],
+    attack: Attack,
     ball,
     *,
     claim: float | None = None,
-    others: dict[str, Callable[..., AttackResult]] | None = None,
+    others: dict[str, Attack] | None = None,
     far: float | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Doubt]:
@@ -103,7 +103,7 @@ def sanity(
     """
     if claim is not None and not 0 <= claim <= 1:
         raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
-    with attacked(model):
+    with eval_mode(model):
         doubts = [*_of_the_model(model, x)]
         if any(doubt.check == "probabilities" for doubt in doubts):
             return doubts  # attacks refuse such a model
@@ -114,8 +114,7 @@ def sanity(
     doubts += _of_the_number(y, ball, share(int(stands.sum()), len(x)), claim)
     if ball.eps > 0 and bool(stands.any()):
         doubts += _of_the_steps(float(done.cost[stands].median()) / ball.eps)
-    if far is None and isinstance(ball, LinfBall):
-        far = 1.0
+    far = ball.whole if far is None else far
     if far is not None:
         at_far = attack(model, x, y, replace(ball, eps=far))
         doubts += _of_the_far_end(y, far, share(int((right & ~at_far.success).sum()), len(x)))
@@ -174,7 +173,7 @@ def _of_the_number(y: Tensor, ball, accuracy: Share, claim: float | None) -> Ite
     if claim is not None and claim > accuracy.high:
         yield Doubt("claim", f"{claim:.1%} is claimed; this attack leaves {accuracy}")
     most, stated = _most_frequent(y), max(accuracy.value, claim or 0)
-    if isinstance(ball, LinfBall) and ball.eps >= 0.5 and stated > most:
+    if ball.whole and ball.eps >= ball.whole / 2 and stated > most:
         yield Doubt(
             "grey image",
             f"at eps {ball.eps:g} the image that is 0.5 everywhere is in every ball, so that at "
@@ -222,19 +221,11 @@ def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
     Every pixel is pushed as far as brightness goes, so that the projection ends near the ball's
     boundary whatever its distance: noise of a fixed size would stay deep inside a large ball.
     """
-    x = wide(x)  # half precision cannot keep the mass
+    x = full_precision(x)  # half precision cannot keep the mass
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    with attacked(model):
+    with eval_mode(model):
         for _ in range(TRIALS):
             noise = (draws.uniform(x, generator) - 0.5).sign()
-            z = _in_the_ball(ball, x, x + noise)
+            z = ball.project_roughly(x, x + noise)
             broken |= logits_of(model, z).argmax(1) != y
     return broken
-
-
-def _in_the_ball(ball, x: Tensor, w: Tensor) -> Tensor:
-    """An image of the ball on the way to w; any will do, so that few iterations are enough."""
-    if not isinstance(ball, WassersteinBall):
-        return ball.project(x, w)
-    plan = constrained_sinkhorn(x, w, ball.eps, ball.ground_cost, max_iter=10).plan
-    return ball.repair(x, plan).image().clamp(0, 1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab._base import checks
-from wotlab.attacks._objective import attacked
+from wotlab._base.modes import eval_mode
 from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, sample, soft_maximum
 from wotlab.training._defenses import Bounded, bare
@@ -68,8 +68,7 @@ class AdversarialTransport(Bounded):
         place: torch.device | str = "cpu",
         augment: Callable[[Tensor], Tensor] | None = None,
     ):
-        if not isinstance(ball, LinfBall):
-            raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
+        LinfBall.require(ball)
         checks.count("copies", copies)
         checks.count("steps", steps)
         if soft is not None:
@@ -95,7 +94,7 @@ class AdversarialTransport(Bounded):
         def climbed(z: Tensor) -> Tensor:
             return F.cross_entropy(bare(model)(self.seen(z)), labels, reduction="none")
 
-        with attacked(bare(model)):
+        with eval_mode(bare(model)):
             z = sample(climbed, z, *self.now.walls(many), self.chain, self.steps)
         self.remember(z, index)
         losses = F.cross_entropy(model(self.seen(z)), labels, reduction="none")

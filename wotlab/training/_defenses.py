@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab._base import checks, draws
-from wotlab.attacks import AttackResult, mirror_ascent, pgd
-from wotlab.attacks._objective import divergence
+from wotlab._base.networks import divergence
+from wotlab.attacks import Attack, mirror_ascent, pgd
 from wotlab.balls import WassersteinBall
-
-Attack = Callable[..., AttackResult]
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -5,16 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab._base import checks
-from wotlab.attacks._objective import Objective, attacked
+from wotlab._base.modes import eval_mode
+from wotlab.attacks import Objective
 from wotlab.balls import LinfBall
 from wotlab.training._defenses import Bounded, bare
-
-
-def linf(ball) -> LinfBall:
-    """The ball, if signs of gradients suit it."""
-    if not isinstance(ball, LinfBall):
-        raise ValueError(f"ball must be a LinfBall; got {type(ball).__name__}")
-    return ball
 
 
 class FastAT(Bounded):
@@ -41,13 +35,13 @@ class FastAT(Bounded):
 
     def __init__(self, ball: LinfBall, eps=None, *, step: float = 1.25):
         checks.positive("step", step)
-        super().__init__(linf(ball), eps)
+        super().__init__(LinfBall.require(ball), eps)
         self.step = step
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch after the one step."""
         model = bare(model)
-        with attacked(model):
+        with eval_mode(model):
             # as printed: clamped here, half of the black pixels would all start from 0
             start = x + self.now.noise(x)
             gradient, _, _ = Objective(model, y, False, "ce").gradient(start)
@@ -80,7 +74,7 @@ class FreeAT(Bounded):
 
     def __init__(self, ball: LinfBall, repeats: int = 8, *, eps=None):
         checks.count("repeats", repeats)
-        super().__init__(linf(ball), eps)
+        super().__init__(LinfBall.require(ball), eps)
         self.repeats, self.change, self.last = repeats, None, None
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
-from wotlab.attacks._objective import attacked
+from wotlab._base.modes import eval_mode
 from wotlab.training import _checkpoints as checkpoints
 from wotlab.training import _inputs as inputs
 from wotlab.training import _settings as settings
@@ -301,7 +301,7 @@ class _Run:
 
     def look(self, x: Tensor, y: Tensor) -> None:
         """The loss on the clean images, as they are classified."""
-        with attacked(self.model), self.fabric.autocast():
+        with eval_mode(self.model), self.fabric.autocast():
             loss = F.cross_entropy(self.model(x), y, reduction="sum")
         self.tally["clean_loss"] += float(loss)
         self.tally["clean_seen"] += len(x)
@@ -343,7 +343,7 @@ class _Run:
         self.position, self.tally = 0, _tally()
         if self.validate is not None:
             candidate = self.model if self.average is None else self.average.module
-            with attacked(candidate), torch.enable_grad():
+            with eval_mode(candidate), torch.enable_grad():
                 value = inputs.as_number(self.validate(candidate))
             entry["validation"] = self.fabric.broadcast(value)
             self.counter.images = 0  # an attack that validates is no training

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from wotlab._base import checks, draws
-from wotlab.attacks._objective import Objective, attacked
+from wotlab._base.modes import eval_mode
+from wotlab.attacks import Objective
 from wotlab.attacks._pyramid import GAIN, KERNEL, WIDTH
 from wotlab.iwd import PatchCost
 from wotlab.iwd._critic import BETAS, LEAK, PENALTY, RATE, PatchCritics, critic_step, gap
@@ -153,7 +154,7 @@ class GenerativeIWDD:
         if self.players is None:
             self.begin(wide)
         noise = draws.normal(wide)
-        with attacked(model), torch.autocast(x.device.type, enabled=False):
+        with eval_mode(model), torch.autocast(x.device.type, enabled=False):
             with torch.enable_grad():
                 z = self.generator(wide, noise)
                 self.criticise(*self.patches(wide, z.detach()))

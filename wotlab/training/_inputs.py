@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import BatchNorm1d
 
 from wotlab._base import checks
-from wotlab.attacks._objective import attacked, modes_of, put
+from wotlab._base.modes import eval_mode, keep_modes
 from wotlab.balls import TOLERANCE
 
 
@@ -21,17 +21,15 @@ def check_model(model: nn.Module) -> None:
             "model has no weight that learns: all have requires_grad=False, or it is frozen "
             "(torch.jit.freeze) and holds them as constants. Train the network it was made from"
         )
-    modes = modes_of(model)
     try:
-        model.train()
-        model.eval()
+        with keep_modes(model):
+            model.train()
+            model.eval()
     except Exception as error:
         raise ValueError(
             f"model must know train and eval mode; {type(model).__name__} does not (an exported "
             f"program?). Train the network it was made from"
         ) from error
-    finally:
-        put(modes)
     if torch.is_inference_mode_enabled():
         raise ValueError("fit needs gradients: call it outside of torch.inference_mode()")
 
@@ -44,13 +42,10 @@ def train_mode(model: nn.Module) -> Iterator[None]:
     BatchNorm keeps its statistics. A network that is in eval mode as a whole is put into train
     mode as a whole.
     """
-    modes = modes_of(model)
-    if not model.training:
-        model.train()
-    try:
+    with keep_modes(model):
+        if not model.training:
+            model.train()
         yield
-    finally:
-        put(modes)
 
 
 def check_sizes(model: nn.Module, smallest: int) -> None:
@@ -88,7 +83,7 @@ def check_images(x) -> None:
 
 def check_classes(model: nn.Module, x: Tensor) -> int:
     """Number of the network's classes; ValueError if it does not return logits (B, classes)."""
-    with attacked(model):
+    with eval_mode(model):
         logits = model(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

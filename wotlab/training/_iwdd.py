@@ -49,8 +49,7 @@ class IWDD(PGDAT):
         *,
         beta: float = 0.1,
     ):
-        if not isinstance(ball, InternalWassersteinBall):
-            raise ValueError(f"ball must be an InternalWassersteinBall; got {type(ball).__name__}")
+        InternalWassersteinBall.require(ball)
         checks.positive("beta", beta)
         super().__init__(ball, eps, attack)
         self.beta = beta

@@ -1,20 +1,25 @@
 """Attacks of other libraries behind the interface of ours: AutoAttack and the usual baselines."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from wotlab._base import checks
-from wotlab.attacks._loop import Found
-from wotlab.attacks._objective import are_right, attacked, check, logits_of, wide
-from wotlab.attacks._result import AttackResult, judge
-from wotlab.balls import L2Ball, LinfBall
+from wotlab._base.modes import eval_mode
+from wotlab._base.networks import are_right, check, logits_of
+from wotlab._base.precision import full_precision
+from wotlab.attacks._result import AttackResult, Best, judge
+from wotlab.balls import Ball, L2Ball, LinfBall
 
+Defaults = Callable[[Ball], dict[str, Any]]
 FEWEST = 4  # classes that AutoAttack's targeted loss compares
 
 
@@ -43,11 +48,10 @@ class _FourClasses(_Cast):
         return torch.cat([logits, below.expand(-1, missing)], 1)
 
 
-def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
+def _auto(model: nn.Module, ball: Ball, x: Tensor, y: Tensor, seed: int, **options: Any) -> Tensor:
     others = logits_of(model, x[:1]).shape[1] - 1
     model, x = _FourClasses(model), x.float()
-    norm = "Linf" if isinstance(ball, LinfBall) else "L2"
-    run = AutoAttack(model, norm=norm, eps=ball.eps, seed=seed, device=x.device, **options)
+    run = AutoAttack(model, norm=ball.norm, eps=ball.eps, seed=seed, device=x.device, **options)
     for part in (run.apgd_targeted, run.fab):
         part.n_target_classes = min(part.n_target_classes, others)
     usual = torch.get_default_dtype()
@@ -58,41 +62,31 @@ def _auto(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) ->
         torch.set_default_dtype(usual)
 
 
-def _torchattacks(name: str, defaults: Callable[[object], dict]) -> Callable[..., Tensor]:
-    def run(model: nn.Module, ball, x: Tensor, y: Tensor, seed: int, **options) -> Tensor:
-        made = getattr(_torchattacks_library(), name)
-        attack = made(_Cast(model), **(defaults(ball) | options))
-        attack.set_device(x.device)
-        return attack(x, y)
-
-    return run
+def _torchattacks(
+    made: str, usual: Defaults, model: nn.Module, ball: Ball, x: Tensor, y: Tensor, **options: Any
+) -> Tensor:
+    attack = getattr(_torchattacks_library(), made)(_Cast(model), **(usual(ball) | options))
+    attack.set_device(x.device)
+    return attack(x, y)
 
 
-def _iterated(ball) -> dict:
+def _iterated(ball: Ball) -> dict[str, Any]:
     return {"eps": ball.eps, "alpha": ball.eps / 4}
 
 
-LINF, L2, BOTH = (LinfBall,), (L2Ball,), (LinfBall, L2Ball)
-# name: how to run it, and the balls that it knows
-NAMES: dict[str, tuple[Callable[..., Tensor], tuple[type, ...]]] = {
-    "autoattack": (_auto, BOTH),
-    "cw": (_torchattacks("CW", lambda ball: {}), L2),
-    "deepfool": (_torchattacks("DeepFool", lambda ball: {}), L2),
-    "ffgsm": (
-        _torchattacks("FFGSM", lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}), LINF
-    ),
-    "m-di2-fgsm": (_torchattacks("DIFGSM", lambda ball: _iterated(ball) | {"decay": 1.0}), LINF),
-    "mi-fgsm": (_torchattacks("MIFGSM", _iterated), LINF),
-    "pgd-l2": (_torchattacks("PGDL2", _iterated), L2),
-    "square": (
-        _torchattacks(
-            "Square",
-            lambda ball: {"eps": ball.eps, "norm": "Linf" if isinstance(ball, LinfBall) else "L2"},
-        ),
-        BOTH,
-    ),
-    "tpgd": (_torchattacks("TPGD", _iterated), LINF),
-}  # fmt: skip
+LINF, L2, BOTH = ("Linf",), ("L2",), ("Linf", "L2")
+# name: class of torchattacks, the norms that it knows, and its arguments where nobody gives any
+NAMES: dict[str, tuple[str, tuple[str, ...], Defaults]] = {
+    "autoattack": ("", BOTH, lambda ball: {}),
+    "cw": ("CW", L2, lambda ball: {}),
+    "deepfool": ("DeepFool", L2, lambda ball: {}),
+    "ffgsm": ("FFGSM", LINF, lambda ball: {"eps": ball.eps, "alpha": 1.25 * ball.eps}),
+    "m-di2-fgsm": ("DIFGSM", LINF, lambda ball: _iterated(ball) | {"decay": 1.0}),
+    "mi-fgsm": ("MIFGSM", LINF, _iterated),
+    "pgd-l2": ("PGDL2", L2, _iterated),
+    "square": ("Square", BOTH, lambda ball: {"eps": ball.eps, "norm": ball.norm}),
+    "tpgd": ("TPGD", LINF, _iterated),
+}
 
 
 def library(
@@ -104,7 +98,7 @@ def library(
     name: str = "autoattack",
     seed: int = 0,
     batch_size: int = 500,
-    **options,
+    **options: Any,
 ) -> AttackResult:
     r"""An attack of pyautoattack (Croce and Hein, 2020) or torchattacks (Kim, 2020).
 
@@ -142,27 +136,28 @@ def library(
     start = time.perf_counter()
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(sorted(NAMES))}; got {name!r}")
-    run, balls = NAMES[name]
-    if not isinstance(ball, balls):
-        known = " or ".join(kind.__name__ for kind in balls)
+    made, norms, defaults = NAMES[name]
+    if not isinstance(ball, Ball) or ball.norm not in norms:
+        known = " or ".join(f"{norm}Ball" for norm in norms)
         raise ValueError(f"ball must be a {known} for {name}; got {type(ball).__name__}")
     checks.count("batch_size", batch_size)
-    x = wide(x)
-    found = Found(x)
-    with attacked(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+    run = partial(_torchattacks, made, defaults) if made else partial(_auto, seed=seed)
+    x = full_precision(x)
+    best = Best(x)
+    with eval_mode(model), torch.random.fork_rng(range(torch.cuda.device_count())):
         check(model, x, y)
         torch.manual_seed(seed)
-        found.misread = ~are_right(model, x, y, batch_size)  # broken as they are
-        for rows in (~found.misread).nonzero()[:, 0].split(batch_size):
+        best.misread = ~are_right(model, x, y, batch_size)  # broken as they are
+        for rows in (~best.misread).nonzero()[:, 0].split(batch_size):
             if len(rows) and ball.eps > 0:
                 with torch.enable_grad(), frozen(model):
-                    found.x_adv[rows] = run(model, ball, x[rows], y[rows], seed, **options).to(x)
-        found.broken = ~are_right(model, found.x_adv, y, batch_size)
-    return judge(x, found, ball.distance(x, found.x_adv), ball, start)
+                    best.x_adv[rows] = run(model, ball, x[rows], y[rows], **options).to(x)
+        best.broken = ~are_right(model, best.x_adv, y, batch_size)
+    return judge(x, best, ball.distance(x, best.x_adv), ball, start)
 
 
 @contextmanager
-def frozen(model: nn.Module):
+def frozen(model: nn.Module) -> Iterator[None]:
     """Weights that take no gradient: libraries call backward(), which would leave some."""
     trained = [w for w in model.parameters() if w.requires_grad]
     for w in trained:
@@ -174,7 +169,7 @@ def frozen(model: nn.Module):
             w.requires_grad_()
 
 
-def _torchattacks_library():
+def _torchattacks_library() -> ModuleType:
     try:
         return import_module("torchattacks")
     except ImportError as error:
