@@ -24,7 +24,8 @@ class Langevin(Stepper):
 
     def start(self, x: Tensor) -> Moved:
         self.x = x
-        self.now: tuple[Tensor, ...] | None = None  # each chain's image, gradient and loss
+        # image, gradient and loss where each chain is
+        self.now: tuple[Tensor, Tensor, Tensor] | None = None
         self.lo, self.hi = self.ball.walls(x)
         z = x
         if self.random_start:
@@ -40,9 +41,9 @@ class Langevin(Stepper):
             self.now = then
         else:
             go = self.chain.accept(self.now, then, self.lo, self.hi, self.generator)
-            self.now = tuple(
-                torch.where(like(go, b), b, a) for a, b in zip(self.now, then, strict=True)
-            )
+            pairs = zip(self.now, then, strict=True)
+            at, along, value = (torch.where(like(go, b), b, a) for a, b in pairs)
+            self.now = at, along, value
         z = self.chain.move(self.now[0], self.now[1], self.lo, self.hi, self.generator)
         return z, self.ball.distance(self.x, z)
 
