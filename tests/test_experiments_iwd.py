@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
+from wotlab.experiments.iwd_networks import Setting, settings
 
 from wotlab import InternalWassersteinBall, attacks, data, iwd, results
 from wotlab.experiments import iwd_attacks, iwd_networks, iwd_tables, runner
-from wotlab.experiments.iwd_networks import Setting, settings
 from wotlab.training import Standard
 
 FEW = ("fgsm", "adef", "iwda")

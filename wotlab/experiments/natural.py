@@ -1,99 +1,72 @@
-"""Perturbations that nobody aimed: Hu's tables 4 and 6, Subramanyam's tables V and VI."""
+"""Changes that nobody aimed: what Hu's tables 4 and 6 and Subramanyam's tables V and VI share."""
 
-from functools import partial
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wotlab import GroundCost, evaluate, transformations, wasserstein_distance
-from wotlab.experiments.runner import Run
+from wotlab.experiments.runner import Cell, Run, printed
+from wotlab.results import Keys
 
-HU, SUBRAMANYAM = "Hu et al. (2020), table {}", "Subramanyam (2021), table {}"
-GAUSSIAN = {3: 1.0, 5: 2.0, 7: 3.0}  # the papers' kernel sizes; deviations that fit their distances
-HU_CASES = {
-    **{f"translation-{p}": partial(transformations.translate, share=p / 100) for p in (5, 10, 20)},
-    **{f"rotation-{d}": partial(transformations.rotate, degrees=d) for d in (5, 10, 20)},
-    **{f"blur-{k}": partial(transformations.blur, sigma=s) for k, s in GAUSSIAN.items()},
+SIGMAS = {3: 1.0, 5: 2.0, 7: 3.0}  # the papers' kernel sizes; deviations that fit their distances
+SIZES = {  # per cent of a side, degrees, pixels of a kernel
+    "hu": {"translation": (5, 10, 20), "rotation": (5, 10, 20), "blur": (3, 5, 7)},
+    "subramanyam": {"translation": (5, 15, 20), "rotation": (10, 20, 30)},
 }
-SUBRAMANYAM_CASES = {
-    **{f"translation-{p}": partial(transformations.translate, share=p / 100) for p in (5, 15, 20)},
-    **{
-        f"rotation-{d}": partial(transformations.rotate, degrees=d, exactly=False)
-        for d in (10, 20, 30)
-    },
-}
-HU_ACCURACY = {  # table 4
-    "standard": (97.8, 85.8, 48.3, 98.5, 97.7, 91.9, 98.6, 93.1, 62.4),
-    "hu2020": (91.2, 82.3, 49.3, 91.0, 88.7, 79.1, 88.0, 75.1, 58.4),
-}
-HU_W = (1.0, 2.2, 4.2, 0.5, 0.8, 1.5, 0.3, 1.0, 1.6)  # table 6
-HU_L2 = (5.2, 8.1, 10.3, 3.7, 5.4, 7.8, 3.2, 5.5, 6.5)
-SUBRAMANYAM_ACCURACY = {  # table V
-    "standard": (97.75, 87.03, 47.85, 98.48, 97.39, 93.67),
-    "wong2019": (95.47, 82.88, 45.83, 96.61, 95.14, 92.09),
-    "hu2020": (91.15, 82.37, 50.018, 91.7, 89.03, 84.64),
-}
-SUBRAMANYAM_PROCRUSTES = (0.016, 0.094, 0.155, 0.005, 0.011, 0.016)  # table VI
 
 
-def hu_table_4(run: Run) -> None:
+def changed(paper: str, kind: str, size: int, x: Tensor) -> Tensor:
+    """The images of a case; each draws the same numbers, whatever was measured before it."""
+    draw = torch.Generator().manual_seed(0)
+    if kind == "translation":
+        return transformations.translate(x, share=size / 100, generator=draw)
+    if kind == "rotation":
+        exactly = paper == "hu"
+        return transformations.rotate(x, degrees=size, exactly=exactly, generator=draw)
+    return transformations.blur(x, sigma=SIGMAS[size])
+
+
+def cases(paper: str) -> Iterator[tuple[str, int]]:
+    return ((kind, size) for kind, sizes in SIZES[paper].items() for size in sizes)
+
+
+def accuracies(paper: str, number: int, run: Run) -> Iterator[Cell]:
     """Accuracy on shifted, turned and blurred images."""
-    accuracies(run, "hu-table-4", HU_CASES, HU_ACCURACY, HU.format(4))
 
+    def accuracy(kind: str, size: int, model: nn.Module, x: Tensor, y: Tensor) -> evaluate.Share:
+        return evaluate.accuracy(model, (changed(paper, kind, size, x), y))
 
-def hu_table_6(run: Run) -> None:
-    """Mean distances of the same images, exact."""
-    sizes(run, "hu-table-6", "w", HU_CASES, distance, HU_W, "pixels", HU.format(6))
-    sizes(run, "hu-table-6", "l2", HU_CASES, length, HU_L2, "brightness", HU.format(6))
-
-
-def subramanyam_table_5(run: Run) -> None:
-    """Accuracy on shifted and turned images."""
-    source = SUBRAMANYAM.format("V")
-    accuracies(run, "subramanyam-table-5", SUBRAMANYAM_CASES, SUBRAMANYAM_ACCURACY, source)
-
-
-def subramanyam_table_6(run: Run) -> None:
-    """Procrustes dissimilarity and exact distance. The paper's own W has no unit that we know."""
-    what, source = "subramanyam-table-6", SUBRAMANYAM.format("VI")
-    printed = SUBRAMANYAM_PROCRUSTES
-    measure = transformations.procrustes
-    sizes(run, what, "procrustes", SUBRAMANYAM_CASES, measure, printed, "dissimilarity", source)
-    sizes(run, what, "w", SUBRAMANYAM_CASES, distance, None, "pixels", source)
-
-
-def accuracies(run: Run, what: str, cases: dict, printed: dict, source: str) -> None:
-    x, y = run.test_images()
     for name in run.networks():
-        model, column = run.network(name), printed.get(name)
-        for turn, (case, perturb) in enumerate(cases.items()):
-            given = column[turn] if column else None
-            run.number(
-                what, f"{name}-{case}", "%",
-                lambda: evaluate.accuracy(model, (seeded(perturb, x), y)),  # noqa: B023
-                printed=given, source=source if given else None, seed=0,
+        given = cache(partial(run.named, name))
+        for kind, size in cases(paper):
+            keys: Keys = {"network": name, "transformation": kind, "size": size}
+            yield Cell(
+                f"{paper}-table-{number}", keys, run, partial(accuracy, kind, size), given,
+                seed=0, **printed(paper, number, "mnist", keys),
             )  # fmt: skip
 
 
-def sizes(run: Run, what: str, which: str, cases: dict, measure, printed, unit, source) -> None:
-    x, _ = run.test_images()
-    for turn, (case, perturb) in enumerate(cases.items()):
-        given = printed[turn] if printed else None
-        run.number(
-            what, f"{which}-{case}", unit,
-            lambda: float(measure(x, seeded(perturb, x)).mean()),  # noqa: B023
-            printed=given, source=source if given else None, seed=0,
+def distances(paper: str, number: int, measures: tuple[str, ...], run: Run) -> Iterator[Cell]:
+    """Mean distances of the same images. W of Subramanyam's table has no unit that we know."""
+
+    def mean(which: str, kind: str, size: int, x: Tensor, _: Tensor) -> float:
+        return float(MEASURES[which][0](x, changed(paper, kind, size, x)).mean())
+
+    given = cache(run.test_images)
+    for which, (kind, size) in product(measures, cases(paper)):
+        keys: Keys = {"measure": which}
+        case: Keys = {"transformation": kind, "size": size}
+        yield Cell(
+            f"{paper}-table-{number}", keys | case, run,
+            partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
+            **printed(paper, number, "mnist", case, which),
         )  # fmt: skip
 
 
-def seeded(perturb, x: Tensor) -> Tensor:
-    """Each case draws the same numbers, whatever was measured before it."""
-    if perturb.func is transformations.blur:
-        return perturb(x)
-    return perturb(x, generator=torch.Generator().manual_seed(0))
-
-
-def distance(x: Tensor, z: Tensor) -> Tensor:
+def moved(x: Tensor, z: Tensor) -> Tensor:
     """Exact W of images scaled to the same mass."""
     scale = torch.maximum(x, z).amax((1, 2, 3), keepdim=True)
     x, z = (x / scale).double(), (z / scale).double()
@@ -104,3 +77,10 @@ def distance(x: Tensor, z: Tensor) -> Tensor:
 
 def length(x: Tensor, z: Tensor) -> Tensor:
     return (z - x).flatten(1).norm(dim=1)
+
+
+MEASURES = {  # and their units
+    "w": (moved, "pixels"),
+    "l2": (length, "brightness"),
+    "procrustes": (transformations.procrustes, "dissimilarity"),
+}

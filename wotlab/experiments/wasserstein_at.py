@@ -3,15 +3,17 @@
 import hashlib
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import nn
 
-from wotlab import attacks, evaluate, models, training
+from wotlab import attacks, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.runner import NETWORKS, Run
+from wotlab.experiments.runner import NETWORKS, Cell, Run
+from wotlab.experiments.trials import judged
 
-WHAT, CASE = "wasserstein-at", "clean-accuracy"
 EPOCHS, EPS, GROW = 12, 0.16, 3
 
 
@@ -25,36 +27,29 @@ def rate(epoch: float) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * int(epoch) / EPOCHS)) / 2
 
 
-def train(run: Run, seed: int = 0) -> None:
-    """Train, and record clean accuracy, time and the weights' checksum."""
-    if not run.due(WHAT, CASE):
-        return
+def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
+    """The network, and what its training took, with the weights' checksum."""
     path = run.checkpoints / NETWORKS["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
     start = time.perf_counter()
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
     fit = training.fit(
-        model,
-        run.load("train").tensors(),
+        model, run.load("train").tensors(),
         training.WassersteinAT(WassersteinBall(EPS), budget, attack),
-        epochs=EPOCHS,
-        batch_size=128,
+        epochs=EPOCHS, batch_size=128, schedule=rate, seed=seed,
         optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3),
-        schedule=rate,
-        seed=seed,
-        checkpoint=path.with_suffix(".checkpoint"),
-        progress=True,
-    )
-    models.save_weights(model, path)
-    seconds = sum(entry["seconds"] for entry in fit.history)
-    x, y = run.test_images()
-    run.number(
-        WHAT, CASE, "%",
-        lambda: evaluate.accuracy(model, (x, y)),
-        seed=seed,
-        details={
-            "eps": EPS, "epochs": EPOCHS, "training_seconds": seconds,
-            "last_run_seconds": time.perf_counter() - start, "threads": torch.get_num_threads(),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        },
+        checkpoint=path.with_suffix(".checkpoint"), progress=True,
     )  # fmt: skip
+    models.save_weights(model, path)
+    return model, {
+        "eps": EPS, "epochs": EPOCHS,
+        "training_seconds": sum(entry["seconds"] for entry in fit.history),
+        "last_run_seconds": time.perf_counter() - start, "threads": torch.get_num_threads(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }  # fmt: skip
+
+
+def wasserstein_at(run: Run) -> Iterator[Cell]:
+    """Train, and record clean accuracy."""
+    clean = partial(judged, run, None, None)
+    yield Cell("wasserstein-at", {"attack": "clean"}, run, clean, partial(train, run), seed=0)
