@@ -67,7 +67,8 @@ def distances(given) -> None:
             given.out, "internal-speed", {"task": "exact", "against": case},
             taken["pot"][0] / taken["ours"][0], "x POT", SAMPLES,
             sum(seconds.values()), seed=0, **seconds,
-            times_scipy=taken["scipy"][0] / taken["ours"][0], largest_difference=apart, rounds=given.rounds,
+            times_scipy=taken["scipy"][0] / taken["ours"][0], largest_difference=apart,
+            rounds=given.rounds,
         )  # fmt: skip
 
 
