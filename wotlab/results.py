@@ -77,8 +77,8 @@ class Record:
     date: str = ""
 
     def __post_init__(self) -> None:
-        texts = {"what": self.what, "keys": name(self.keys)}
-        texts |= {key: value for key, value in self.keys.items() if isinstance(value, str)}
+        words = {key: value for key, value in self.keys.items() if isinstance(value, str)}
+        texts = {"what": self.what} | words | {"keys": name(self.keys)}
         for which, text in texts.items():
             if not isinstance(text, str) or not KEBAB.fullmatch(text):
                 raise ValueError(f"{which} must be kebab case (a-z, 0-9, '.', '-'); got {text!r}")
