@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
@@ -202,12 +203,14 @@ def table(
     return found
 
 
-def printed(paper: str, **where: Key) -> list[dict[str, str]]:
+def printed(
+    paper: str, keys: Mapping[str, Key] | None = None, **where: Key
+) -> list[dict[str, str]]:
     """Numbers as a paper prints them: the rows of printed/PAPER.csv that have these entries.
 
-    Rows whose value is no number are left out: there the paper prints a dash, or the text that it
-    was read from is broken. `certain` says whether a number was read with certainty, `note` why
-    not.
+    `keys`, those of a cell, count as far as the rows have such columns. Rows whose value is no
+    number are left out: there the paper prints a dash, or the text that it was read from is broken.
+    `certain` says whether a number was read with certainty, `note` why not.
 
     Raises
     ------
@@ -218,8 +221,10 @@ def printed(paper: str, **where: Key) -> list[dict[str, str]]:
     if not place.is_file():
         raise ValueError(f"there are no printed numbers of {paper!r}; see results/printed")
     rows = csv.DictReader(place.read_text().splitlines())
-    if unknown := where.keys() - set(rows.fieldnames or ()):
+    columns = set(rows.fieldnames or ())
+    if unknown := where.keys() - columns:
         raise ValueError(f"the rows of {paper!r} have no columns {sorted(unknown)}")
+    where |= {key: value for key, value in (keys or {}).items() if key in columns}
     texts = {key: f"{value:g}" if isinstance(value, (int, float)) else value or ""
              for key, value in where.items()}  # fmt: skip
     return [row for row in rows if row["value"] not in "-?" and texts.items() <= row.items()]

@@ -108,8 +108,5 @@ def regniez(number: int, run: Run) -> Iterator[Cell]:
         yield from trial(run, Trial(
             f"regniez-table-{number}", {"training": name, "whole": run.whole}, table.network,
             table.ball, defense, epochs, judges(table.step, *parts), images=images,
-            few=None if run.whole else table.few,
-            printed=("regniez", number, table.dataset, {
-                "network": table.network, "training": name
-            }),
+            few=None if run.whole else table.few, printed=("regniez", number),
         ))  # fmt: skip

@@ -119,8 +119,8 @@ def optimizer(data: str, name: str, rate: float | None, model: nn.Module) -> Opt
 
 def rows_of(
     what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int | None = None
-) -> Iterator[tuple[str, Trial]]:
-    """The network that all start from, and the rows by their names; a seed is among their keys."""
+) -> Iterator[Trial]:
+    """The network that all start from, and the rows; a seed is among their keys."""
     whole, ball = plan == WHOLE, baseline("pgd-at", data).ball
     strong = {"pgd-40": pgd(40, 0.01, restarts=1)} if data == "mnist" else {
         "pgd-20": pgd(20, ball.eps / 4, restarts=1)
@@ -138,9 +138,9 @@ def rows_of(
         images=plan.images, batch=plan.batch, lr=0.05 if data == "mnist" else 0.1,
         augment=data != "mnist", seed=seed or 0, few=plan.few,
     )  # fmt: skip
-    yield "start", start
+    yield start
     for name in names:
-        yield name, replace(
+        yield replace(
             start, keys=head | {"training": name} | tail, epochs=plan.epochs, start=start, lr=0.05,
             defense=defense(name, data, plan.steps),
             optimizer=partial(optimizer, data, name, plan.rate),
@@ -156,9 +156,8 @@ def table(number: int, run: Run) -> Iterator[Cell]:
     which = TABLES[number]
     what = f"got-table-{1 if number > 3 else number}"
     for data in which.data:
-        for name, row in rows_of(what, which.network, data, which.rows, plan_of(run)):
-            row = replace(row, printed=("got", number, data, {"training": name}))
-            yield from trial(replace(run, dataset=data), row)
+        for row in rows_of(what, which.network, data, which.rows, plan_of(run)):
+            yield from trial(replace(run, dataset=data), replace(row, printed=("got", number)))
 
 
 def sweep(number: int, run: Run) -> Iterator[Cell]:
@@ -174,15 +173,15 @@ def sweep(number: int, run: Run) -> Iterator[Cell]:
         }
         names = tuple(name for name in base.rows if name in COMPARED)
         rows = rows_of(f"got-table-{SWEEPS[number]}", base.network, data, names, plan_of(run))
-        for name, row in list(rows)[1:]:
+        for row in list(rows)[1:]:
             for protocol, attack in protocols.items():
                 curve = cache(partial(curve_of, here, row, attack, budgets))
                 for eps in budgets:
-                    where: Keys = {"training": name, "attack": "pgd", "eps": eps}
+                    keys = row.keys | {"protocol": protocol, "eps": eps}
                     yield Cell(
-                        f"got-table-{number}", row.keys | {"protocol": protocol, "eps": eps},
-                        here, partial(point, eps), curve, seed=row.seed,
-                        **(printed("got", number, data, where) if protocol == "printed" else {}),
+                        f"got-table-{number}", keys, here, partial(point, eps), curve,
+                        seed=row.seed,
+                        **(printed("got", number, keys, data) if protocol == "printed" else {}),
                     )  # fmt: skip
 
 
@@ -215,9 +214,7 @@ def over_seeds(run: Run) -> Iterator[Cell]:
     names = (*RIVALS, *VARIANTS, "got-pgd-paired", "got-pgd-exact", *weak)
     plan = plan_of(run, OVER_SEEDS)
     for seed in SEEDS:
-        rows = [
-            row for _, row in rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
-        ]
+        rows = list(rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed))
         other = replace(rows[0], seed=seed + 100, keys=rows[0].keys | {"other": True})
         moved = partial(transferred, cache(partial(trials.train, run, other)))
         for row in rows:

@@ -62,8 +62,8 @@ def table(number: int, run: Run) -> Iterator[Cell]:
     given = cache(partial(run.named, name))
     for kind in kinds:
         keys: Keys = {"network": name, "attack": kind}
-        rows = results.printed("hu", data="mnist", metric="accuracy", **keys)
-        minutes = printed("hu", 2, "mnist", keys, "minutes")
+        rows = results.printed("hu", keys, data="mnist", metric="accuracy")
+        minutes = printed("hu", 2, keys, metric="minutes")
         yield Cell(
             "hu-growing", keys, run, partial(radii, ATTACKS[kind]), given, "eps",
             details={
@@ -72,7 +72,7 @@ def table(number: int, run: Run) -> Iterator[Cell]:
                 "printed_minutes": minutes.get("printed"),
             },
             note="Mean radius; an image that never broke counts with the largest eps, 2.",
-            **printed("hu", 2, "mnist", keys, "eps"),
+            **printed("hu", 2, keys, metric="eps"),
         )  # fmt: skip
     if number == 1 and (run.checkpoints / RADII).exists():
         yield Cell(

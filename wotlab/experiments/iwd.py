@@ -162,10 +162,6 @@ class Setting:
         right = evaluate.are_right(model, x, y)
         return model, x[right], y[right], {"misread_from_the_start": int((~right).sum())}
 
-    def where(self, table: int, training: str) -> tuple[str, int, str, Keys]:
-        """Where the paper's numbers stand, of its own networks and data alone."""
-        return "iwd", table, self.run.dataset, {"network": self.network, "training": training}
-
 
 def settings(run: Run, few: int) -> Iterator[Setting]:
     """What is at hand, on so many test images at most."""
@@ -274,11 +270,9 @@ def success(number: int, run: Run) -> Iterator[Cell]:
         for name, kind in product(COLUMNS[number], kinds):
             aim = {"targeted": True} if kind == "targeted" else {}
             done = once(given, name, NEAR, **aim)
-            paper, table, data, keys = setting.where(number, row)
-            where = keys | {"attack": name, "kind": kind}
-            theirs = printed(paper, table, data, where, "success")
+            keys = setting.keys(training=row) | {"attack": name, "kind": kind}
+            theirs = printed("iwd", number, keys, setting.run.dataset, "success")
             for within in (False, True):
-                keys = setting.keys(training=row) | {"attack": name, "kind": kind}
                 yield Cell(
                     f"iwd-table-{number}", keys | {"within": within}, setting.run,
                     partial(broken, done, NEAR if within else float(NUMBERS)), given, seed=0,
@@ -289,7 +283,7 @@ def success(number: int, run: Run) -> Iterator[Cell]:
 def defend(run: Run) -> Iterator[Cell]:
     """Table 3: accuracies of each defense, on clean images and under three attacks."""
     for setting, name in product(settings(run, MANY), DEFENSES):
-        yield from judged(setting, replace(setting.trial(name), printed=setting.where(3, name)))
+        yield from judged(setting, replace(setting.trial(name), printed=("iwd", 3)))
 
 
 def beta(run: Run) -> Iterator[Cell]:

@@ -45,7 +45,7 @@ def accuracies(paper: str, number: int, run: Run) -> Iterator[Cell]:
             keys: Keys = {"network": name, "transformation": kind, "size": size}
             yield Cell(
                 f"{paper}-table-{number}", keys, run, partial(accuracy, kind, size), given,
-                seed=0, **printed(paper, number, "mnist", keys),
+                seed=0, **printed(paper, number, keys),
             )  # fmt: skip
 
 
@@ -57,12 +57,11 @@ def distances(paper: str, number: int, measures: tuple[str, ...], run: Run) -> I
 
     given = cache(run.test_images)
     for which, (kind, size) in product(measures, cases(paper)):
-        keys: Keys = {"measure": which}
-        case: Keys = {"transformation": kind, "size": size}
+        keys: Keys = {"measure": which, "transformation": kind, "size": size}
         yield Cell(
-            f"{paper}-table-{number}", keys | case, run,
+            f"{paper}-table-{number}", keys, run,
             partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
-            **printed(paper, number, "mnist", case, which),
+            **printed(paper, number, keys, metric=which),
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wotlab import data, evaluate, models, results
 from wotlab.data import ImageFolder, Images
-from wotlab.results import Key, Keys
+from wotlab.results import Keys
 
 NETWORKS = {  # released by Wong et al. and Hu et al., and our own
     "standard": "wong2019_mnist_vanilla.pth",
@@ -178,10 +178,10 @@ class Cell:
 
 
 def printed(
-    paper: str, table: int, data: str, keys: Mapping[str, Key], metric: str = "accuracy"
+    paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
 ) -> dict[str, Any]:
     """What a paper prints of a cell, and where, as options of `Cell`; nothing if it prints none."""
-    rows = results.printed(paper, **{"table": table, "data": data, "metric": metric, **keys})
+    rows = results.printed(paper, keys, table=table, data=data, metric=metric)
     if not rows:
         return {}
     (row,) = rows

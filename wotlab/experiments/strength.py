@@ -60,7 +60,7 @@ def fall(
         yield Cell(
             WHAT, keys, run, partial(measure, left, ball, ATTACKS[attack]), given,
             details={"eps": ball.eps, "network": name, "attack": attack, "window": window},
-            **(printed("hu", PRINTED[name], "mnist", where) if best and name in PRINTED else {}),
+            **(printed("hu", PRINTED[name], where) if best and name in PRINTED else {}),
         )  # fmt: skip
         found = run.recorded(WHAT, keys)
         if found is not None:  # else it is not asked for: then the next budget has more to break

@@ -62,8 +62,7 @@ def table_1(run: Run) -> Iterator[Cell]:
     """Accuracy under ten steps of it, as published and by what is inside the ball of eps 0.2."""
     for name in run.networks():
         given = cache(partial(run.named, name))
-        keys = {"network": name, "attack": "subramanyam"}
-        theirs = printed("subramanyam", 1, "mnist", keys)
+        theirs = printed("subramanyam", 1, {"network": name, "attack": "subramanyam"})
         for variant in VARIANTS:
             yield Cell(
                 "subramanyam-table-1", {"network": name, "variant": variant}, run,
@@ -173,5 +172,5 @@ def table(number: int, run: Run) -> Iterator[Cell]:
             yield Cell(
                 f"subramanyam-table-{number}", keys, here, partial(judged, here, judge, ball),
                 given, seed=0, details={"ball": repr(ball), "options": options} if ball else {},
-                **printed("subramanyam", number, dataset, keys),
+                **printed("subramanyam", number, keys, dataset),
             )  # fmt: skip

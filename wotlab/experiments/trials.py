@@ -25,9 +25,9 @@ class Trial:
     `keys` are those of its records, but the attack. `judges` are the attacks by name. `images`:
     the first so many training images; all by default. The optimizer is SGD with momentum 0.9 and
     weight decay 5e-4 unless another is given, and the rate falls to zero. `start`: the trial whose
-    weights it goes on from. `printed` says where the paper's numbers stand, as arguments of
-    `runner.printed` without the attack; `budgets` holds the balls of attacks that have another one
-    than `ball`. `few`: the slow attacks get no more test images than that.
+    weights it goes on from. `printed`: the paper and the table that print its numbers. `budgets`:
+    the balls of attacks that have another one than `ball`. `few`: the slow attacks get no more
+    test images than that.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Trial:
     seed: int = 0
     start: "Trial | None" = None
     budgets: dict[str, object] = field(default_factory=dict)
-    printed: tuple[str, int, str, Keys] | None = None
+    printed: tuple[str, int] | None = None
     few: int | None = None
 
 
@@ -71,14 +71,12 @@ def trial(run: Run, row: Trial) -> Iterator[Cell]:
     """The network's accuracies: clean, and under each attack. It is trained where one is due."""
     trained = cache(partial(train, run, row))
     for name in ("clean", *row.judges):
-        here, theirs = run.first(row.few) if name in SLOW else run, {}
-        if row.printed is not None:
-            paper, table, data, keys = row.printed
-            theirs = printed(paper, table, data, keys | {"attack": name})
+        here, keys = run.first(row.few) if name in SLOW else run, row.keys | {"attack": name}
         yield Cell(
-            row.what, row.keys | {"attack": name}, here,
-            partial(judged, here, row.judges.get(name), row.ball), trained, seed=row.seed,
-            details={"budget": str(row.budgets[name])} if name in row.budgets else {}, **theirs,
+            row.what, keys, here, partial(judged, here, row.judges.get(name), row.ball), trained,
+            seed=row.seed,
+            details={"budget": str(row.budgets[name])} if name in row.budgets else {},
+            **(printed(*row.printed, keys, run.dataset) if row.printed else {}),
         )  # fmt: skip
 
 
