@@ -182,8 +182,8 @@ def test_printed_accuracies_of_growing_attacks_are_the_papers(run):
 
 def test_natural_tables_have_the_printed_numbers_and_growing_distances(run):
     perform(run, natural.accuracies("hu", 4, run))
-    perform(run, natural.distances("hu", 6, ("w", "l2"), run))
-    perform(run, natural.distances("subramanyam", 6, ("procrustes", "w"), run))
+    perform(run, natural.distances("hu", ("w", "l2"), 6, run))
+    perform(run, natural.distances("subramanyam", ("procrustes", "w"), 6, run))
     case = ("transformation", "size")
     four = results.table("hu-table-4", *case, folder=run.out, network="standard")
     assert four["translation", 20].printed == 48.3 and len(four) == 9

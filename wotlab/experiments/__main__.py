@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,64 +20,63 @@ from wotlab.experiments import (
     runner,
     strength,
     subramanyam,
+    wasserstein_at,
     zoo,
 )
-from wotlab.experiments import wasserstein_at as wat
 from wotlab.experiments.runner import Cell, Run
 
 NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
 FASHION, CIFAR = "Fashion-MNIST", "CIFAR-10"
-IMAGENET = "CIFAR-10, or ImageNet and a GPU"
-# By paper: what each experiment needs, and its cells.
-PAPERS: dict[str, dict[str, tuple[str, Callable[[Run], Iterator[Cell]]]]] = {
+IMAGENET, COLOUR = "CIFAR-10, or ImageNet and a GPU", "CIFAR-10, CIFAR-100"
+Rows = dict[str, tuple[str, Callable[[Run], Iterator[Cell]]]]  # what they need, and their cells
+
+
+def tables(
+    paper: str, needs: str, cells: Callable[[int, Run], Iterator[Cell]], *which: int
+) -> Rows:
+    """A paper's tables that one function measures."""
+    return {f"{paper}-table-{k}": (needs, partial(cells, k)) for k in which}
+
+
+PAPERS: dict[str, Rows] = {
     "Wong et al. (2019), Hu et al. (2020)": {
-        "hu-table-1": (WONG, partial(hu.table, 1)),
-        "hu-table-2": (WONG, partial(hu.table, 2)),
-        "hu-table-3": (WONG, partial(hu.table, 3)),
-        "hu-table-4": (WONG, partial(natural.accuracies, "hu", 4)),
-        "hu-table-5": (WONG, partial(hu.table, 5)),
-        "hu-table-6": (MNIST, partial(natural.distances, "hu", 6, ("w", "l2"))),
+        **tables("hu", WONG, hu.table, 1, 2, 3, 5),
+        **tables("hu", WONG, partial(natural.accuracies, "hu"), 4),
+        **tables("hu", MNIST, partial(natural.distances, "hu", ("w", "l2")), 6),
         "strength": (WONG, strength.strength),
-        "wasserstein-at": (MNIST, wat.wasserstein_at),
+        "wasserstein-at": (MNIST, wasserstein_at.wasserstein_at),
     },
     "Subramanyam (2021)": {
         "subramanyam-defense": (MNIST, subramanyam.defense),
         "subramanyam-table-1": (WONG, subramanyam.table_1),
-        "subramanyam-table-2": (WONG, partial(subramanyam.table, 2)),
-        "subramanyam-table-3": (WONG, partial(subramanyam.table, 3)),
-        "subramanyam-table-4": (FASHION, partial(subramanyam.table, 4)),
-        "subramanyam-table-5": (WONG, partial(natural.accuracies, "subramanyam", 5)),
-        "subramanyam-table-6": (
-            MNIST, partial(natural.distances, "subramanyam", 6, ("procrustes", "w"))
-        ),
+        **tables("subramanyam", WONG, subramanyam.table, 2, 3),
+        **tables("subramanyam", FASHION, subramanyam.table, 4),
+        **tables("subramanyam", WONG, partial(natural.accuracies, "subramanyam"), 5),
+        **tables("subramanyam", MNIST,
+                 partial(natural.distances, "subramanyam", ("procrustes", "w")), 6),
     },
     "Tan et al., internal Wasserstein distance": {
         "iwd-attacks": (IMAGENET, iwd.attack_all),
         "iwd-beta": (IMAGENET, iwd.beta),
-        "iwd-table-1": (IMAGENET, partial(iwd.success, 1)),
-        "iwd-table-2": (IMAGENET, partial(iwd.success, 2)),
+        **tables("iwd", IMAGENET, iwd.success, 1, 2),
         "iwd-table-3": (IMAGENET, iwd.defend),
         "iwd-tau": (IMAGENET, iwd.tau),
     },
     "Regniez et al. (2022), distributional robustness": {
         "digits-chain-steps": (NOTHING, digits.chain_steps),
         "equal-gradients": (MNIST, dro.equal_gradients),
-        "regniez-table-1": (MNIST, partial(dro.regniez, 1)),
-        "regniez-table-2": (CIFAR, partial(dro.regniez, 2)),
-        "regniez-table-4": (MNIST, partial(dro.regniez, 4)),
-        "regniez-table-5": (CIFAR, partial(dro.regniez, 5)),
+        **tables("regniez", MNIST, dro.regniez, 1, 4),
+        **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
     "GOT": {
         "digits-got-settings": (NOTHING, digits.got_settings),
         "got-over-seeds": (MNIST, got.over_seeds),
-        "got-table-1": (MNIST, partial(got.table, 1)),
-        "got-table-2": ("CIFAR-10, CIFAR-100, SVHN", partial(got.table, 2)),
-        "got-table-3": ("CIFAR-10, CIFAR-100", partial(got.table, 3)),
-        "got-table-4": (MNIST, partial(got.table, 4)),
-        "got-table-5": (MNIST, partial(got.table, 5)),
-        "got-table-6": (MNIST, partial(got.sweep, 6)),
-        "got-table-7": ("CIFAR-10, CIFAR-100", partial(got.sweep, 7)),
-        "got-table-8": ("CIFAR-10, CIFAR-100, SVHN", partial(got.sweep, 8)),
+        **tables("got", MNIST, got.table, 1, 4, 5),
+        **tables("got", f"{COLOUR}, SVHN", got.table, 2),
+        **tables("got", COLOUR, got.table, 3),
+        **tables("got", MNIST, got.sweep, 6),
+        **tables("got", COLOUR, got.sweep, 7),
+        **tables("got", f"{COLOUR}, SVHN", got.sweep, 8),
     },
 }  # fmt: skip
 EXPERIMENTS = {name: cells for paper in PAPERS.values() for name, (_, cells) in paper.items()}
@@ -91,18 +89,19 @@ class Parser(runner.Parser):
     """Its help ends with the experiments, by paper and table."""
 
     def format_help(self) -> str:
-        spent: Counter[str] = Counter()
+        spent: dict[str, set[float]] = {}
         for record in results.read():
-            if record.command.startswith(self.prog):
-                spent[shlex.split(record.command)[3]] += int(record.seconds)
-        lines = ["\nexperiments, what they need, and the seconds that their records took:"]
+            if record.command.startswith(self.prog):  # a training is in each record after it
+                took = record.seconds, record.details.get("training_seconds", 0.0)
+                spent.setdefault(shlex.split(record.command)[3], set()).update(took)
+        lines = ["\nexperiments, what they need, and the minutes that those recorded took:"]
         for paper, rows in PAPERS.items():
             lines.append(f"\n{paper}")
-            for name, (needs, cells) in rows.items():
+            for name, (needs, cells) in sorted(rows.items()):
                 function = cells.func if isinstance(cells, partial) else cells
                 about = (function.__doc__ or "").split("\n")[0]
-                took = f"{spent[name]:,} s" if name in spent else "-"
-                lines += [f"  {name:21} {needs:32} {took:>9}", f"      {about}"]
+                minutes = f"{sum(spent[name]) / 60:,.0f} min" if name in spent else ""
+                lines += [f"  {name:21} {needs:32} {minutes:>9}".rstrip(), f"      {about}"]
         lines.append("\n  zoo                   the networks that ship; see zoo --help\n")
         return super().format_help() + "\n".join(lines)
 

@@ -57,7 +57,10 @@ ROWS = {  # by table: the network, and the attacks on it
 
 
 def table(number: int, run: Run) -> Iterator[Cell]:
-    """Mean radii; of table 1 also of the radii that Hu et al. released, where they are at hand."""
+    """Mean radii under attacks whose eps grows.
+
+    Of table 1 also of the radii that Hu et al. released, where they are at hand.
+    """
     name, kinds = ROWS[number]
     given = cache(partial(run.named, name))
     for kind in kinds:

@@ -49,7 +49,7 @@ def accuracies(paper: str, number: int, run: Run) -> Iterator[Cell]:
             )  # fmt: skip
 
 
-def distances(paper: str, number: int, measures: tuple[str, ...], run: Run) -> Iterator[Cell]:
+def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> Iterator[Cell]:
     """Mean distances of the same images. W of Subramanyam's table has no unit that we know."""
 
     def mean(which: str, kind: str, size: int, x: Tensor, _: Tensor) -> float:
