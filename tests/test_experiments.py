@@ -13,7 +13,6 @@ from wotlab.experiments import (
     dro,
     got,
     hu,
-    natural,
     runner,
     strength,
     subramanyam,
@@ -181,14 +180,14 @@ def test_printed_accuracies_of_growing_attacks_are_the_papers(run):
 
 
 def test_natural_tables_have_the_printed_numbers_and_growing_distances(run):
-    perform(run, natural.accuracies("hu", 4, run))
-    perform(run, natural.distances("hu", ("w", "l2"), 6, run))
-    perform(run, natural.distances("subramanyam", ("procrustes", "w"), 6, run))
+    perform(run, hu.accuracies("hu", 4, run))
+    perform(run, hu.distances("hu", ("w", "l2"), 6, run))
+    perform(run, hu.distances("subramanyam", ("procrustes", "w"), 6, run))
     case = ("transformation", "size")
     four = results.table("hu-table-4", *case, folder=run.out, network="standard")
     assert four["translation", 20].printed == 48.3 and len(four) == 9
     six = results.table("hu-table-6", "measure", *case, folder=run.out)
-    for kind, sizes in natural.SIZES["hu"].items():
+    for kind, sizes in hu.SIZES["hu"].items():
         w = [six["w", kind, size].value for size in sizes]
         assert w[0] > 0 and (kind == "rotation" or w == sorted(w))
     for measure in ("w", "l2"):

@@ -10,19 +10,7 @@ from pathlib import Path
 import torch
 
 from wotlab import results
-from wotlab.experiments import (
-    digits,
-    dro,
-    got,
-    hu,
-    iwd,
-    natural,
-    runner,
-    strength,
-    subramanyam,
-    wasserstein_at,
-    zoo,
-)
+from wotlab.experiments import digits, dro, got, hu, iwd, runner, strength, subramanyam, zoo
 from wotlab.experiments.runner import Cell, Run
 
 NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
@@ -41,19 +29,19 @@ def tables(
 PAPERS: dict[str, Rows] = {
     "Wong et al. (2019), Hu et al. (2020)": {
         **tables("hu", WONG, hu.table, 1, 2, 3, 5),
-        **tables("hu", WONG, partial(natural.accuracies, "hu"), 4),
-        **tables("hu", MNIST, partial(natural.distances, "hu", ("w", "l2")), 6),
+        **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
+        **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
         "strength": (WONG, strength.strength),
-        "wasserstein-at": (MNIST, wasserstein_at.wasserstein_at),
+        "wasserstein-at": (MNIST, strength.wasserstein_at),
     },
     "Subramanyam (2021)": {
         "subramanyam-defense": (MNIST, subramanyam.defense),
         "subramanyam-table-1": (WONG, subramanyam.table_1),
         **tables("subramanyam", WONG, subramanyam.table, 2, 3),
         **tables("subramanyam", FASHION, subramanyam.table, 4),
-        **tables("subramanyam", WONG, partial(natural.accuracies, "subramanyam"), 5),
+        **tables("subramanyam", WONG, partial(hu.accuracies, "subramanyam"), 5),
         **tables("subramanyam", MNIST,
-                 partial(natural.distances, "subramanyam", ("procrustes", "w")), 6),
+                 partial(hu.distances, "subramanyam", ("procrustes", "w")), 6),
     },
     "Tan et al., internal Wasserstein distance": {
         "iwd-attacks": (IMAGENET, iwd.attack_all),

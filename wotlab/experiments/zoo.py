@@ -105,7 +105,16 @@ def pieces(split: str) -> Pair:
     return torch.stack(cut), which
 
 
+BALL = LinfBall(0.15)
 GROWS = "eps grows over the first half"
+
+
+def pgd_at(steps: int, eps: Callable[[float], float] | None = None) -> training.PGDAT:
+    return training.PGDAT(BALL, eps, pgd_adversary(steps))
+
+
+def trades() -> training.TRADES:
+    return training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
 
 
 def grown(told: str, eps: float, epochs: int, defense: Callable) -> Recipe:
@@ -124,10 +133,7 @@ RECIPES = {
     ),
     # chapters 4 and 6
     "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
-    "digits-pgd-at-6": grown(
-        "PGD-AT, 5 steps, l-infinity", 0.15, 6,
-        lambda eps: training.PGDAT(LinfBall(0.15), eps, pgd_adversary(5)),
-    ),
+    "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
     # chapter 4
     "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
     "digits-pgd-at-4": grown(
@@ -148,8 +154,6 @@ RECIPES = {
         judges={"pgd, 40 steps, l-infinity 1/255": partial(STRONG, ball=LinfBall(1 / 255))},
     ),
 }  # fmt: skip
-
-BALL = LinfBall(0.15)
 
 
 def equal_work(told: str, each: int, defense: Callable) -> Recipe:
@@ -177,10 +181,7 @@ def tuned(told: str, defense: Callable[[], object]) -> Recipe:
 
 def got(loss: str, term: dict | None = None, **options: Any) -> Callable[[], training.GOT]:
     """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
-    inner = {
-        "pgd": lambda: training.PGDAT(BALL, attack=pgd_adversary(5)),
-        "trades": lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl")),
-    }[loss]
+    inner = trades if loss == "trades" else partial(pgd_at, 5)
     return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
 
 
@@ -189,18 +190,10 @@ REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
 MATCHED = {"match_labels": True}
 RECIPES |= {
     # chapter 5
-    "digits-pgd-10": equal_work(
-        f"PGD-AT, 10 steps; {GROWS}", 11, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(10))
-    ),
-    "digits-pgd-10-all-at-once": equal_work(
-        "PGD-AT, 10 steps", 11, lambda eps: training.PGDAT(BALL, attack=pgd_adversary(10))
-    ),
-    "digits-pgd-3": equal_work(
-        f"PGD-AT, 3 steps; {GROWS}", 4, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(3))
-    ),
-    "digits-fast": equal_work(
-        f"FastAT; {GROWS}", 2, lambda eps: training.FastAT(BALL, eps)
-    ),
+    "digits-pgd-10": equal_work(f"PGD-AT, 10 steps; {GROWS}", 11, partial(pgd_at, 10)),
+    "digits-pgd-10-all-at-once": equal_work("PGD-AT, 10 steps", 11, lambda eps: pgd_at(10)),
+    "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
+    "digits-fast": equal_work(f"FastAT; {GROWS}", 2, partial(training.FastAT, BALL)),
     "digits-free-4": equal_work(
         f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, 4, eps=eps)
     ),
@@ -217,12 +210,8 @@ RECIPES |= {
     ),
     # chapter 6
     "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
-    "digits-more-pgd-at": tuned(
-        "PGD-AT, 5 steps", lambda: training.PGDAT(BALL, attack=pgd_adversary(5))
-    ),
-    "digits-trades": tuned(
-        "TRADES, 5 steps", lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
-    ),
+    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", partial(pgd_at, 5)),
+    "digits-trades": tuned("TRADES, 5 steps", trades),
     "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=pgd_adversary(5))),
     "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
     "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
