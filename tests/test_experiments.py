@@ -144,7 +144,6 @@ def test_hu_radius_is_where_the_image_breaks(run, small):
     found = results.table("hu-growing", "attack", folder=run.out, network="standard")
     radii = found["hu"].details["radii"]
     assert found["hu"].printed == 0.135 and len(radii) == 6
-    assert found["wong"].details["printed_minutes"] == 34
     tests = {case: found[case].details["stop_test"] for case in ("hu", "wong")}
     assert tests == {"hu": "published", "wong": "dual"}
     clean = (model(x).argmax(1) != y).tolist()
@@ -163,20 +162,6 @@ def test_released_radii(run, small, tmp_path):
     assert value == pytest.approx((0.1 + 0.4 + 0.3 + 0.4 + 0.1) / 5)  # at most 40 steps of 0.01
     assert details["radii"] == [0.1, None, 0.0, 0.3, 9.0, 0.1]
     assert details["accuracy"][100] == pytest.approx(100 * 3 / 6)  # 0.1276: inf, 0.3, 9
-
-
-def test_printed_accuracies_of_growing_attacks_are_the_papers(run):
-    cells = {cell.name: cell for number in hu.ROWS for cell in hu.table(number, run)}
-    printed = cells["wong2019-hu"].details["printed_accuracy"]
-    assert printed == dict(zip(map(str, hu.EIGHT), (100, 90, 85, 68, 39, 8, 1, 1), strict=True))
-    assert list(cells["hu2020-step-0.02"].details["printed_accuracy"].values()) == [
-        84,
-        72,
-        49,
-        21,
-        2,
-    ]
-    assert cells["standard-hu"].details["printed_accuracy"] is None
 
 
 def test_natural_tables_have_the_printed_numbers_and_growing_distances(run):

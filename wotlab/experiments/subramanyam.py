@@ -101,7 +101,8 @@ def attacked(variant: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[eval
 
 def weights(run: Run) -> Path:
     """Where those of his network lie; what a GPU trains is another network."""
-    return run.checkpoints / f"subramanyam-{run.dataset}{'-whole' * run.whole}.safetensors"
+    suffix = "-whole" if run.whole else ""
+    return run.checkpoints / f"subramanyam-{run.dataset}{suffix}.safetensors"
 
 
 def train(run: Run) -> tuple[nn.Module, dict]:
