@@ -149,8 +149,9 @@ def radii(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
         eps = torch.where(wrong(model, done.x_adv, y), hu.grow(0) * done.steps, torch.inf)
         for case, settings in RADIUS.items():
             us, (found, seen) = taken[case]
+            keys = {"network": name, "rival": kind, "settings": case}
             save(
-                given.out, "radius-speed", f"{name}-{kind}-{case}", them / us, "times as fast",
+                given.out, "radius-speed", keys, them / us, "times as fast",
                 samples, us + them, **settings, ours_seconds=us, theirs_seconds=them,
                 ours_mean=mean(found.eps, right), theirs_mean=mean(eps, right),
                 ours_mean_certified=mean(certified(found.eps, seen), right),
@@ -185,12 +186,12 @@ def at_one_eps(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples
         before = before_projection(model, x, y, ball, steps)
         for case, settings in TRANSPORT.items():
             us, ours = taken[case]
+            keys = {"network": name, "rival": "frank-wolfe", "steps": steps, "settings": case}
             save(
-                given.out, "attack-speed", f"{name}-frank-wolfe-{steps}-{case}", them / us,
-                "times as fast", samples, us + them, eps=EPS, **settings,
-                ours_seconds=us, theirs_seconds=them, ours_accuracy=left(ours.success),
-                theirs_accuracy=left(theirs.success), theirs_steps=steps,
-                theirs_accuracy_before_projection=left(wrong(model, before, y)),
+                given.out, "attack-speed", keys, them / us, "times as fast", samples, us + them,
+                eps=EPS, **settings, ours_seconds=us, theirs_seconds=them,
+                ours_accuracy=left(ours.success), theirs_accuracy=left(theirs.success),
+                theirs_steps=steps, theirs_accuracy_before_projection=left(wrong(model, before, y)),
                 rounds=given.rounds,
             )  # fmt: skip
 
@@ -202,8 +203,8 @@ def table(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
         spent, done = timed(lambda: run(model, x, y, ball, batch_size=BATCH))  # noqa: B023
         broken, seen = wrong(model, done.x_adv, y), certify(x, done.x_adv, ball)
         save(
-            given.out, "attack-table", case, left(broken & seen.inside), "%", samples, spent,
-            eps=EPS, network=name, claimed=left(broken),
+            given.out, "attack-table", {"attack": case}, left(broken & seen.inside), "%", samples,
+            spent, eps=EPS, network=name, claimed=left(broken),
             inside=100 * float(seen.inside.double().mean()),
             largest_exact_w_over_eps=float((seen.cost / EPS).max()),
             gradients=float(done.steps.double().mean()), attack_seconds=spent,
@@ -227,7 +228,7 @@ def main() -> None:
     table(given, name, found[name], x, y, samples)
     memory = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
     peak = int(memory.stdout) / 1024
-    save(given.out, "attack-memory", "10000-images", peak, "MiB",
+    save(given.out, "attack-memory", {"images": 10_000}, peak, "MiB",
          "scikit-learn digits, enlarged to 28x28, 250 test images 40 times", 0.0)  # fmt: skip
 
 

@@ -72,16 +72,16 @@ def mnist(split: str, part: slice, folder: str | None = None) -> tuple[Tensor, T
 
 
 def save(
-    out: str, what: str, case: str, value: float, unit: str, samples: str, seconds: float,
+    out: str, what: str, keys: results.Keys, value: float, unit: str, samples: str, seconds: float,
     *, seed: int | None = None, note: str = "", **details,
 ) -> None:  # fmt: skip
     """Write a record of this run, and print it."""
     record = results.Record(
-        what=what, case=case, value=value, unit=unit, samples=samples, seed=seed,
+        what=what, keys=keys, value=value, unit=unit, samples=samples, seed=seed,
         command=command(), seconds=seconds, note=note, details=details,
     )  # fmt: skip
     results.write(record, out)
-    print(f"{what} {case}: {value:.3g} {unit} {details}", flush=True)
+    print(f"{what} {results.name(keys)}: {value:.3g} {unit} {details}", flush=True)
 
 
 def command() -> str:

@@ -67,8 +67,9 @@ def main() -> None:
             unit = taken["pgd-at"][0]
             for kind in KINDS:
                 term, whole = taken[f"{kind}-term"][0], taken[kind][0]
+                keys = {"network": name, "steps": steps, "transport": kind}
                 save(
-                    given.out, "got-cost", f"{name}-pgd-{steps}-{kind}", 100 * term / unit,
+                    given.out, "got-cost", keys, 100 * term / unit,
                     "% of a step of PGD-AT", samples, term + whole, seed=0, batch=BATCH,
                     step_milliseconds=1000 * unit, term_milliseconds=1000 * term,
                     got_step_milliseconds=1000 * whole,

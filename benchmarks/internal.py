@@ -64,15 +64,19 @@ def distances(given) -> None:
         found = {who: values for who, (_, values) in taken.items()}
         apart = max(float((found["ours"] - found[who]).abs().max()) for who in ("pot", "scipy"))
         save(
-            given.out, "internal-speed", f"exact-{case}", taken["pot"][0] / taken["ours"][0],
-            "x POT", SAMPLES, sum(seconds.values()), seed=0, **seconds,
+            given.out, "internal-speed", {"task": "exact", "against": case},
+            taken["pot"][0] / taken["ours"][0], "x POT", SAMPLES,
+            sum(seconds.values()), seed=0, **seconds,
             times_scipy=taken["scipy"][0] / taken["ours"][0], largest_difference=apart,
             rounds=given.rounds,
         )  # fmt: skip
 
 
-def attack(given, case: str, count: int) -> None:
+def attack(given, count: int) -> None:
     """IWDA on some pieces at once."""
+    keys = {"task": "iwda", "size": 64}
+    if given.device != "cpu":
+        keys |= {"device": given.device, "images": count}
     x = pieces(count, 64).to(given.device)
     eye = models.build("cifar-small", seed=0).eval().to(given.device)
     y = eye(x).argmax(1)
@@ -82,9 +86,9 @@ def attack(given, case: str, count: int) -> None:
         ball = InternalWassersteinBall(27.0)
         return attacks.iwda(eye, x, y, ball, early_stop=False, generator=draw).cost.cpu()
 
-    seconds, _ = in_turns(given.rounds, {case: work})[case]
+    seconds, _ = in_turns(given.rounds, {"iwda": work})["iwda"]
     save(
-        given.out, "internal-speed", case, seconds, "s", SAMPLES, seconds, seed=0,
+        given.out, "internal-speed", keys, seconds, "s", SAMPLES, seconds, seed=0,
         rounds=given.rounds,
     )  # fmt: skip
 
@@ -95,10 +99,10 @@ def main() -> None:
     given = parse(parser)
     if given.device == "cpu":
         distances(given)
-        attack(given, "iwda-64", 1)
+        attack(given, 1)
     else:
-        attack(given, f"iwda-64-{given.device}", 1)
-        attack(given, f"iwda-64-{given.device}-16-at-once", 16)
+        attack(given, 1)
+        attack(given, 16)
 
 
 if __name__ == "__main__":

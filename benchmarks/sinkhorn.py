@@ -192,10 +192,10 @@ def sinkhorn(given, x, y, a, b, cost, samples: str) -> None:
         for name, rival in chosen.items():
             we, they = median(ours[name]), PAIRS * median(theirs[name])
             save(
-                given.out, "sinkhorn-speed", f"reg-{reg}-{name}", they / we, "times as fast",
-                samples, sum(ours[name]) + sum(theirs[name]), reg=reg, ours_seconds=we,
-                ours_error=ours_worst[name], theirs_seconds=they, theirs_error=worst[name],
-                rounds=given.rounds, pairs_in_a_round=rival.pairs,
+                given.out, "sinkhorn-speed", {"reg": reg, "rival": name}, they / we,
+                "times as fast", samples, sum(ours[name]) + sum(theirs[name]), reg=reg,
+                ours_seconds=we, ours_error=ours_worst[name], theirs_seconds=they,
+                theirs_error=worst[name], rounds=given.rounds, pairs_in_a_round=rival.pairs,
             )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def exact(given, x, y, a, b, cost, samples: str) -> None:
     )
     (ours, values), (theirs, others) = taken["ours"], taken["theirs"]
     save(
-        given.out, "exact-speed", "pot-emd2", theirs / ours, "times as fast", samples,
+        given.out, "exact-speed", {"rival": "pot-emd2"}, theirs / ours, "times as fast", samples,
         ours + theirs, ours_seconds=ours, theirs_seconds=theirs,
         largest_difference=float(np.abs(values - others).max()),
     )  # fmt: skip
@@ -232,7 +232,7 @@ def main() -> None:
     sinkhorn(*both)
     memory = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
     peak = int(memory.stdout) / 1024
-    save(given.out, "sinkhorn-memory", "64x64-100-pairs", peak, "MiB",
+    save(given.out, "sinkhorn-memory", {"size": 64, "pairs": 100}, peak, "MiB",
          "100 images of noise, 64x64", 0.0, seed=0, reg=0.5)  # fmt: skip
 
 

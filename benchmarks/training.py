@@ -37,7 +37,7 @@ def main() -> None:
     cost = {name: taken[name] / (each * len(x)) for name, (_, each) in DEFENSES.items()}
     for name in DEFENSES:
         save(
-            given.out, "training-speed", name, cost[name] / cost["pgd-40"],
+            given.out, "training-speed", {"training": name}, cost[name] / cost["pgd-40"],
             "times the seconds of PGD-40 for a back-propagation", samples, taken[name], seed=0,
             milliseconds=1000 * cost[name], epoch_seconds=taken[name], rounds=given.rounds,
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """Experiments on a few small images: they go on where they stopped, and record what they say."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,16 +10,15 @@ from torch import nn
 import wotlab
 from wotlab import LinfBall, attacks, data, models, results, training
 from wotlab.experiments import (
-    baselines,
     dro,
     got,
     hu,
-    natural,
     runner,
     strength,
     subramanyam,
     trials,
 )
+from wotlab.experiments.runner import perform
 from wotlab.projections import constrained_sinkhorn, unbalanced_sinkhorn
 
 PIXELS = 784
@@ -50,12 +50,17 @@ def run(small, tmp_path):
             return small[1][: self.images], small[2][: self.images]
 
         def network(self, name):
-            return small[0]
+            return small[0] if name in ("standard", "hu2020") else super().network(name)
 
         def networks(self):
             return ["standard"]
 
     return Small(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
+
+
+def files(run):
+    """When each record was written, by its path."""
+    return {p: p.stat().st_mtime_ns for p in run.out.rglob("*.json")}
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +74,10 @@ def quick(single_thread, monkeypatch, tmp_path):
 
 
 def test_strength_falls_with_the_budget_and_is_certified(run, small):
-    strength.strength(run)
-    found = {r.case: r for r in results.read(strength.WHAT, run.out)}
-    narrow = {b: found.pop(f"standard-transport-eps-{b}-window-5") for b in (200, 1600)}
-    found = {b: found.pop(f"standard-transport-eps-{b}") for b in (20, 200, 1600)} | found
+    perform(run, strength.strength(run))
+    records = results.table(strength.WHAT, "budget", "window", folder=run.out)
+    narrow = {b: records.pop((b, 5)) for b in (200, 1600)}
+    found = {b: record for (b, _), record in records.items()}
     assert sorted(found) == [20, 200, 1600]
     for budget, record in narrow.items():
         assert record.details["window"] == 5 and record.printed is None
@@ -81,43 +86,40 @@ def test_strength_falls_with_the_budget_and_is_certified(run, small):
     assert set(narrow[200].details["left"]) <= set(found[20].details["left"])
     values = [found[b].value for b in (20, 200, 1600)]
     assert values[0] >= values[1] >= values[2] and values[2] < values[0]
-    for record in found.values():
+    for budget, record in found.items():
         assert record.value == pytest.approx(100 * len(record.details["left"]) / 6)
         assert record.interval[0] <= record.value <= record.interval[1]
-        assert record.details["window"] == (5 if record.details["eps"] < 0.2 else 9)
+        assert record.keys["window"] == (5 if budget < 200 else 9)
         if record.details["broken"]:
             assert record.details["refused_by_exact_lp"] == 0
             assert record.details["largest_exact_w_over_eps"] <= 1 + 1e-5
 
 
 def test_what_is_recorded_is_not_measured_again(run, monkeypatch):
-    strength.strength(run)
-    before = {p.name: p.read_bytes() for p in run.out.iterdir()}
-    last = sorted(before)[0]
-    (run.out / last).unlink()  # as if killed before it
+    perform(run, strength.strength(run))
+    (last, *_), before = sorted(files(run)), set(files(run))
+    value = json.loads(last.read_text())["value"]
+    last.unlink()  # as if killed before it
     calls = []
     measure = strength.measure
     monkeypatch.setattr(strength, "measure", lambda *a: calls.append(a) or measure(*a))
-    strength.strength(run)
-    assert len(calls) == 1 and {p.name for p in run.out.iterdir()} == set(before)
-    assert results.read(strength.WHAT, run.out)[0].value == pytest.approx(
-        float(before[last].split(b'"value": ')[1].split(b",")[0])
-    )
+    perform(run, strength.strength(run))
+    assert len(calls) == 1 and set(files(run)) == before
+    assert json.loads(last.read_text())["value"] == pytest.approx(value)
 
 
 def test_a_budget_alone_is_tried_on_all_images(run):
-    strength.strength(replace(run, only="*-eps-200"))
+    alone = replace(run, only="*-budget-200-window-9")
+    perform(alone, strength.strength(alone))
     (record,) = results.read(strength.WHAT, run.out)
-    assert record.case == "standard-transport-eps-200" and record.details["total"] == 6
+    assert record.keys["budget"] == 200 and record.details["total"] == 6
     assert record.details["broken"] + record.details["count"] == 6
 
 
-def test_frank_wolfe_is_also_run_as_published(monkeypatch):
-    given = []
-    monkeypatch.setattr(strength.attacks, "frank_wolfe", lambda *a, **k: given.append(k))
-    for name in ("frank-wolfe", "frank-wolfe-published"):
-        ROWS[name]("model", "x", "y", "ball")
-    assert given == [{"steps": 300}, {"steps": 300, "published": True}]
+def test_frank_wolfe_is_also_run_as_published():
+    rows = [ROWS[name] for name in ("frank-wolfe", "frank-wolfe-published")]
+    assert [row.func for row in rows] == [attacks.frank_wolfe] * 2
+    assert [row.keywords for row in rows] == [{"steps": 300}, {"steps": 300, "published": True}]
 
 
 def test_rows_of_hu_stop_as_their_paper_says():
@@ -137,18 +139,19 @@ def test_rows_of_hu_stop_as_their_paper_says():
 
 def test_hu_radius_is_where_the_image_breaks(run, small):
     model, x, y = small
-    hu.several(run, "standard", ("hu", "wong"))
-    found = {r.case: r for r in results.read("hu-growing", run.out)}
-    radii = found["standard-hu"].details["radii"]
-    assert found["standard-hu"].printed == 0.135 and len(radii) == 6
-    tests = {case: found[f"standard-{case}"].details["stop_test"] for case in ("hu", "wong")}
+    run = replace(run, only="standard-[hw]*")
+    perform(run, hu.table(2, run))
+    found = results.table("hu-growing", "attack", folder=run.out, network="standard")
+    radii = found["hu"].details["radii"]
+    assert found["hu"].printed == 0.135 and len(radii) == 6
+    tests = {case: found[case].details["stop_test"] for case in ("hu", "wong")}
     assert tests == {"hu": "published", "wong": "dual"}
     clean = (model(x).argmax(1) != y).tolist()
     for radius, wrong in zip(radii, clean, strict=True):
         assert (radius == 0) if wrong else (radius is None or radius > 0)
     # the published step finds less room than Hu's: that is table 2
-    assert found["standard-hu"].value <= found["standard-wong"].value
-    details = found["standard-hu"].details
+    assert found["hu"].value <= found["wong"].value
+    details = found["hu"].details
     assert details["w_over_eps_worst"] >= details["w_over_eps_mean"] > 0
     assert details["largest_mass_error"] > 0  # the stop test lets mass slip
 
@@ -162,101 +165,110 @@ def test_released_radii(run, small, tmp_path):
 
 
 def test_natural_tables_have_the_printed_numbers_and_growing_distances(run):
-    natural.hu_table_4(run)
-    natural.hu_table_6(run)
-    natural.subramanyam_table_6(run)
-    four = {r.case: r for r in results.read("hu-table-4", run.out)}
-    assert four["standard-translation-20"].printed == 48.3 and len(four) == 9
-    six = {r.case: r for r in results.read("hu-table-6", run.out)}
-    for kind, sizes in (("translation", (5, 10, 20)), ("blur", (3, 5, 7))):
-        w = [six[f"w-{kind}-{s}"].value for s in sizes]
-        assert w == sorted(w) and w[0] > 0
-    for case in ("w-rotation-20", "l2-rotation-20"):
-        assert six[case].value > six[case.replace("20", "5")].value > 0
-    seen = {r.case: r for r in results.read("subramanyam-table-6", run.out)}
-    assert all(0 < seen[c].value < 1 for c in seen if c.startswith("procrustes"))
+    perform(run, hu.accuracies("hu", 4, run))
+    perform(run, hu.distances("hu", ("w", "l2"), 6, run))
+    perform(run, hu.distances("subramanyam", ("procrustes", "w"), 6, run))
+    case = ("transformation", "size")
+    four = results.table("hu-table-4", *case, folder=run.out, network="standard")
+    assert four["translation", 20].printed == 48.3 and len(four) == 9
+    six = results.table("hu-table-6", "measure", *case, folder=run.out)
+    for kind, sizes in hu.SIZES["hu"].items():
+        w = [six["w", kind, size].value for size in sizes]
+        assert w[0] > 0 and (kind == "rotation" or w == sorted(w))
+    for measure in ("w", "l2"):
+        assert six[measure, "rotation", 20].value > six[measure, "rotation", 5].value > 0
+    assert six["l2", "blur", 3].printed == 3.2
+    last = results.table("subramanyam-table-6", "measure", *case, folder=run.out)
+    assert all(0 < r.value < 1 for (measure, *_), r in last.items() if measure == "procrustes")
+    assert last["procrustes", "translation", 5].printed == 0.016
+    assert last["w", "translation", 5].printed is None  # its W has another unit
 
 
 def test_subramanyam_counts_what_keeps_the_ball(run):
-    subramanyam.table_1(run)
-    found = {r.case: r for r in results.read("subramanyam-table-1", run.out)}
-    assert set(found) == {"standard-printed", "standard-corrected", "standard-l2"}
+    perform(run, subramanyam.table_1(run))
+    found = results.table("subramanyam-table-1", "variant", folder=run.out, network="standard")
+    assert set(found) == {"printed", "corrected", "l2"}
     for record in found.values():
         settings = {"rule": "sign", "step": 0.02, "steps": 10, "window": 1}
         assert settings.items() <= record.details.items()
         assert record.details["accuracy_by_images_inside_the_ball"] >= record.value
     # erratum a1: the printed formula brightens every pixel that holds mass
-    assert found["standard-printed"].details["mass_change_mean"] > 0.1
+    assert found["printed"].details["mass_change_mean"] > 0.1
+    assert found["printed"].printed == 1.7 and found["l2"].printed is None
 
 
 def test_tables_of_training_at_equal_work(run, monkeypatch):
-    small = dro.Table("wong-mnist", "mnist", LinfBall(0.1), 0.01, 9, {
-        "chain": (99.0, 98.0, 97.0), "pgd-40": (),
-    }, work=4, few=2)  # fmt: skip
+    small = dro.Table("wong-mnist", "mnist", LinfBall(0.1), 0.01, 9, work=4, few=2)
     monkeypatch.setitem(dro.TABLES, 1, small)
-    dro.regniez(1, run)
-    found = {r.case: r for r in results.read("regniez-table-1", run.out)}
-    assert set(found) == {f"{d}-{a}" for d in ("chain", "pgd-40") for a in dro.NAMES}
-    one, two = (found[f"{d}-clean"].details for d in ("chain", "pgd-40"))
+    perform(run, dro.regniez(1, run))
+    found = results.table("regniez-table-1", "training", "attack", folder=run.out)
+    attacks = ("clean", "fgsm", "pgd-40", "pgd-100", "autoattack")
+    assert set(found) == {(d, a) for d in ("chain", "pgd-40") for a in attacks}
+    one, two = (found[d, "clean"].details for d in ("chain", "pgd-40"))
     assert one["back_propagations"] == pytest.approx(two["back_propagations"], rel=0.2)
     assert one["training_images"] == 60 and two["training_images"] == 60 * 4 // 41
-    assert found["chain-fgsm"].printed == 98.0 and found["pgd-40-fgsm"].printed is None
-    assert found["chain-autoattack"].samples == "MNIST test images 0 to 1"
+    assert found["chain", "fgsm"].printed == 96.53 and found["pgd-40", "clean"].printed == 98.82
+    assert found["chain", "autoattack"].samples == "MNIST test images 0 to 1"
     for defense in ("chain", "pgd-40"):  # the stronger attack leaves no more
-        assert found[f"{defense}-pgd-40"].value <= found[f"{defense}-clean"].value
-    before = {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
-    dro.regniez(1, run)
-    assert before == {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+        assert found[defense, "pgd-40"].value <= found[defense, "clean"].value
+    before = files(run)
+    perform(run, dro.regniez(1, run))
+    assert before == files(run)
 
 
 def test_whole_trainings_have_records_and_weights_of_their_own(run, monkeypatch):
-    rows = []
-    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row))
-    dro.regniez(1, replace(run, device=torch.device("cuda")))
-    assert [row.case for row in rows] == ["chain-whole", "pgd-40-whole"]
+    rows, trial = [], dro.trial
+    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or trial(run, row))
+    cells = {c.name: c for c in dro.regniez(1, replace(run, device=torch.device("cuda")))}
+    assert [results.name(row.keys) for row in rows] == ["chain-whole", "pgd-40-whole"]
     for row in rows:
         assert (row.epochs, row.images, row.few) == (100, None, None)
         assert not row.judges["autoattack"].keywords  # all of its attacks
-        assert row.printed["autoattack"] in (88.55, 89.10)
+    assert cells["chain-whole-autoattack"].printed == 88.55
+    assert cells["pgd-40-whole-autoattack"].printed == 89.10
 
 
 def test_every_defense_gets_the_same_work(run, monkeypatch):
     rows = []
-    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row))
-    dro.equal_gradients(run)
-    assert {row.case for row in rows} == set(dro.DEFENSES)
+    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or [])
+    assert not list(dro.equal_gradients(run))
+    assert {row.keys["training"] for row in rows} == set(dro.DEFENSES)
     x, y = (part[:8] for part in run.load("train").tensors())
     for row in rows[1:]:
-        each = dro.DEFENSES[row.case][1]
+        each = dro.DEFENSES[row.keys["training"]][1]
         model, (size, epochs) = models.build("wong-mnist", seed=0), (8, row.epochs)
         fit = training.fit(model, (x, y), row.defense, epochs=1, batch_size=8, progress=False)
         assert fit.history[0]["gradients"] == each * size
         assert each * epochs == pytest.approx(dro.GRADIENTS, rel=0.03)
 
 
-def test_baselines_on_networks_with_and_without_a_defense(run, small, monkeypatch):
-    monkeypatch.setattr(baselines, "SHORT_IMAGES", 4)
-    monkeypatch.setattr(baselines, "SHORT_EPOCHS", 1)
-    monkeypatch.setattr(baselines, "FEW", 2)
-    quick = {name: baselines.SETTINGS[name] for name in ("mi-fgsm", "cw", "deepfool")}
-    monkeypatch.setattr(baselines, "SETTINGS", quick)
-    monkeypatch.setattr(baselines, "AT_03", quick)
-    monkeypatch.setattr(baselines, "TABLE_3", {"hu2020": (1, 2, 3, 4), "standard": (4, 5, 6, 7)})
-    monkeypatch.setattr(baselines, "TABLE_4", {"standard": (1, 2, 5), "subramanyam": (3, 4, 6)})
+def test_usual_attacks_on_networks_with_and_without_a_defense(run, small, monkeypatch):
+    monkeypatch.setattr(subramanyam, "SHORT_IMAGES", 4)
+    monkeypatch.setattr(subramanyam, "SHORT_EPOCHS", 1)
+    monkeypatch.setattr(subramanyam, "FEW", 2)
+    quick = {name: subramanyam.SETTINGS[name] for name in ("mi-fgsm", "cw", "deepfool")}
+    for number, (data_set, names, _) in subramanyam.ROWS.items():
+        names = ("hu2020", "standard") if number == 3 else names
+        monkeypatch.setitem(subramanyam.ROWS, number, (data_set, names, quick))
     monkeypatch.setitem(runner.NETWORKS, "standard", "standard.safetensors")
+    monkeypatch.setattr(type(run), "network", runner.Run.network)
     models.save_weights(small[0], run.checkpoints / "standard.safetensors")
-    baselines.table_2(run)
-    baselines.table_3(run)
-    baselines.table_4(run)
-    two = {r.case: r for r in results.read("subramanyam-table-2", run.out)}
-    assert two["standard-mi-fgsm"].value < two["standard-clean"].value
-    assert two["standard-mi-fgsm"].printed == 3.16 and two["standard-deepfool"].printed is None
-    assert "eps=0.2" in two["standard-mi-fgsm"].details["ball"]
-    three = {r.case: r for r in results.read("subramanyam-table-3", run.out)}
-    assert set(three) == {f"standard-{k}" for k in ("clean", *quick)}  # no Hu here
-    four = {r.case: r for r in results.read("subramanyam-table-4", run.out)}
-    assert four["subramanyam-cw"].printed == 4 and len(four) == 8
-    assert four["standard-clean"].samples.startswith("Fashion-MNIST test images")
+    logs = [perform(run, subramanyam.table(number, run)) for number in subramanyam.ROWS]
+    tables = {
+        number: results.table(
+            f"subramanyam-table-{number}", "network", "attack", folder=run.out
+        ) for number in subramanyam.ROWS
+    }  # fmt: skip
+    two = {attack: r for (_, attack), r in tables[2].items()}
+    assert two["mi-fgsm"].value < two["clean"].value
+    assert two["mi-fgsm"].printed == 3.16 and two["deepfool"].printed is None
+    assert "eps=0.2" in two["mi-fgsm"].details["ball"]
+    assert set(tables[3]) == {("standard", k) for k in ("clean", *quick)}  # no Hu here
+    assert logs[1].missing == {"hu2020"}
+    assert tables[4]["subramanyam", "cw"].printed == 10 and len(tables[4]) == 8
+    assert tables[4]["standard", "clean"].samples.startswith("Fashion-MNIST test images")
+    (trained,) = results.read("subramanyam-defense", run.out)
+    assert trained.keys["data"] == "fashion-mnist" and trained.details["training_images"] == 4
 
 
 @pytest.mark.parametrize("variant", subramanyam.VARIANTS)
@@ -284,10 +296,10 @@ def test_the_attack_of_subramanyam_takes_the_sign_step(run, monkeypatch):
         return attacks.fgsm(model, x, y, ball)
 
     monkeypatch.setattr(subramanyam.attacks, "pgd", attack)
-    subramanyam.table_1(run)
+    perform(run, subramanyam.table_1(run))
     monkeypatch.setattr(training, "fit", lambda model, data, defense, **_: defense.attack)
-    monkeypatch.setattr(baselines, "spent", lambda fit, images: given.append(fit.keywords) or {})
-    baselines.defend(run)
+    monkeypatch.setattr(subramanyam, "spent", lambda fit, images: given.append(fit.keywords) or {})
+    perform(run, subramanyam.defense(run))
     assert len(given) == len(subramanyam.VARIANTS) + 1
     for options in given:
         assert (options["rule"], options["step_size"]) == ("sign", 0.02)
@@ -306,7 +318,7 @@ def test_rows_of_got_are_what_their_names_say():
                 kind = next((k for word, k in kinds.items() if word in name), training.PGDAT)
                 assert type(inner) is kind
                 assert inner.ball == LinfBall(0.3 if where == "mnist" else 8 / 255)
-                assert any(got.printed(number, where, name) for number in got.TABLES)
+                assert results.printed("got", data=where, training=name)
     weak, lm = (got.defense(f"got-pgd-{k}", "mnist", 7) for k in ("exact-weak", "lm"))
     assert (weak.beta, weak.term.kind, lm.beta, lm.term.match_labels) == (1.0, "exact", 10.0, True)
     assert weak.inner.attack.keywords["steps"] == 7
@@ -327,32 +339,31 @@ def test_tables_of_got_go_on_from_one_network(run, monkeypatch):
     monkeypatch.setitem(got.TABLES, 1, table)
     starts = []
     train = trials.train
-    monkeypatch.setattr(
-        trials, "train", lambda run, row: starts.append((row.case, row.start)) or train(run, row)
-    )
-    got.table(1, run)
-    assert [case for case, _ in starts if case != "start"] == ["pgd-at", "got-trades-s"]
-    assert all(row is None or row.case == "start" for _, row in starts)
-    found = {r.case: r for r in results.read("got-table-1", run.out)}
+    monkeypatch.setattr(trials, "train", lambda run, row: starts.append(row) or train(run, row))
+    perform(run, got.table(1, run))
+    trained = [row.keys["training"] for row in starts]
+    assert [name for name in trained if name != "start"] == ["pgd-at", "got-trades-s"]
+    assert all(row.start is None or row.start.keys["training"] == "start" for row in starts)
+    found = results.table("got-table-1", "training", "attack", folder=run.out)
     names = ("clean", "pgd-40", "autoattack", "square")
-    assert set(found) == {f"{d}-{a}" for d in ("start", *table.rows) for a in names}
-    assert found["got-trades-s-autoattack"].printed == 92.26
-    assert found["pgd-at-clean"].details["start"] == "start"
-    assert found["start-clean"].printed is None
-    before = {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
+    assert set(found) == {(d, a) for d in ("start", *table.rows) for a in names}
+    assert found["got-trades-s", "autoattack"].printed == 92.26
+    assert found["pgd-at", "clean"].details["start"] == "start"
+    assert found["start", "clean"].printed is None
+    before = files(run)
     starts.clear()
-    got.table(1, run)
-    assert not starts and before == {p.name: p.stat().st_mtime_ns for p in run.out.iterdir()}
-    got.sweep(6, run)
-    swept = {r.case: r for r in results.read("got-table-6", run.out)}
-    assert swept["pgd-at-printed-eps-0.4"].printed == 33.47
+    perform(run, got.table(1, run))
+    assert not starts and before == files(run)
+    perform(run, got.sweep(6, run))
+    swept = results.table("got-table-6", "training", "protocol", "eps", folder=run.out)
+    assert swept["pgd-at", "printed", 0.4].printed == 33.47
     for case in ("pgd-at", "got-trades-s"):
-        flat = [swept[f"{case}-printed-eps-{e}"].value for e in (0.4, 0.5, 0.6, 0.7)]
+        flat = [swept[case, "printed", e].value for e in (0.4, 0.5, 0.6, 0.7)]
         assert len(set(flat)) == 1  # 40 steps of 0.01
-        assert swept[f"{case}-free-eps-0.7"].value <= flat[0]
-        assert swept[f"{case}-free-eps-0.7"].printed is None
+        assert swept[case, "free", 0.7].value <= flat[0]
+        assert swept[case, "free", 0.7].printed is None
     trained = len(starts)
-    got.sweep(6, run)  # all is recorded
+    perform(run, got.sweep(6, run))  # all is recorded
     assert len(starts) == trained
 
 
@@ -360,14 +371,17 @@ def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, mo
     plan = got.Plan(images=20, first=1, epochs=1, batch=10, steps=2, few=2)
     monkeypatch.setattr(got, "plan_of", lambda run, short=None: plan)
     monkeypatch.setattr(got, "SEEDS", (0, 1))
-    rows = []
-    monkeypatch.setattr(got, "trial", lambda run, row: rows.append(row))
-    got.over_seeds(run)
-    assert len(rows) == 2 * (1 + 12) and len({row.case for row in rows}) == len(rows)
-    firsts = [row for row in rows if row.case.startswith("start")]
-    assert [row.seed for row in firsts] == [0, 1]
-    sources = {id(row.judges["transfer"].keywords["source"]) for row in rows}
-    assert len(sources) == 2
+    rows, others = [], []
+    monkeypatch.setattr(got, "trial", lambda run, row: rows.append(row) or [])
+    monkeypatch.setattr(trials, "train", lambda run, row: others.append(row) or (row, {}))
+    assert not list(got.over_seeds(run)) and not others
+    assert len(rows) == 2 * (1 + 12) and len({results.name(row.keys) for row in rows}) == len(rows)
+    firsts = [row for row in rows if row.keys["training"] == "start"]
+    assert [(row.seed, row.keys["seed"]) for row in firsts] == [(0, 0), (1, 1)]
+    monkeypatch.setattr(got.attacks, "transfer", lambda *given, source, **how: source)
+    sources = [row.judges["transfer"]("model", "x", "y", "ball") for row in rows]
+    assert [row.seed for row in others] == [100, 101]  # trained once each, where it is asked for
+    assert [row.seed - 100 for row in sources] == [row.seed for row in rows]
 
 
 def test_shifted_images_keep_their_pixels():

@@ -1,14 +1,14 @@
 """The command line of the experiments: what is wrong is said in one line, before anything runs."""
 
-import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from wotlab import data, evaluate, results
 from wotlab.experiments import __main__ as command
-from wotlab.experiments import dro, runner
+from wotlab.experiments import runner, trials
 
 
 @pytest.fixture
@@ -35,8 +35,9 @@ def call(tmp_path, monkeypatch, capsys):
 
 def toy(run):
     """An experiment of three numbers."""
-    for case in ("fast-clean", "fast-pgd", "slow-clean"):
-        run.number("toy", case, "%", lambda: evaluate.share(1, 2))
+    for training, attack in (("fast", "clean"), ("fast", "pgd"), ("slow", "clean")):
+        keys = {"training": training, "attack": attack}
+        yield runner.Cell("toy", keys, run, lambda: evaluate.share(1, 2))
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_epochs_are_for_those_that_train_for_so_many(call, monkeypatch):
     """Every other experiment refuses them; these hand them on to their trainings."""
     for name in command.EXPERIMENTS:
         given = []
-        monkeypatch.setitem(command.EXPERIMENTS, name, given.append)
+        monkeypatch.setitem(command.EXPERIMENTS, name, partial(noting, given))
         status, lines = call(name, "--epochs", "3")
         assert status == 2 and len(lines) == 1
         if name in command.OF_EPOCHS:
@@ -96,7 +97,7 @@ def test_epochs_are_for_those_that_train_for_so_many(call, monkeypatch):
 
 def test_numbers_are_measured_once_and_anew_where_asked(call, toys, tmp_path):
     def dates():
-        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "results").glob("*.json")}
+        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
 
     assert call("strength")[0] == 0
     first = dates()
@@ -120,8 +121,13 @@ def test_numbers_are_measured_once_and_anew_where_asked(call, toys, tmp_path):
 def test_a_case_alone_is_measured_where_nothing_is_recorded(call, toys, tmp_path):
     call("strength", "--only", "fast-pgd", "--out", "new")
     (record,) = results.read("toy", tmp_path / "new")
-    assert record.case == "fast-pgd"
+    assert record.keys == {"training": "fast", "attack": "pgd"}
     assert "--only fast-pgd" in record.command and "new" not in record.command
+
+
+def noting(given, run):
+    given.append(run)
+    return []
 
 
 OF_DIGITS = {"digits-chain-steps", "digits-got-settings"}  # whose data ship, and networks too
@@ -155,21 +161,22 @@ def test_a_row_alone_is_trained(call, monkeypatch, tmp_path):
     trained, judged = [], []
 
     def train(run, row):
-        trained.append(row.case)
+        trained.append(row.keys["training"])
         return None, {}
 
-    def stands(run, model, attack, ball):
+    def judge(run, attack, ball, model, details):
         judged.append(attack)
         return evaluate.share(1, 2)
 
-    monkeypatch.setitem(dro.trial.__globals__, "train", train)
-    monkeypatch.setitem(dro.trial.__globals__, "stands", stands)
+    monkeypatch.setattr(trials, "train", train)
+    monkeypatch.setattr(trials, "judged", judge)
     assert call("equal-gradients", "--only", "fast-*")[0] == 0
     assert trained == ["fast"] and len(judged) == 5
     assert call("equal-gradients", "--only", "fast-autoattack", "--anew")[0] == 0
     assert trained == ["fast"] * 2 and len(judged) == 6
-    record = json.loads((tmp_path / "results" / "linf-training--fast-autoattack.json").read_text())
-    assert record["samples"] == "MNIST test images 0 to 499"
+    (record,) = [r for r in results.read("linf-training", tmp_path / "results")
+                 if r.keys["attack"] == "autoattack"]  # fmt: skip
+    assert record.samples == "MNIST test images 0 to 499"
 
 
 def test_a_network_that_is_left_out_is_named(call):
@@ -177,3 +184,14 @@ def test_a_network_that_is_left_out_is_named(call):
     assert status == 2 and lines == [
         "error: subramanyam-table-2 found nothing to do: there are no weights of standard in nets"
     ]
+
+
+def test_help_lists_every_experiment_with_what_it_needs(call):
+    status, lines = call("--help")
+    assert status == 0
+    listed = {line.split()[0]: line for line in lines if line.startswith("  ") and line.split()}
+    for paper, rows in command.PAPERS.items():
+        assert paper in lines
+        for name, (needs, _) in rows.items():
+            assert needs in listed[name]
+    assert listed["strength"].endswith(" min")  # its records' time

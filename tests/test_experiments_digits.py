@@ -1,13 +1,11 @@
 """The sweeps on digits train what their cases say, and record what stands."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from wotlab import evaluate, models, results
 from wotlab.experiments import digits, zoo
-from wotlab.experiments.runner import Run
+from wotlab.experiments.runner import Run, perform
 
 
 @pytest.fixture
@@ -27,38 +25,35 @@ def run(tmp_path, monkeypatch):
     return settings, asked
 
 
-def by_case(what: str, folder: Path) -> dict:
-    return {r.case: r for r in results.read(what, folder)}
-
-
 def test_chains_have_the_steps_of_their_cases_and_all_test_images(run):
     settings, asked = run
-    digits.chain_steps(settings)
-    found, card = by_case("digits-chain-steps", settings.out), models.card("digits-pgd-at-6")
-    cases = [f"eta-{eta}-sigma-{sigma}" for eta in ("0.25", "1") for sigma in ("0.25", "1")]
-    assert sorted(found) == sorted(f"{case}-{k}" for case in cases for k in ("clean", "pgd-40"))
-    for case, recipe in zip(cases, asked, strict=True):
-        _, eta, _, sigma = case.split("-")
+    perform(settings, digits.chain_steps(settings))
+    what, card = "digits-chain-steps", models.card("digits-pgd-at-6")
+    found = results.table(what, "eta", "sigma", "attack", folder=settings.out)
+    cases = [(eta, sigma) for eta in (0.25, 1) for sigma in (0.25, 1)]
+    assert set(found) == {(*case, k) for case in cases for k in ("clean", "pgd-40")}
+    for (eta, sigma), recipe in zip(cases, asked, strict=True):
         rule, eps = recipe.defense().chain, 0.15
-        assert (rule.rule, rule.eta, rule.sigma) == ("sign", float(eta) * eps, float(sigma) * eps)
+        assert (rule.rule, rule.eta, rule.sigma) == ("sign", eta * eps, sigma * eps)
         ((judge, left),) = card["robust"].items()
         assert "40 steps of eps / 10" in judge
-        assert found[f"{case}-pgd-40"].details["count"] == left["count"]
-        assert found[f"{case}-clean"].details["count"] == card["clean"]["count"]
-        assert found[f"{case}-clean"].samples == "8x8 digits, test images 0 to 296"
-    digits.chain_steps(settings)
+        assert found[eta, sigma, "pgd-40"].details["count"] == left["count"]
+        assert found[eta, sigma, "clean"].details["count"] == card["clean"]["count"]
+        assert found[eta, sigma, "clean"].samples == "8x8 digits, test images 0 to 296"
+    perform(settings, digits.chain_steps(settings))
     assert len(asked) == len(cases)  # what is recorded is not trained again
 
 
 def test_got_has_the_settings_of_its_cases(run, monkeypatch):
     settings, asked = run
     monkeypatch.setattr(digits, "FEW", 8)
-    digits.got_settings(settings)
-    found, made = by_case("digits-got-settings", settings.out), {}
+    perform(settings, digits.got_settings(settings))
+    found = results.table("digits-got-settings", "setting", "attack", folder=settings.out)
+    made = {}
     for recipe in asked:
         assert recipe.start == "digits-pgd-at-6"
         made[recipe.told.split(",")[0]] = recipe.defense()
-    assert {f"{case}-{k}" for case in made for k in ("clean", "pgd-20", "apgd")} == set(found)
+    assert {(case, k) for case in made for k in ("clean", "pgd-20", "apgd")} == set(found)
     for case, defense in made.items():
         cost = defense.term.cost
         beta = float(case.removeprefix("beta-")) if case.startswith("beta") else 10.0
@@ -68,5 +63,5 @@ def test_got_has_the_settings_of_its_cases(run, monkeypatch):
         assert defense.latent == ("3" if case == "middle" else None), case
     x, y = (part[:8] for part in zoo.RECIPES["digits-pgd-at-6"].source[1]("test"))
     right = evaluate.accuracy(models.load("digits-pgd-at-6").double(), (x.double(), y))
-    assert found["middle-clean"].value == 100 * right.value
-    assert found["middle-apgd"].value <= found["middle-clean"].value
+    assert found["middle", "clean"].value == 100 * right.value
+    assert found["middle", "apgd"].value <= found["middle", "clean"].value

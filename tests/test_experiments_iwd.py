@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from wotlab import InternalWassersteinBall, attacks, data, iwd, results
-from wotlab.experiments import iwd_attacks, iwd_networks, iwd_tables, runner
-from wotlab.experiments.iwd_networks import Setting, settings
+from wotlab import InternalWassersteinBall, attacks, data, results
+from wotlab import iwd as distance
+from wotlab.experiments import iwd, runner
+from wotlab.experiments.iwd import Setting, settings
+from wotlab.experiments.runner import perform
 from wotlab.training import Standard
 
 FEW = ("fgsm", "adef", "iwda")
@@ -33,29 +35,35 @@ def run(tmp_path, monkeypatch):
     """Three classes of 32x32, and attacks that are short."""
     write_images(tmp_path / "colours", "abc", {"train": 12, "test": 4}, 32)
     for name, value in (("FIRST", 2), ("IMAGES", 12), ("EPOCHS", 1), ("STEPS", 1)):
-        monkeypatch.setattr(iwd_networks, name, value)
-    monkeypatch.setattr(iwd_networks, "SMALL", "colours")
+        monkeypatch.setattr(iwd, name, value)
+    monkeypatch.setattr(iwd, "SMALL", "colours")
     monkeypatch.setitem(runner.TITLES, "colours", "three colours")
-    monkeypatch.setattr(iwd_attacks, "FEW", 6)
-    monkeypatch.setattr(iwd_tables, "MANY", 6)
-    monkeypatch.setattr(iwd_attacks, "DISTANCES", (0.4, 27.0))
-    short = iwd_attacks.ATTACKS | {
-        "adef": (partial(attacks.adef, steps=3), iwd_attacks.any_image),
-        "iwda": (partial(iwd_attacks.ATTACKS["iwda"][0], steps=2), iwd_attacks.any_image),
+    monkeypatch.setattr(iwd, "FEW", 6)
+    monkeypatch.setattr(iwd, "MANY", 6)
+    monkeypatch.setattr(iwd, "DISTANCES", (0.4, 27.0))
+    short = iwd.ATTACKS | {
+        "adef": (partial(attacks.adef, steps=3), iwd.any_image),
+        "iwda": (partial(iwd.ATTACKS["iwda"][0], steps=2), iwd.any_image),
     }
-    monkeypatch.setattr(iwd_attacks, "ATTACKS", {name: short[name] for name in FEW})
+    monkeypatch.setattr(iwd, "ATTACKS", {name: short[name] for name in FEW})
     (tmp_path / "out").mkdir()
     return runner.Run(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
 
 
+def done(experiment, run):
+    return perform(run, experiment(run))
+
+
 def found(what, run):
-    return {r.case.removeprefix("cifar-small-"): r for r in results.read(what, run.out)}
+    """The records by their names, without the network's."""
+    records = results.read(what, run.out)
+    return {results.name(r.keys).removeprefix("cifar-small-"): r for r in records}
 
 
 def goes_on_where_it_was(experiment, run):
-    before = {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
-    experiment(run)
-    return before == {path: path.stat().st_mtime_ns for path in run.out.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*.json")}
+    done(experiment, run)
+    return before == {path: path.stat().st_mtime_ns for path in run.out.rglob("*.json")}
 
 
 def test_a_part_of_a_folder_holds_every_class(run):
@@ -68,30 +76,30 @@ def test_a_part_of_a_folder_holds_every_class(run):
 
 
 def test_attacks_count_what_is_near_and_go_on(run):
-    iwd_attacks.attack_all(run)
+    done(iwd.attack_all, run)
     rows = found("iwd-attacks", run)
     assert len(rows) == 2 * len(FEW)
     for name in FEW[1:]:
         near, far = (rows[f"{name}-within-{d:g}"] for d in (0.4, 27))
         assert near.value <= far.value
         assert near.details["total"] + near.details["misread_from_the_start"] == 6
-    assert goes_on_where_it_was(iwd_attacks.attack_all, run)
+    assert goes_on_where_it_was(iwd.attack_all, run)
 
 
 def test_what_is_too_far_does_not_count(run):
-    setting = next(settings(run))
+    setting = next(settings(run, 6))
     model, (x, y) = setting.model("natural"), setting.run.test_images()
     for d in (0.2, 1.0):
-        done = iwd_attacks.near(iwd_attacks.perform("fgsm", model, x, y, 4 * d), d)
-        assert torch.allclose(done.cost, iwd.exact(x, done.x_adv))
-        assert InternalWassersteinBall(d).contains(x[done.success], done.x_adv[done.success]).all()
+        seen = iwd.near(iwd.perform("fgsm", model, x, y, 4 * d), d)
+        assert torch.allclose(seen.cost, distance.exact(x, seen.x_adv))
+        assert InternalWassersteinBall(d).contains(x[seen.success], seen.x_adv[seen.success]).all()
 
 
 def test_table_1_counts_at_any_distance_and_at_equal_ones(run, monkeypatch):
-    monkeypatch.setitem(iwd_tables.COLUMNS, 1, FEW)
-    monkeypatch.setitem(iwd_tables.ROWS, 1, ("natural", "fast"))
-    table = partial(iwd_tables.success, 1)
-    table(run)
+    monkeypatch.setitem(iwd.COLUMNS, 1, FEW)
+    monkeypatch.setitem(iwd.ROWS, 1, ("natural", "fast"))
+    table = partial(iwd.success, 1)
+    done(table, run)
     rows = found("iwd-table-1", run)
     kinds = ("natural-{}-untargeted", "natural-{}-targeted", "fast-{}-untargeted")
     cases = [kind.format(name) for kind in kinds for name in FEW]
@@ -104,40 +112,42 @@ def test_table_1_counts_at_any_distance_and_at_equal_ones(run, monkeypatch):
 
 def test_targets_are_other_classes_that_stay_the_same():
     y = torch.arange(4).repeat(20)
-    target = iwd_tables.another(y, 4)
-    assert (target != y).all() and torch.equal(target, iwd_tables.another(y, 4))
+    target = iwd.another(y, 4)
+    assert (target != y).all() and torch.equal(target, iwd.another(y, 4))
     assert sorted(target[y == 0].unique().tolist()) == [1, 2, 3]
 
 
 def test_defenses_go_on_from_one_network(run, monkeypatch):
-    monkeypatch.setattr(iwd_tables, "JUDGES", {"pgd-10": iwd_tables.JUDGES["pgd-10"]})
-    iwd_tables.defend(run)
+    monkeypatch.setattr(iwd, "JUDGES", {"pgd-10": iwd.JUDGES["pgd-10"]})
+    done(iwd.defend, run)
     rows = found("iwd-table-3", run)
     names = ("natural", "free", "fast", "pgd", "trades", "mart", "iwdd", "iwdd-generator")
     assert set(rows) == {f"{name}-{judge}" for name in names for judge in ("clean", "pgd-10")}
     assert rows["iwdd-clean"].details["start"] == "cifar-small-natural"
     assert "InternalWassersteinBall(eps=0.1" in rows["iwdd-clean"].details["defense_ball"]
     assert "LinfBall" in rows["iwdd-pgd-10"].details["budget"]
-    assert isinstance(next(settings(run)).trial("natural").defense, Standard)
-    iwd_tables.beta(run, (1.0,))
+    assert isinstance(next(settings(run, 6)).trial("natural").defense, Standard)
+    monkeypatch.setattr(iwd, "BETAS", (1.0,))
+    done(iwd.beta, run)
     assert set(found("iwd-beta", run)) == {"beta-1-clean", "beta-1-pgd-10"}
 
 
 def test_epochs_are_of_all_images_and_have_records_of_their_own(run, monkeypatch):
-    monkeypatch.setattr(iwd_tables, "JUDGES", {})
-    monkeypatch.setattr(iwd_tables, "DEFENSES", ("natural", "fast", "iwdd"))
+    monkeypatch.setattr(iwd, "JUDGES", {})
+    few = {name: iwd.DEFENSES[name] for name in ("natural", "fast", "iwdd")}
+    monkeypatch.setattr(iwd, "DEFENSES", few)
     longer = replace(run, epochs=2)
     for each in (run, longer):
-        iwd_tables.defend(each)
+        done(iwd.defend, each)
     rows = found("iwd-table-3", run)
     assert set(rows) == {f"{k}-clean" for k in ("natural", "fast", "iwdd")} | {
-        "fast-2-epochs-clean", "iwdd-2-epochs-clean"
+        "fast-epochs-2-clean", "iwdd-epochs-2-clean"
     }  # fmt: skip
     took = {k.removesuffix("-clean"): r.details for k, r in rows.items()}
-    assert took["iwdd"]["training_images"] == 12 and took["iwdd-2-epochs"]["training_images"] == 36
+    assert took["iwdd"]["training_images"] == 12 and took["iwdd-epochs-2"]["training_images"] == 36
     # the same work: two gradients an image with one step, and of fast training
-    assert took["fast-2-epochs"]["epochs"] == took["iwdd-2-epochs"]["epochs"] == 2
-    assert goes_on_where_it_was(iwd_tables.defend, longer)
+    assert took["fast-epochs-2"]["epochs"] == took["iwdd-epochs-2"]["epochs"] == 2
+    assert goes_on_where_it_was(iwd.defend, longer)
     cuda = Setting(replace(longer, device=torch.device("cuda")), "cifar-small")
     assert not cuda.whole and replace(cuda, run=replace(cuda.run, epochs=None)).whole
 
@@ -146,23 +156,28 @@ def test_networks_of_the_paper_where_they_are_at_hand(run, monkeypatch):
     """Ten folders of ImageNet's name, and in place of a published network one made here."""
     write_images(run.data / "imagenet", data.IMAGENET10, {"train": 1, "val": 1}, 80)
     cuda = replace(run, device=torch.device("cuda"))
-    assert [s.network for s in settings(cuda)] == ["resnet101", "inception-v3", "cifar-small"]
-    monkeypatch.setitem(iwd_networks.SIDES, "resnet101", 72)
+    assert [s.network for s in settings(cuda, 6)] == ["resnet101", "inception-v3", "cifar-small"]
+    monkeypatch.setitem(iwd.SIDES, "resnet101", 72)
     setting = Setting(replace(run, dataset="imagenet10", size=72, images=10), "resnet101")
 
     def build(name, weights):
         torch.manual_seed(0)
         return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 1000))
 
-    monkeypatch.setattr(iwd_networks.models, "build", build)
-    model, x, _, counted = iwd_attacks.right_ones(setting, setting.undefended)
+    monkeypatch.setattr(iwd.models, "build", build)
+    model, x, _, counted = setting.right_ones(setting.undefended)
     assert model(x).shape[1] == 10 and x.shape[1:] == (3, 72, 72)
     assert len(x) + counted["misread_from_the_start"] == 10
-    monkeypatch.setitem(iwd_tables.COLUMNS, 1, ("fgsm",))
-    iwd_tables.attack_row(1, setting, "natural")
-    rows = {r.case: r for r in results.read("iwd-table-1", run.out)}
+    monkeypatch.setitem(iwd.COLUMNS, 1, ("fgsm",))
+    monkeypatch.setitem(iwd.COLUMNS, 2, ("fgsm",))
+    monkeypatch.setattr(iwd, "settings", lambda run, few: iter([setting]))
+    row = replace(run, only="resnet101-natural-*")
+    perform(row, iwd.success(1, row))
+    rows = {results.name(r.keys): r for r in results.read("iwd-table-1", run.out)}
     assert set(rows) >= {f"resnet101-natural-fgsm-{kind}" for kind in ("untargeted", "targeted")}
     # the paper's table 1 is on all of ImageNet, its other tables are on the ten classes
-    assert iwd_tables.of_paper(1, setting, "natural", attack="fgsm") is None
-    assert iwd_tables.of_paper(2, setting, "pgd", attack="fgsm") == 9.53
-    assert iwd_tables.of_paper(3, setting, "iwdd", attack="clean") == 71.80
+    assert all(r.printed is None for r in rows.values())
+    cells = {c.name: c for table in (partial(iwd.success, 2), iwd.defend) for c in table(run)}
+    assert cells["resnet101-pgd-fgsm-untargeted"].printed == 9.53
+    assert cells["resnet101-pgd-fgsm-untargeted-within"].printed is None
+    assert cells["resnet101-iwdd-clean"].printed == 71.80

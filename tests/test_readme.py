@@ -1,6 +1,5 @@
 """The README's numbers are those of the records."""
 
-import re
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,7 @@ from wotlab.experiments.strength import BUDGETS, NEAR, WHAT
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 read = partial(results.read, folder=ROOT / "results")  # those of this checkout
+table_of = partial(results.table, folder=ROOT / "results")
 
 
 def table(*heads: str) -> list[list[str]]:
@@ -34,20 +34,20 @@ def strengths() -> dict[tuple[str, str], list[str]]:
     An attack that is measured at some budgets with a narrow window as well is named with it.
     """
     found: dict[tuple[str, str], list[str]] = {}
-    for record in read(WHAT):
-        network, attack = record.details["network"], record.details["attack"]
-        budget = round(record.details["eps"] * 784)
-        narrow = record.case.removeprefix(f"{network}-{attack}-eps-{budget}")
-        cells = found.setdefault((network, attack + narrow), [""] * len(BUDGETS))
-        cells[BUDGETS.index(budget)] = f"{record.value:.1f}"
-        if record.printed is not None:
-            cells = found.setdefault((network, "printed"), [""] * len(BUDGETS))
-            cells[BUDGETS.index(budget)] = f"{record.printed:.1f}"
-    for (network, attack), cells in found.items():
-        if attack.endswith(f"-window-{NEAR}"):  # below, the window is narrow anyway
-            wide = found[network, attack.removesuffix(f"-window-{NEAR}")]
-            cells[:] = [one or other for one, other in zip(cells, wide, strict=True)]
+    records = table_of(WHAT, "network", "attack", "budget", "window")
+    for (network, attack, budget, window), record in records.items():
+        names = {attack} if widest(records, network, attack, budget) == window else set()
+        names |= {f"{attack}-narrow"} if attack == "transport" and window == NEAR else set()
+        shown = [(name, record.value) for name in names]
+        shown += [("printed", record.printed)] if record.printed is not None else []
+        for name, value in shown:
+            cells = found.setdefault((network, name), [""] * len(BUDGETS))
+            cells[BUDGETS.index(budget)] = f"{value:.1f}"
     return found
+
+
+def widest(records, network: str, attack: str, budget: int) -> int:
+    return max(w for n, a, b, w in records if (n, a, b) == (network, attack, budget))
 
 
 def test_table_of_strength_is_the_records():
@@ -72,30 +72,30 @@ def test_table_of_strength_is_the_records():
 
 
 def test_transport_leaves_at_most_what_the_others_leave():
-    def ball(record):
-        return record.details["network"], record.details["eps"]
-
-    for where, group in groupby(sorted(read(WHAT), key=ball), key=ball):
-        group = list(group)
-        (best,) = [r.value for r in group if re.search("-transport-eps-[0-9]+$", r.case)]
-        others = [r.value for r in group if r.details["attack"] != "transport"]
+    records = table_of(WHAT, "network", "budget", "attack", "window")
+    for where, group in groupby(sorted(records), key=lambda at: at[:2]):
+        group = [
+            (attack, window, records[*where, attack, window]) for _, _, attack, window in group
+        ]
+        *_, best = [r.value for attack, _, r in group if attack == "transport"]  # the widest
+        others = [r.value for attack, _, r in group if attack != "transport"]
         assert best <= min(others, default=best), where
 
 
 def test_every_success_is_certified():
     for record in read(WHAT):
-        assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.case
-        assert record.details.get("refused_by_exact_lp", 0) == 0, record.case
+        assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.keys
+        assert record.details.get("refused_by_exact_lp", 0) == 0, record.keys
 
 
 def test_speed_of_attacks_is_the_records():
-    shown = [r for r in read("radius-speed") if "-repaired-" in r.case]
-    shown += [r for r in read("attack-speed") if "-frank-wolfe-100-" in r.case]
+    shown = [r for r in read("radius-speed") if r.keys["rival"] == "repaired"]
+    shown += [r for r in read("attack-speed") if r.keys["steps"] == 100]
     assert len(shown) == 12
     for record in shown:
         theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
-        assert f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s" in README, record.case
-    published = [r for r in read("radius-speed") if "-published-" in r.case]
+        assert f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s" in README, record.keys
+    published = [r for r in read("radius-speed") if r.keys["rival"] == "published"]
     # with no image inside its ball the mean is that of the largest budget
     assert all(r.details["theirs_mean_certified"] == 2 for r in published)
     (memory,) = read("attack-memory")
@@ -122,14 +122,14 @@ def test_table_of_speeds_holds_each_record():
             f"{figure(record.value)} times ({figure(theirs)} s to {figure(ours)} s; "
             f"error {errors[0]:.0e} to {errors[1]:.0e})"
         )
-        assert cell in README, record.case
+        assert cell in README, record.keys
         # compared at one error; one rival cannot be told to reach it
-        assert max(errors) <= 1e-6 or record.case.endswith("geomloss-solve")
+        assert max(errors) <= 1e-6 or record.keys["rival"] == "geomloss-solve"
 
 
 def test_the_headline_is_the_fastest_rival():
-    for reg in ("0.5", "0.1"):
-        ratios = [r.value for r in read("sinkhorn-speed") if r.case.startswith(f"reg-{reg}-")]
+    for reg in (0.5, 0.1):
+        ratios = [r.value for r in table_of("sinkhorn-speed", "rival", reg=reg).values()]
         assert f"{figure(min(ratios))} times (reg {reg})" in README
 
 
@@ -143,7 +143,7 @@ def test_exact_speed_and_memory_are_the_records():
 
 def test_table_of_training_is_the_records():
     """Each row is one defense of its class, and those that the text compares are there."""
-    found = {r.case: r for r in read("linf-training")}
+    found = table_of("linf-training", "training", "attack")
     shown = set()
     for label, *cells in table("defense", "clean", "PGD-100", "AutoAttack"):
         same = {name for name in dro.DEFENSES if trained(found, name) == cells}
@@ -156,7 +156,7 @@ def test_table_of_training_is_the_records():
 
 def trained(found: dict, name: str) -> list[str] | None:
     """The cells of a defense, if all are recorded."""
-    records = [found.get(f"{name}-{kind}") for kind in ("clean", "pgd-100", "autoattack")]
+    records = [found.get((name, kind)) for kind in ("clean", "pgd-100", "autoattack")]
     if not all(records):
         return None
     low, high = records[-1].interval

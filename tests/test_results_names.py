@@ -1,4 +1,4 @@
-"""Records name experiments, cases, networks, attacks and data sets that the code still has.
+"""Records name experiments, cells, networks, attacks and data sets that the code still has.
 
 The names come from the code: each experiment is gone through without measuring anything, and asked
 which numbers it would record.
@@ -6,17 +6,17 @@ which numbers it would record.
 
 import shlex
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import wotlab
 from wotlab import data, models, results, training
-from wotlab.experiments import hu, iwd_attacks, runner, strength, trials
+from wotlab.experiments import hu, runner, strength, subramanyam
 from wotlab.experiments.__main__ import EXPERIMENTS, OF_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,13 +27,9 @@ BENCHMARKS = [r for r in RECORDS if r.command.startswith("python benchmarks/")]
 
 @dataclass(frozen=True)
 class Dry(runner.Run):
-    """Notes each number that it is asked for, and measures none."""
+    """Nothing is recorded, all networks are there, and data sets are noise."""
 
-    def due(self, what, case):
-        self.log.cases.add((what, case))
-        return False
-
-    def recorded(self, what, case):
+    def recorded(self, what, keys):
         return None
 
     def load(self, split):
@@ -41,49 +37,24 @@ class Dry(runner.Run):
             self.dataset, torch.rand(20, 1, 8, 8), torch.arange(20) % 10, list("0123456789")
         )
 
-    def test_images(self):
-        return self.load("test").tensors()
-
-    def network(self, name):
-        return Ten()
-
     def networks(self):
         return list(runner.NETWORKS)
 
 
-class Ten(nn.Module):
-    """Ten logits, on any device that it is sent to."""
-
-    def forward(self, x):
-        return x.new_zeros(len(x), 10)
-
-    def to(self, device):
-        return self
-
-
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """The numbers (what, case) of an experiment's name, for so many epochs, on CPU and GPU."""
+    """An experiment's cells by (what, name), for so many epochs, on CPU and GPU."""
     folder = tmp_path_factory.mktemp("dry")
     (folder / "imagenet").mkdir()  # so that whatever needs more is gone through, too
-    for name in (hu.RADII, "subramanyam-mnist.safetensors", "subramanyam-mnist-whole.safetensors"):
-        (folder / name).touch()
+    (folder / hu.RADII).touch()
 
     @cache
     def of(name, epochs):
-        found = set()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(models, "build", lambda *args, **options: Ten())
-            patch.setattr(models, "load_weights", lambda model, path: model)
-            patch.setattr(trials, "train", lambda run, row: (Ten(), {}))
-            patch.setattr(iwd_attacks, "right_ones", lambda setting, name: (
-                Ten(), *setting.run.test_images(), {}
-            ))  # fmt: skip
-            for kind in ("cpu", "cuda"):
-                device = SimpleNamespace(type=kind)
-                run = Dry(folder, folder, folder, 1000, device, False, epochs=epochs)
-                EXPERIMENTS[name](run)
-                found |= run.log.cases
+        found = {}
+        for kind in ("cpu", "cuda"):
+            device = SimpleNamespace(type=kind)
+            run = Dry(folder, folder, folder, 1000, device, False, epochs=epochs)
+            found |= {(cell.what, cell.name): cell for cell in EXPERIMENTS[name](run)}
         return found
 
     return of
@@ -106,17 +77,48 @@ def test_every_case_is_one_that_its_experiment_would_record(numbers):
     for record in OURS:
         name, epochs = shlex.split(record.command)[3], epochs_of(record)
         assert epochs is None or name in OF_EPOCHS, record.command
-        assert (record.what, record.case) in numbers(name, epochs), (name, record.case)
+        cell = numbers(name, epochs).get((record.what, results.name(record.keys)))
+        assert cell is not None and record.keys == cell.keys, (name, record.keys)
+        assert (record.printed, record.source) == (cell.printed, cell.source), record.keys
+        words = shlex.split(record.command)
+        pattern = words[words.index("--only") + 1] if "--only" in words else "*"
+        assert fnmatchcase(cell.name, pattern), (record.command, cell.name)
+
+
+def test_every_printed_number_is_the_papers(numbers):
+    """A cell has what stands in the CSV of the paper and the table that its source names."""
+    files = {title: paper for paper, title in runner.PAPERS.items()}
+    printed = set()
+    for name in EXPERIMENTS:
+        for (what, of), cell in numbers(name, None).items():
+            if cell.printed is None:
+                assert cell.source is None
+                continue
+            title, table = cell.source.split(", table ")
+            rows = results.printed(files[title], table=table)
+            assert cell.printed in {float(row["value"]) for row in rows}, (what, of)
+            printed.add(files[title])
+    assert printed == set(runner.PAPERS)
+
+
+def test_attacks_of_the_library_have_the_papers_settings():
+    for name, (ball, options) in subramanyam.SETTINGS.items():
+        rows = results.printed("subramanyam", table=7, attack=name)
+        given = {"eps": ball.eps} | options
+        for row in rows:
+            key = row["metric"]
+            if key in given and not (key == "eps" and ball is subramanyam.ANY):
+                assert given[key] == float(row["value"]), (name, key)
 
 
 def test_every_experiment_has_numbers(numbers):
     for name in EXPERIMENTS:
         assert numbers(name, None), name
     strengths = {case for what, case in numbers("strength", None) if what == strength.WHAT}
-    assert strengths >= {f"ours-{attack}-eps-{b}" for attack in strength.ATTACKS
+    assert strengths >= {f"ours-{attack}-budget-{b}-window-5" for attack in strength.ATTACKS
                          for b in strength.BUDGETS}  # fmt: skip
-    assert "hu2020-transport-eps-400-window-5" in strengths
-    assert "hu2020-transport-eps-100-window-5" not in strengths
+    assert "hu2020-transport-budget-400-window-9" in strengths
+    assert "hu2020-transport-budget-100-window-9" not in strengths
 
 
 def test_benchmarks_still_record_what_is_recorded():
@@ -124,7 +126,7 @@ def test_benchmarks_still_record_what_is_recorded():
         text = (ROOT / shlex.split(record.command)[1]).read_text()
         assert f'"{record.what}"' in text, record.what
         if record.what == "attack-table":
-            assert f'"{record.case}"' in text, record.case
+            assert f'"{record.keys["attack"]}"' in text, record.keys
 
 
 def test_data_sets_have_the_titles_of_the_code():

@@ -8,12 +8,17 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
 
+Key = str | float | bool | None  # a value of a key
+Keys = dict[str, Key]
+KEBAB = re.compile(r"[a-z0-9][a-z0-9.-]*")
 PACKAGES = ("torch", "torchvision", "POT", "numpy")
 PATH = re.compile(
     r"(^|[\s=\"'])(/|~|[A-Za-z]:\\)\S*"
@@ -27,9 +32,10 @@ class Record:
     Attributes
     ----------
     what : str
-        Which measurement this is, in kebab case; `read` selects by it.
-    case : str
-        Which case of it: method, setting, eps.
+        Which experiment this is of, in kebab case; its folder's name.
+    keys : dict
+        What tells it from the experiment's other numbers (network, attack, eps, seed, ...), each
+        a word in kebab case, a number, a bool or None; `name` makes the file's name of them.
     value : float
     unit : str
     samples : str
@@ -54,7 +60,7 @@ class Record:
     """
 
     what: str
-    case: str
+    keys: Keys
     value: float
     unit: str
     samples: str
@@ -71,36 +77,53 @@ class Record:
     device: str = ""
     date: str = ""
 
-    def __post_init__(self):
-        for name in ("what", "case"):
-            text = getattr(self, name)
-            if not isinstance(text, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text):
-                raise ValueError(f"{name} must be kebab case (a-z, 0-9, '.', '-'); got {text!r}")
-        for name in ("value", "seconds"):
-            number = getattr(self, name)
+    def __post_init__(self) -> None:
+        words = {key: value for key, value in self.keys.items() if isinstance(value, str)}
+        texts = {"what": self.what} | words | {"keys": name(self.keys)}
+        for which, text in texts.items():
+            if not isinstance(text, str) or not KEBAB.fullmatch(text):
+                raise ValueError(f"{which} must be kebab case (a-z, 0-9, '.', '-'); got {text!r}")
+        for which in ("value", "seconds"):
+            number = getattr(self, which)
             if not isinstance(number, (int, float)) or not math.isfinite(number):
-                raise ValueError(f"{name} must be a finite number; got {number!r}")
-        for name in ("unit", "samples", "command"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"{name} must say something; got {getattr(self, name)!r}")
+                raise ValueError(f"{which} must be a finite number; got {number!r}")
+        for which in ("unit", "samples", "command"):
+            if not isinstance(getattr(self, which), str) or not getattr(self, which):
+                raise ValueError(f"{which} must say something; got {getattr(self, which)!r}")
         if self.interval is not None and not self.interval[0] <= self.value <= self.interval[1]:
             raise ValueError(f"interval must hold the value {self.value}; got {self.interval}")
-        for name in ("samples", "command", "note"):
-            if PATH.search(getattr(self, name)):
+        for which in ("samples", "command", "note"):
+            if PATH.search(getattr(self, which)):
                 raise ValueError(
-                    f"{name} must not hold a path of this machine; got {getattr(self, name)!r}"
+                    f"{which} must not hold a path of this machine; got {getattr(self, which)!r}"
                 )
 
 
+def name(keys: Keys) -> str:
+    """The name of a cell: the values of its keys in their order, joined by "-".
+
+    A word stands for itself, a number behind its key, True as its key; False and None are left
+    out. `{"network": "ours", "attack": "transport", "eps": 0.1}` is "ours-transport-eps-0.1".
+    """
+    words = []
+    for key, value in keys.items():
+        if isinstance(value, str):
+            words.append(value)
+        elif value is True:
+            words.append(key)
+        elif value is not None and value is not False:
+            words.append(f"{key}-{value:g}")
+    return "-".join(words)
+
+
 def write(record: Record, folder: str | Path = "results") -> Path:
-    """Store a record as `folder`/what--case.json, with commit, versions, device and date.
+    """Store a record as `folder`/WHAT/NAME.json, with commit, versions, device and date.
 
     The file is replaced whole or not at all. Returns its path.
     """
     filled = asdict(record) | provenance()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.what}--{record.case}.json"
+    path = Path(folder) / record.what / f"{name(record.keys)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -112,13 +135,19 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     return path
 
 
+def find(what: str, keys: Keys, folder: str | Path | None = None) -> Record | None:
+    """The record of a cell, if it is there; no other file is opened."""
+    file = _place(folder).joinpath(what, f"{name(keys)}.json")
+    return _parse(file) if file.is_file() else None
+
+
 def read(what: str | None = None, folder: str | Path | None = None) -> list[Record]:
-    """The records of a folder, sorted by file name; by default those that ship with the package.
+    """The records of a folder by experiment and keys; by default those that ship with the package.
 
     Parameters
     ----------
     what : str, optional
-        Only the records of this measurement; no other file is opened.
+        Only the records of this experiment; no other folder is opened.
     folder : path, optional
 
     Raises
@@ -126,27 +155,79 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
     ValueError
         For a file that is no record; the message names file and field.
     """
-    place = resources.files("wotlab.records") if folder is None else Path(folder)
-    start = "" if what is None else f"{what}--"  # so that only these files are opened
-    files = [f for f in place.iterdir() if f.name.startswith(start) and f.name.endswith(".json")]
-    files.sort(key=lambda f: f.name)
-    records = [_parse(f.name, f.read_text()) for f in files]
-    return [r for r in records if what in (None, r.what)]
+    place = _place(folder)
+    folders = place.iterdir() if what is None else [place.joinpath(what)]
+    files = [file for each in folders if each.is_dir() for file in each.iterdir()]
+    records = [_parse(file) for file in files if file.name.endswith(".json")]
+    return sorted(records, key=lambda r: (r.what, [_rank(v) for v in r.keys.values()]))
 
 
-def printed(paper: str, **where: str) -> list[dict[str, str]]:
-    """Numbers as a paper prints them: the rows of printed-PAPER.csv that have these entries.
+def table(
+    what: str, *by: str, folder: str | Path | None = None, **where: Key
+) -> dict[Key | tuple[Key, ...], Record]:
+    """An experiment's records by their keys: `table("linf-training", "training", "attack")`.
+
+    Parameters
+    ----------
+    what : str
+        The experiment.
+    *by : str
+        The keys to look up by, such as rows and columns; with one its value alone.
+    folder : path, optional
+        By default the records that ship with the package.
+    **where
+        Only the records whose keys have these values. A key that a record lacks is None there.
 
     Raises
     ------
     ValueError
-        For a paper whose numbers are not kept.
+        For a key that no record has, and where two records would stand in one place.
     """
-    place = resources.files("wotlab.records").joinpath(f"printed-{paper}.csv")
+    records = read(what, folder)
+    known = {key for record in records for key in record.keys}
+    for key in (*by, *where):
+        if key not in known:
+            raise ValueError(f"no record of {what!r} has a key {key!r}; there are {sorted(known)}")
+    found: dict[Key | tuple[Key, ...], Record] = {}
+    for record in records:
+        if any(record.keys.get(key) != value for key, value in where.items()):
+            continue
+        values = tuple(record.keys.get(key) for key in by)
+        at = values[0] if len(by) == 1 else values
+        if at in found:
+            raise ValueError(
+                f"two records of {what!r} stand at {at}: {name(found[at].keys)} and "
+                f"{name(record.keys)}; look up by more keys, or say which"
+            )
+        found[at] = record
+    return found
+
+
+def printed(
+    paper: str, keys: Mapping[str, Key] | None = None, **where: Key
+) -> list[dict[str, str]]:
+    """Numbers as a paper prints them: the rows of printed/PAPER.csv that have these entries.
+
+    `keys`, those of a cell, count as far as the rows have such columns. Rows whose value is no
+    number are left out: there the paper prints a dash, or the text that it was read from is broken.
+    `certain` says whether a number was read with certainty, `note` why not.
+
+    Raises
+    ------
+    ValueError
+        For a paper whose numbers are not kept, and for a column that its rows lack.
+    """
+    place = _place().joinpath("printed", f"{paper}.csv")
     if not place.is_file():
-        raise ValueError(f"there are no printed numbers of {paper!r}; see results/printed-*.csv")
+        raise ValueError(f"there are no printed numbers of {paper!r}; see results/printed")
     rows = csv.DictReader(place.read_text().splitlines())
-    return [row for row in rows if where.items() <= row.items()]
+    columns = set(rows.fieldnames or ())
+    if unknown := where.keys() - columns:
+        raise ValueError(f"the rows of {paper!r} have no columns {sorted(unknown)}")
+    where |= {key: value for key, value in (keys or {}).items() if key in columns}
+    texts = {key: f"{value:g}" if isinstance(value, (int, float)) else value or ""
+             for key, value in where.items()}  # fmt: skip
+    return [row for row in rows if row["value"] not in "-?" and texts.items() <= row.items()]
 
 
 def provenance() -> dict:
@@ -190,10 +271,19 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _parse(name: str, text: str) -> Record:
+def _place(folder: str | Path | None = None) -> Traversable:
+    return resources.files("wotlab.records") if folder is None else Path(folder)
+
+
+def _rank(value: Key) -> tuple[float, str]:
+    """Numbers by their size, before words by the alphabet."""
+    return (value, "") if isinstance(value, (int, float)) else (math.inf, value or "")
+
+
+def _parse(file: Traversable) -> Record:
     try:
-        fields = json.loads(text)
+        fields = json.loads(file.read_text())
         fields["interval"] = tuple(fields["interval"]) if fields["interval"] else None
         return Record(**fields)
-    except (ValueError, TypeError, KeyError) as error:  # broken JSON, other fields
-        raise ValueError(f"{name} is no record: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # broken JSON, other fields
+        raise ValueError(f"{file.name} is no record: {error}") from error

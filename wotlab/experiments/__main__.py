@@ -1,65 +1,97 @@
 """Command line of the experiments."""
 
 import argparse
+import shlex
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from wotlab.experiments import (
-    baselines,
-    digits,
-    dro,
-    got,
-    hu,
-    iwd_attacks,
-    iwd_tables,
-    natural,
-    runner,
-    strength,
-    subramanyam,
-    wasserstein_at,
-    zoo,
-)
+from wotlab import results
+from wotlab.experiments import digits, dro, got, hu, iwd, runner, strength, subramanyam, zoo
+from wotlab.experiments.runner import Cell, Run
 
-EXPERIMENTS = {
-    "digits-chain-steps": digits.chain_steps,
-    "digits-got-settings": digits.got_settings,
-    "equal-gradients": dro.equal_gradients,
-    "got-over-seeds": got.over_seeds,
-    **{f"got-table-{k}": partial(got.table, k) for k in got.TABLES},
-    **{f"got-table-{k}": partial(got.sweep, k) for k in got.SWEEPS},
-    "hu-table-1": hu.table_1,
-    "hu-table-2": hu.table_2,
-    "hu-table-3": hu.table_3,
-    "hu-table-4": natural.hu_table_4,
-    "hu-table-5": hu.table_5,
-    "hu-table-6": natural.hu_table_6,
-    "iwd-attacks": iwd_attacks.attack_all,
-    "iwd-beta": iwd_tables.beta,
-    "iwd-table-1": partial(iwd_tables.success, 1),
-    "iwd-table-2": partial(iwd_tables.success, 2),
-    "iwd-table-3": iwd_tables.defend,
-    "iwd-tau": iwd_attacks.tau,
-    "regniez-table-1": partial(dro.regniez, 1),
-    "regniez-table-2": partial(dro.regniez, 2),
-    "regniez-table-4": partial(dro.regniez, 4),
-    "regniez-table-5": partial(dro.regniez, 5),
-    "strength": strength.strength,
-    "subramanyam-defense": baselines.defend,
-    "subramanyam-table-1": subramanyam.table_1,
-    "subramanyam-table-2": baselines.table_2,
-    "subramanyam-table-3": baselines.table_3,
-    "subramanyam-table-4": baselines.table_4,
-    "subramanyam-table-5": natural.subramanyam_table_5,
-    "subramanyam-table-6": natural.subramanyam_table_6,
-    "wasserstein-at": wasserstein_at.train,
-}
+NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
+FASHION, CIFAR = "Fashion-MNIST", "CIFAR-10"
+IMAGENET, COLOUR = "CIFAR-10, or ImageNet and a GPU", "CIFAR-10, CIFAR-100"
+Rows = dict[str, tuple[str, Callable[[Run], Iterator[Cell]]]]  # what they need, and their cells
 
+
+def tables(
+    paper: str, needs: str, cells: Callable[[int, Run], Iterator[Cell]], *which: int
+) -> Rows:
+    """A paper's tables that one function measures."""
+    return {f"{paper}-table-{k}": (needs, partial(cells, k)) for k in which}
+
+
+PAPERS: dict[str, Rows] = {
+    "Wong et al. (2019), Hu et al. (2020)": {
+        **tables("hu", WONG, hu.table, 1, 2, 3, 5),
+        **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
+        **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
+        "strength": (WONG, strength.strength),
+        "wasserstein-at": (MNIST, strength.wasserstein_at),
+    },
+    "Subramanyam (2021)": {
+        "subramanyam-defense": (MNIST, subramanyam.defense),
+        "subramanyam-table-1": (WONG, subramanyam.table_1),
+        **tables("subramanyam", WONG, subramanyam.table, 2, 3),
+        **tables("subramanyam", FASHION, subramanyam.table, 4),
+        **tables("subramanyam", WONG, partial(hu.accuracies, "subramanyam"), 5),
+        **tables("subramanyam", MNIST,
+                 partial(hu.distances, "subramanyam", ("procrustes", "w")), 6),
+    },
+    "Tan et al., internal Wasserstein distance": {
+        "iwd-attacks": (IMAGENET, iwd.attack_all),
+        "iwd-beta": (IMAGENET, iwd.beta),
+        **tables("iwd", IMAGENET, iwd.success, 1, 2),
+        "iwd-table-3": (IMAGENET, iwd.defend),
+        "iwd-tau": (IMAGENET, iwd.tau),
+    },
+    "Regniez et al. (2022), distributional robustness": {
+        "digits-chain-steps": (NOTHING, digits.chain_steps),
+        "equal-gradients": (MNIST, dro.equal_gradients),
+        **tables("regniez", MNIST, dro.regniez, 1, 4),
+        **tables("regniez", CIFAR, dro.regniez, 2, 5),
+    },
+    "GOT": {
+        "digits-got-settings": (NOTHING, digits.got_settings),
+        "got-over-seeds": (MNIST, got.over_seeds),
+        **tables("got", MNIST, got.table, 1, 4, 5),
+        **tables("got", f"{COLOUR}, SVHN", got.table, 2),
+        **tables("got", COLOUR, got.table, 3),
+        **tables("got", MNIST, got.sweep, 6),
+        **tables("got", COLOUR, got.sweep, 7),
+        **tables("got", f"{COLOUR}, SVHN", got.sweep, 8),
+    },
+}  # fmt: skip
+EXPERIMENTS = {name: cells for paper in PAPERS.values() for name, (_, cells) in paper.items()}
 
 # What --epochs is for: trainings of which a short and a long version are recorded.
 OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
+
+
+class Parser(runner.Parser):
+    """Its help ends with the experiments, by paper and table."""
+
+    def format_help(self) -> str:
+        spent: dict[str, set[float]] = {}
+        for record in results.read():
+            if record.command.startswith(self.prog):  # a training is in each record after it
+                took = record.seconds, record.details.get("training_seconds", 0.0)
+                spent.setdefault(shlex.split(record.command)[3], set()).update(took)
+        lines = ["\nexperiments, what they need, and the minutes that those recorded took:"]
+        for paper, rows in PAPERS.items():
+            lines.append(f"\n{paper}")
+            for name, (needs, cells) in sorted(rows.items()):
+                function = cells.func if isinstance(cells, partial) else cells
+                about = (function.__doc__ or "").split("\n")[0]
+                minutes = f"{sum(spent[name]) / 60:,.0f} min" if name in spent else ""
+                lines += [f"  {name:21} {needs:32} {minutes:>9}".rstrip(), f"      {about}"]
+        lines.append("\n  zoo                   the networks that ship; see zoo --help\n")
+        return super().format_help() + "\n".join(lines)
 
 
 def count(text: str) -> int:
@@ -85,61 +117,58 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def parser() -> Parser:
+    made = Parser(prog="python -m wotlab.experiments", description=__doc__)
+    add = made.add_argument
+    add("name", choices=sorted([*EXPERIMENTS, "zoo"]), metavar="name", help="which experiment")
+    add("--data", type=folder, required=True,
+        help="root of the data sets, as torchvision lays them out")  # fmt: skip
+    add("--checkpoints", type=folder,
+        help="folder of the networks that Wong et al. and Hu et al. published, by their file "
+             "names, and of ours, which are not trained again while they lie there; "
+             "./checkpoints by default")  # fmt: skip
+    add("--out", type=Path, default=Path("results"), help="folder of the records")
+    add("--images", type=count, default=1000, help="the first so many test images")
+    add("--epochs", type=count,
+        help=f"of trainings on all images ({', '.join(sorted(OF_EPOCHS))}): by default a short "
+             "one of some images on a CPU, as long as in the paper on a GPU")  # fmt: skip
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--anew", action="store_true", help="measure what is recorded again")
+    add("--only", metavar="CASE",
+        help="measure this case alone, or those of a pattern such as 'fast-*'")  # fmt: skip
+    return made
+
+
 def main() -> None:
     if sys.argv[1:2] == ["zoo"]:  # it needs neither data nor networks of others
         return zoo.main(sys.argv[2:])
-    parser = runner.Parser(prog="python -m wotlab.experiments", description=__doc__)
-    parser.add_argument("name", choices=sorted([*EXPERIMENTS, "zoo"]), help="which experiment")
-    parser.add_argument(
-        "--data",
-        type=folder,
-        required=True,
-        help="root of the data sets, as torchvision lays them out",
-    )
-    parser.add_argument("--checkpoints", type=folder,
-                        help="folder of the networks that Wong et al. and Hu et al. published, by "
-                             "their file names, and of ours, which are not trained again while "
-                             "they lie there; ./checkpoints by default")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records")
-    parser.add_argument("--images", type=count, default=1000, help="the first so many test images")
-    parser.add_argument("--epochs", type=count,
-                        help=f"of trainings on all images ({', '.join(sorted(OF_EPOCHS))}): by "
-                             "default a short one of some images on a CPU, as long as in the "
-                             "paper on a GPU")  # fmt: skip
-    parser.add_argument("--device", type=device,
-                        default="cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
-    parser.add_argument("--anew", action="store_true", help="measure what is recorded again")
-    parser.add_argument("--only", metavar="CASE",
-                        help="measure this case alone, or those of a pattern such as "
-                             "'fast-*'")  # fmt: skip
-    given = vars(parser.parse_args())
+    words = parser()
+    given = vars(words.parse_args())
     name = given.pop("name")
     if given["epochs"] and name not in OF_EPOCHS:
-        parser.error(f"argument --epochs: {name} does not take it")
+        words.error(f"argument --epochs: {name} does not take it")
     given["checkpoints"] = given["checkpoints"] or Path("checkpoints")
     for option in ("checkpoints", "out"):
         try:
             given[option].mkdir(parents=True, exist_ok=True)
         except OSError:
-            parser.error(f"argument --{option}: no folder can be made at {given[option]}")
-    run = runner.Run(**given)
+            words.error(f"argument --{option}: no folder can be made at {given[option]}")
+    run = Run(**given)
     try:
-        EXPERIMENTS[name](run)
+        log = runner.perform(run, EXPERIMENTS[name](run))
     except (FileNotFoundError, runner.Refused) as error:  # data or weights; too many images
-        parser.error(f"{name} cannot go on: {error}")
-    if not run.log.cases:
-        parser.error(f"{name} found nothing to do: it needs networks in {run.checkpoints}")
-    if not run.log.chosen:
-        parser.error(
-            f"argument --only: no case is {run.only!r}; there are "
-            f"{', '.join(sorted(run.log.cases))}"
-        )
-    if run.log.missing and not run.log.measured:
-        parser.error(
+        words.error(f"{name} cannot go on: {error}")
+    if not log.cells:
+        words.error(f"{name} found nothing to do: it needs networks in {run.checkpoints}")
+    if not log.chosen:
+        there = ", ".join(sorted(log.cells))
+        words.error(f"argument --only: no case is {run.only!r}; there are {there}")
+    if log.missing and not log.measured:
+        words.error(
             f"{name} found nothing to do: there are no weights of "
-            f"{', '.join(sorted(run.log.missing))} in {run.checkpoints}"
+            f"{', '.join(sorted(log.missing))} in {run.checkpoints}"
         )
-    if not run.log.measured:
+    if not log.measured:
         print(f"everything is recorded already in {run.out}; --anew measures it again")
 
 

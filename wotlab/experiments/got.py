@@ -4,26 +4,27 @@ Every row goes on from one network that PGD-AT has trained: the paper's learning
 fine-tuning, and from first weights its term can end in a network that is constant.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from wotlab import attacks, evaluate, results
+from wotlab import attacks, evaluate
 from wotlab.experiments import trials
 from wotlab.experiments.dro import growing
-from wotlab.experiments.runner import Run
+from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.experiments.trials import Trial, autoattack, pgd, trial
+from wotlab.results import Keys
 from wotlab.training import GOT, MART, PGDAT, JointCost, JointTransport
 from wotlab.training._defenses import pgd_adversary
 
-SOURCE = "GOT, table "
 RIVALS = ("pgd-at", "trades", "mart")
 VARIANTS = ("got-pgd-s", "got-trades-s", "got-pgd-lm", "got-trades-lm")
-TERMS = {  # what stands behind `got-pgd-` or `got-trades-`
+TERMS: dict[str, dict[str, Any]] = {  # what stands behind `got-pgd-` or `got-trades-`
     "s": {},
     "lm": {"match_labels": True},
     "exact": {"kind": "exact"},
@@ -84,14 +85,21 @@ SWEEPS = {6: 1, 7: 3, 8: 2}  # PGD over eps on the networks of another table
 BUDGETS = {"mnist": [k / 10 for k in range(1, 8)], "colour": [k / 100 for k in range(2, 10)]}
 
 
-def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
-    """A row by its name, with the paper's settings, or with an attack of fewer steps."""
-    paper = GOT.paper("GOT-TRADES-S" if "trades" in name else "GOT-PGD-S", data)
-    inner = paper.inner
+def baseline(name: str, data: str, steps: int | None = None) -> PGDAT:
+    """PGD-AT, TRADES or MART, or what a row of GOT adds its term to."""
+    inner = paper_of(name, data).inner
     if steps:
         inner.attack = pgd_adversary(steps, "kl" if "trades" in name else "ce")
-    if name == "mart":
-        return MART(inner.ball, attack=inner.attack)
+    return MART(inner.ball, attack=inner.attack) if name == "mart" else inner
+
+
+def paper_of(name: str, data: str) -> GOT:
+    return GOT.paper("GOT-TRADES-S" if "trades" in name else "GOT-PGD-S", data)
+
+
+def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
+    """A row by its name, with the paper's settings, or with an attack of fewer steps."""
+    inner, paper = baseline(name, data, steps), paper_of(name, data)
     if not name.startswith("got"):
         return inner
     term = name.split("-", 2)[2].removesuffix("-weak")
@@ -102,14 +110,6 @@ def defense(name: str, data: str, steps: int | None = None) -> PGDAT | GOT:
     )  # fmt: skip
 
 
-def printed(number: int, data: str, training: str, attack: str | None = None) -> dict[str, float]:
-    """The paper's numbers by attack, or with an attack by eps."""
-    rows = results.printed("got", table=str(number), data=data, training=training)
-    if attack is None:
-        return {row["attack"]: float(row["value"]) for row in rows}
-    return {row["eps"]: float(row["value"]) for row in rows if row["attack"] == attack}
-
-
 def optimizer(data: str, name: str, rate: float | None, model: nn.Module) -> Optimizer:
     """Adam, which the weight of a term does not hurry as it does SGD; without a rate as printed."""
     if data == "mnist" or rate:
@@ -118,10 +118,10 @@ def optimizer(data: str, name: str, rate: float | None, model: nn.Module) -> Opt
 
 
 def rows_of(
-    what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int = 0
-) -> Iterator[tuple[str, Trial]]:
-    """The network that all start from, and the rows by their names."""
-    whole, ball = plan == WHOLE, defense("pgd-at", data).ball
+    what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int | None = None
+) -> Iterator[Trial]:
+    """The network that all start from, and the rows; a seed is among their keys."""
+    whole, ball = plan == WHOLE, baseline("pgd-at", data).ball
     strong = {"pgd-40": pgd(40, 0.01, restarts=1)} if data == "mnist" else {
         "pgd-20": pgd(20, ball.eps / 4, restarts=1)
     }  # fmt: skip
@@ -129,74 +129,75 @@ def rows_of(
         "autoattack": autoattack() if whole else autoattack("apgd-ce", "apgd-t"),
         "square": partial(attacks.library, name="square", n_queries=5000 if whole else 1000),
     }
-    tail = (f"-seed-{seed}" if seed else "") + ("-whole" if whole else "")
-    head = "" if data == "mnist" else f"{data}-"
-    shared = dict(
-        network=network, ball=ball, images=plan.images, batch=plan.batch, seed=seed,
-        judges=judges, few=plan.few, augment=data != "mnist",
-    )  # fmt: skip
-    first = defense("pgd-at", data, plan.steps)
+    first = baseline("pgd-at", data, plan.steps)
     first.eps = growing(ball, plan.first)
+    head: Keys = {} if data == "mnist" else {"data": data}
+    tail: Keys = {"whole": whole} if seed is None else {"seed": seed, "whole": whole}
     start = Trial(
-        what, f"{head}start{tail}", defense=first, epochs=plan.first,
-        lr=0.05 if data == "mnist" else 0.1, **shared,
+        what, head | {"training": "start"} | tail, network, ball, first, plan.first, judges,
+        images=plan.images, batch=plan.batch, lr=0.05 if data == "mnist" else 0.1,
+        augment=data != "mnist", seed=seed or 0, few=plan.few,
     )  # fmt: skip
-    yield "start", start
+    yield start
     for name in names:
-        yield name, Trial(
-            what, f"{head}{name}{tail}", defense=defense(name, data, plan.steps),
-            epochs=plan.epochs, start=start, optimizer=partial(optimizer, data, name, plan.rate),
-            **shared,
+        yield replace(
+            start, keys=head | {"training": name} | tail, epochs=plan.epochs, start=start, lr=0.05,
+            defense=defense(name, data, plan.steps),
+            optimizer=partial(optimizer, data, name, plan.rate),
         )  # fmt: skip
 
 
 def plan_of(run: Run, short: Plan = SHORT) -> Plan:
-    return WHOLE if run.device.type == "cuda" else short
+    return WHOLE if run.whole else short
 
 
-def table(number: int, run: Run) -> None:
+def table(number: int, run: Run) -> Iterator[Cell]:
     """Tables 1 to 5. What 4 and 5 do not train is in table 1."""
     which = TABLES[number]
+    what = f"got-table-{1 if number > 3 else number}"
     for data in which.data:
-        here = replace(run, dataset=data)
-        rows = rows_of(f"got-table-{1 if number > 3 else number}", which.network, data,
-                      which.rows, plan_of(run))  # fmt: skip
-        for name, row in rows:
-            numbers = printed(number, data, name)
-            trial(here, replace(row, printed=numbers, source=f"{SOURCE}{number}"))
+        for row in rows_of(what, which.network, data, which.rows, plan_of(run)):
+            yield from trial(replace(run, dataset=data), replace(row, printed=("got", number)))
 
 
-def sweep(number: int, run: Run) -> None:
+def sweep(number: int, run: Run) -> Iterator[Cell]:
     """Tables 6 to 8: as printed, PGD that moves k * step at most, and PGD that can use its eps."""
     base = TABLES[SWEEPS[number]]
-    what = f"got-table-{number}"
     for data in base.data:
         here = replace(run, dataset=data).first(plan_of(run).few)
         steps, step = (40, 0.01) if data == "mnist" else (20, 0.003)
         budgets = BUDGETS.get(data, BUDGETS["colour"])
-        protocols = {
+        protocols: dict[str, Callable] = {
             "printed": partial(attacks.pgd, steps=steps, step_size=step),
             "free": pgd(steps, partial(longer, step), restarts=1),
         }
-        rows = rows_of(f"got-table-{SWEEPS[number]}", base.network, data, base.rows, plan_of(run))
-        for name, row in rows:
-            cases = {p: [f"{row.case}-{p}-eps-{eps:g}" for eps in budgets] for p in protocols}
-            if name not in COMPARED:
-                continue
-            if not any([here.due(what, case) for part in cases.values() for case in part]):
-                continue
-            x, y = here.test_images()
-            model, details = trials.train(here, row)
+        names = tuple(name for name in base.rows if name in COMPARED)
+        rows = rows_of(f"got-table-{SWEEPS[number]}", base.network, data, names, plan_of(run))
+        for row in list(rows)[1:]:
             for protocol, attack in protocols.items():
-                paper = printed(number, data, name, "pgd") if protocol == "printed" else {}
-                curve = evaluate.accuracy_curve(model, x, y, attack, row.ball, budgets)
-                for case, eps, share in zip(cases[protocol], budgets, curve.shares, strict=True):
-                    here.number(
-                        what, case, "%",
-                        lambda share=share: share, seed=row.seed, details=details,
-                        printed=paper.get(f"{eps:g}"),
-                        source=f"{SOURCE}{number}" if f"{eps:g}" in paper else None,
+                curve = cache(partial(curve_of, here, row, attack, budgets))
+                for eps in budgets:
+                    keys = row.keys | {"protocol": protocol, "eps": eps}
+                    yield Cell(
+                        f"got-table-{number}", keys, here, partial(point, eps), curve,
+                        seed=row.seed,
+                        **(printed("got", number, keys, data) if protocol == "printed" else {}),
                     )  # fmt: skip
+
+
+def curve_of(
+    run: Run, row: Trial, attack: Callable, budgets: list[float]
+) -> tuple[dict[float, evaluate.Share], dict]:
+    """What one attack leaves of a trained network at each eps, and what the training took."""
+    model, details = trials.train(run, row)
+    curve = evaluate.accuracy_curve(model, *run.test_images(), attack, row.ball, budgets)
+    return dict(zip(budgets, curve.shares, strict=True)), details
+
+
+def point(
+    eps: float, curve: dict[float, evaluate.Share], details: dict
+) -> tuple[evaluate.Share, dict]:
+    return curve[eps], details
 
 
 def longer(step: float, x: Tensor, eps: float) -> float:
@@ -204,7 +205,7 @@ def longer(step: float, x: Tensor, eps: float) -> float:
     return max(step, eps / 10)
 
 
-def over_seeds(run: Run) -> None:
+def over_seeds(run: Run) -> Iterator[Cell]:
     """Does the term help under AutoAttack, beyond the noise of seeds, and which part of it?
 
     Wong's network. `paired` has no transport, `exact` no entropic bias.
@@ -213,9 +214,17 @@ def over_seeds(run: Run) -> None:
     names = (*RIVALS, *VARIANTS, "got-pgd-paired", "got-pgd-exact", *weak)
     plan = plan_of(run, OVER_SEEDS)
     for seed in SEEDS:
-        rows = rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed)
-        _, start = next(rows)
-        other = trials.train(run, replace(start, seed=seed + 100, case=f"{start.case}-other"))[0]
-        moved = partial(attacks.transfer, source=other, steps=40, step_size=0.01, early_stop=False)
-        for row in (start, *(row for _, row in rows)):
-            trial(run, replace(row, judges=row.judges | {"transfer": moved}))
+        rows = list(rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed))
+        other = replace(rows[0], seed=seed + 100, keys=rows[0].keys | {"other": True})
+        moved = partial(transferred, cache(partial(trials.train, run, other)))
+        for row in rows:
+            yield from trial(run, replace(row, judges=row.judges | {"transfer": moved}))
+
+
+def transferred(
+    source: Callable[[], tuple[nn.Module, dict]], model: nn.Module, x: Tensor, y: Tensor, ball: Any
+) -> attacks.AttackResult:
+    """PGD-40 on another network, which is trained where it is asked for."""
+    return attacks.transfer(
+        model, x, y, ball, source=source()[0], steps=40, step_size=0.01, early_stop=False
+    )

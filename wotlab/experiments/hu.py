@@ -1,22 +1,29 @@
-"""Hu et al. (2020), tables 1, 2, 3 and 5: attacks whose eps grows until an image breaks.
+"""Hu et al. (2020): attacks whose eps grows until an image breaks, and images that nobody aimed.
 
-As published: eps starts at 0.01 and grows by 0.01 a gradient step, 200 steps at most; the radius
-of an image is the eps at which it first breaks, whether or not its exact distance keeps it.
+Tables 1, 2, 3 and 5, as published: eps starts at 0.01 and grows by 0.01 a gradient step, 200 steps
+at most; the radius of an image is the eps at which it first breaks, whether or not its exact
+distance keeps it. Tables 4 and 6 are of shifted, turned and blurred images, as are Subramanyam's
+tables V and VI.
 """
 
 import csv
-from functools import partial
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wotlab import attacks, evaluate
+from wotlab import GroundCost, attacks, evaluate, transformations, wasserstein_distance
 from wotlab.balls import WassersteinBall, hu_step
-from wotlab.experiments.runner import Run
-from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
+from wotlab.experiments.runner import Cell, Run, printed
+from wotlab.projections import Projection, constrained_sinkhorn, projected_sinkhorn
+from wotlab.results import Keys
 
 PIXELS, STEPS = 784, 200
 RADII = "hu2020_radii_against_wong2019.tsv"
+EIGHT = (5, 10, 20, 50, 100, 200, 500, 1000)  # eps * 784 of tables 1 and 3
 
 
 def grow(t: int) -> float:
@@ -27,13 +34,13 @@ def grow(t: int) -> float:
 HU = partial(constrained_sinkhorn, rule="published")  # stops by the paper's own test
 
 
-def cold(x, w, eps, ground_cost):
+def cold(x: Tensor, w: Tensor, eps: Tensor | float, ground_cost: GroundCost) -> Projection:
     """Hu's projection without the duals of the last step."""
     return HU(x, w, eps, ground_cost)
 
 
-WONG = {"rule": "sign", "step_size": 0.1}
-ATTACKS = {
+WONG: dict[str, Any] = {"rule": "sign", "step_size": 0.1}
+ATTACKS: dict[str, dict[str, Any]] = {
     "wong": {**WONG, "projection": partial(projected_sinkhorn, clamp=True)},
     "cold": {**WONG, "projection": cold},
     "warm": {**WONG, "projection": HU},
@@ -44,62 +51,42 @@ ATTACKS = {
         for s in (0.02, 0.04, 0.08)
     },
 }
-EIGHT = (5, 10, 20, 50, 100, 200, 500, 1000)  # eps * 784 of tables 1 and 3
-FIVE = (100, 200, 400, 800, 1600)  # of table 5
-PRINTED = {  # accuracy in % at these budgets
-    ("wong2019", "wong"): dict(zip(EIGHT, (100, 100, 100, 100, 94, 91, 83, 71), strict=True)),
-    ("wong2019", "large-step"): dict(zip(EIGHT, (100, 96, 96, 94, 88, 69, 12, 0), strict=True)),
-    ("wong2019", "hu"): dict(zip(EIGHT, (100, 90, 85, 68, 39, 8, 1, 1), strict=True)),
-    ("hu2020", "step-0.02"): dict(zip(FIVE, (84, 72, 49, 21, 2), strict=True)),
-    ("hu2020", "step-0.04"): dict(zip(FIVE, (81, 68, 42, 15, 1), strict=True)),
-    ("hu2020", "hu"): dict(zip(FIVE, (81, 67, 41, 14, 1), strict=True)),
-    ("hu2020", "step-0.08"): dict(zip(FIVE, (81, 67, 41, 14, 1), strict=True)),
+ROWS = {  # by table: the network, and the attacks on it
+    1: ("wong2019", ("wong", "hu")),
+    2: ("standard", ("wong", "cold", "warm", "hu")),
+    3: ("wong2019", ("wong", "large-step", "hu")),
+    5: ("hu2020", ("step-0.02", "step-0.04", "hu", "step-0.08")),
 }
-EPS = {"wong": 0.443, "cold": 0.46, "warm": 0.46, "hu": 0.135}  # table 2, standard network
-MINUTES = {"wong": 34, "cold": 78, "warm": 38, "hu": 38}  # for 10,000 images on a P100
+SIGMAS = {3: 1.0, 5: 2.0, 7: 3.0}  # the papers' kernel sizes; deviations that fit their distances
+SIZES = {  # per cent of a side, degrees, pixels of a kernel
+    "hu": {"translation": (5, 10, 20), "rotation": (5, 10, 20), "blur": (3, 5, 7)},
+    "subramanyam": {"translation": (5, 15, 20), "rotation": (10, 20, 30)},
+}
 
 
-def table_1(run: Run) -> None:
-    """Wong's robust network under Wong's attack and Hu's, and Hu's released radii beside them."""
-    several(run, "wong2019", ("wong", "hu"))
-    if (run.checkpoints / RADII).exists():
-        run.number("hu-growing", "wong2019-released", "eps", lambda: released(run))
+def table(number: int, run: Run) -> Iterator[Cell]:
+    """Mean radii under attacks whose eps grows.
 
-
-def table_2(run: Run) -> None:
-    """The standard network: mean radius and time of four attacks."""
-    several(run, "standard", tuple(EPS))
-
-
-def table_3(run: Run) -> None:
-    """What each change of Wong's attack gives."""
-    several(run, "wong2019", ("wong", "large-step", "hu"))
-
-
-def table_5(run: Run) -> None:
-    """Step sizes on Hu's network."""
-    several(run, "hu2020", ("step-0.02", "step-0.04", "hu", "step-0.08"))
-
-
-def several(run: Run, name: str, kinds: tuple[str, ...]) -> None:
-    x, y = run.test_images()
-    model = run.network(name)
+    Of table 1 also of the radii that Hu et al. released, where they are at hand.
+    """
+    name, kinds = ROWS[number]
+    given = cache(partial(run.named, name))
     for kind in kinds:
-        mean = EPS.get(kind) if name == "standard" else None
-        run.number(
-            "hu-growing", f"{name}-{kind}", "eps",
-            lambda: radii(model, x, y, ATTACKS[kind]),  # noqa: B023
-            printed=mean, source="Hu et al. (2020), table 2" if mean else None,
-            details={
-                "printed_accuracy": PRINTED.get((name, kind)),
-                "stop_test": "dual" if kind == "wong" else HU.keywords["rule"],
-                "printed_minutes": MINUTES.get(kind) if name == "standard" else None,
-            },
+        keys: Keys = {"network": name, "attack": kind}
+        yield Cell(
+            "hu-growing", keys, run, partial(radii, ATTACKS[kind]), given, "eps",
+            details={"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]},
             note="Mean radius; an image that never broke counts with the largest eps, 2.",
+            **printed("hu", 2, keys, metric="eps"),
+        )  # fmt: skip
+    if number == 1 and (run.checkpoints / RADII).exists():
+        yield Cell(
+            "hu-growing", {"network": name, "attack": "released"}, run, partial(released, run),
+            unit="eps",
         )  # fmt: skip
 
 
-def radii(model: nn.Module, x: Tensor, y: Tensor, options: dict) -> tuple[float, dict]:
+def radii(options: dict, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
     """Mean radius; and every radius, with what the broken images really spent."""
     ball = WassersteinBall(grow(STEPS - 1))
     done = attacks.pgd(
@@ -137,3 +124,70 @@ def released(run: Run) -> tuple[float, dict]:
 def listed(radius: Tensor) -> list[float | None]:
     """Radii as JSON takes them: None where an image never broke."""
     return [round(r, 2) if r < float("inf") else None for r in radius.tolist()]
+
+
+def changed(paper: str, kind: str, size: int, x: Tensor) -> Tensor:
+    """The images of a case; each draws the same numbers, whatever was measured before it."""
+    draw = torch.Generator().manual_seed(0)
+    if kind == "translation":
+        return transformations.translate(x, share=size / 100, generator=draw)
+    if kind == "rotation":
+        exactly = paper == "hu"
+        return transformations.rotate(x, degrees=size, exactly=exactly, generator=draw)
+    return transformations.blur(x, sigma=SIGMAS[size])
+
+
+def cases(paper: str) -> Iterator[tuple[str, int]]:
+    return ((kind, size) for kind, sizes in SIZES[paper].items() for size in sizes)
+
+
+def accuracies(paper: str, number: int, run: Run) -> Iterator[Cell]:
+    """Accuracy on shifted, turned and blurred images."""
+
+    def accuracy(kind: str, size: int, model: nn.Module, x: Tensor, y: Tensor) -> evaluate.Share:
+        return evaluate.accuracy(model, (changed(paper, kind, size, x), y))
+
+    for name in run.networks():
+        given = cache(partial(run.named, name))
+        for kind, size in cases(paper):
+            keys: Keys = {"network": name, "transformation": kind, "size": size}
+            yield Cell(
+                f"{paper}-table-{number}", keys, run, partial(accuracy, kind, size), given,
+                seed=0, **printed(paper, number, keys),
+            )  # fmt: skip
+
+
+def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> Iterator[Cell]:
+    """Mean distances of the same images. W of Subramanyam's table has no unit that we know."""
+
+    def mean(which: str, kind: str, size: int, x: Tensor, _: Tensor) -> float:
+        return float(MEASURES[which][0](x, changed(paper, kind, size, x)).mean())
+
+    given = cache(run.test_images)
+    for which, (kind, size) in product(measures, cases(paper)):
+        keys: Keys = {"measure": which, "transformation": kind, "size": size}
+        yield Cell(
+            f"{paper}-table-{number}", keys, run,
+            partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
+            **printed(paper, number, keys, metric=which),
+        )  # fmt: skip
+
+
+def moved(x: Tensor, z: Tensor) -> Tensor:
+    """Exact W of images scaled to the same mass."""
+    scale = torch.maximum(x, z).amax((1, 2, 3), keepdim=True)
+    x, z = (x / scale).double(), (z / scale).double()
+    low = torch.minimum(x.sum((1, 2, 3), keepdim=True), z.sum((1, 2, 3), keepdim=True))
+    x, z = (v * low / v.sum((1, 2, 3), keepdim=True) for v in (x, z))
+    return wasserstein_distance(x, z, GroundCost(None))
+
+
+def length(x: Tensor, z: Tensor) -> Tensor:
+    return (z - x).flatten(1).norm(dim=1)
+
+
+MEASURES = {  # and their units
+    "w": (moved, "pixels"),
+    "l2": (length, "brightness"),
+    "procrustes": (transformations.procrustes, "dissimilarity"),
+}

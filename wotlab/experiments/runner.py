@@ -1,20 +1,22 @@
-"""What all experiments share: where things lie, what is done already, how a share is recorded."""
+"""What all experiments share: cells, the settings of a call, and what measures and records them."""
 
 import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from wotlab import data, evaluate, models, results
+from wotlab.data import ImageFolder, Images
+from wotlab.results import Keys
 
 NETWORKS = {  # released by Wong et al. and Hu et al., and our own
     "standard": "wong2019_mnist_vanilla.pth",
@@ -32,6 +34,13 @@ TITLES = {
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
 }
+PAPERS = {  # by their files in results/printed
+    "iwd": "Tan et al.",
+    "hu": "Hu et al. (2020)",
+    "got": "GOT",
+    "regniez": "Regniez et al. (2022)",
+    "subramanyam": "Subramanyam (2021)",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,17 +54,8 @@ class Refused(Exception):
     """What a call asks for cannot be had."""
 
 
-@dataclass
-class Log:
-    """What a call has come to: the cases that there are, that were asked for, that were measured.
-
-    And the networks that were left out, because their weights are missing.
-    """
-
-    cases: set[str] = field(default_factory=set)
-    chosen: set[str] = field(default_factory=set)
-    measured: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
+class Missing(Exception):
+    """The weights of a network, by its name, are not there."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,18 @@ class Run:
     dataset: str = "mnist"
     size: int | None = None  # pixels, for folders of images of any size
     epochs: int | None = None  # of trainings on all images, in place of an experiment's own
-    only: str | None = None  # the cases to measure: one, or a pattern such as "fast-*"
-    log: Log = field(default_factory=Log, compare=False)
+    only: str | None = None  # the cells to measure, by name: one, or a pattern such as "fast-*"
+
+    @property
+    def whole(self) -> bool:
+        """Trainings as long as in the papers, for which a GPU is needed."""
+        return self.device.type == "cuda"
 
     def first(self, count: int | None) -> "Run":
         """The same on no more test images than that."""
         return self if count is None else replace(self, images=min(self.images, count))
 
-    def load(self, split: str):
+    def load(self, split: str) -> Images | ImageFolder:
         """The data set; a folder below `data` for what is no name of `wotlab.data`."""
         if self.dataset in data.NAMES:
             return data.load(self.dataset, split, self.data, download=False, size=self.size)
@@ -95,7 +99,7 @@ class Run:
         x, y = self.some(images, self.images)
         return x.to(self.device), y.to(self.device)
 
-    def some(self, images, count: int | None) -> tuple[Tensor, Tensor]:
+    def some(self, images: Images | ImageFolder, count: int | None) -> tuple[Tensor, Tensor]:
         """The first `count` images (all: None); of a folder, which is sorted by class, a spread."""
         if count is None or not self.sorted:
             return images.tensors(slice(0, count))
@@ -118,51 +122,124 @@ class Run:
         return f"{TITLES[self.dataset]}, {self.images} test images evenly spaced"
 
     def network(self, name: str) -> nn.Module:
-        """A released network, or ours."""
+        """Wong's network with released weights, with ours, or with those of a file."""
         model = models.build("wong-mnist")
-        models.load_weights(model, self.checkpoints / NETWORKS[name])
+        models.load_weights(model, self.checkpoints / NETWORKS.get(name, name))
         return model.eval().to(self.device)
 
     def networks(self) -> list[str]:
         """Those whose weights are there."""
         return [k for k, file in NETWORKS.items() if (self.checkpoints / file).exists()]
 
-    def recorded(self, what: str, case: str) -> results.Record | None:
+    def named(self, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+        """A network of `networks` and the test images."""
+        return self.network(name), *self.test_images()
+
+    def recorded(self, what: str, keys: Keys) -> results.Record | None:
         """This number on the same images, if it is there."""
-        records = results.read(what, self.out)
-        same = (r for r in records if r.case == case and r.samples == self.samples)
-        return next(same, None)
+        found = results.find(what, keys, self.out)
+        return found if found is not None and found.samples == self.samples else None
 
-    def due(self, what: str, case: str) -> bool:
-        """Whether this number is asked for, and not there yet."""
-        self.log.cases.add(case)
-        if self.only is not None and not fnmatchcase(case, self.only):
-            return False
-        self.log.chosen.add(case)
-        return self.anew or self.recorded(what, case) is None
 
-    def number(self, what: str, case: str, unit: str, measure: Callable[[], float], **more) -> None:
-        """Measure and record what is due."""
-        if not self.due(what, case):
-            return
-        start = time.perf_counter()
-        value = measure()
-        details = more.pop("details", {})
-        interval = None
-        if isinstance(value, tuple):
-            value, details = value[0], {**details, **value[1]}
-        if isinstance(value, evaluate.Share):
-            interval = (100 * value.low, 100 * value.high)
-            details = {**details, "count": value.count, "total": value.total}
-            value = 100 * value.value
-        record = results.Record(
-            what=what, case=case, value=value, unit=unit, samples=self.samples,
-            seed=more.pop("seed", None), command=command(),
-            seconds=time.perf_counter() - start, interval=interval, details=details, **more,
-        )  # fmt: skip
-        results.write(record, self.out)
-        self.log.measured.add(case)
-        print(f"{what} {case}: {value:.4g} {unit}", flush=True)
+@dataclass(frozen=True)
+class Cell:
+    """One number of an experiment.
+
+    Attributes
+    ----------
+    what, keys
+        As in its record.
+    run : Run
+        The settings, with the images that it is measured on.
+    measure : function
+        Takes what `given` gives; returns a number or an `evaluate.Share`, or that and details.
+    given : function
+        What cells share, such as a network and images; called where one of them is due, and not
+        part of the seconds.
+    unit, printed, source, seed, note, details
+        As in its record.
+    """
+
+    what: str
+    keys: Keys
+    run: Run
+    measure: Callable[..., Any]
+    given: Callable[[], tuple] = tuple
+    unit: str = "%"
+    printed: float | None = None
+    source: str | None = None
+    seed: int | None = None
+    note: str = ""
+    details: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return results.name(self.keys)
+
+
+def printed(
+    paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
+) -> dict[str, Any]:
+    """What a paper prints of a cell, and where, as options of `Cell`; nothing if it prints none."""
+    rows = results.printed(paper, keys, table=table, data=data, metric=metric)
+    if not rows:
+        return {}
+    (row,) = rows
+    return {"printed": float(row["value"]), "source": f"{PAPERS[paper]}, table {table}"}
+
+
+@dataclass
+class Log:
+    """What a call has come to: the cells that there are, that were asked for, that were measured.
+
+    And the networks that were left out, because their weights are missing.
+    """
+
+    cells: set[str] = field(default_factory=set)
+    chosen: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+
+def perform(run: Run, cells: Iterable[Cell]) -> Log:
+    """Measure and record the cells that are asked for and not recorded yet, one by one."""
+    log = Log()
+    for cell in cells:
+        log.cells.add(cell.name)
+        if run.only is not None and not fnmatchcase(cell.name, run.only):
+            continue
+        log.chosen.add(cell.name)
+        if not run.anew and cell.run.recorded(cell.what, cell.keys) is not None:
+            continue
+        try:
+            given = cell.given()
+        except Missing as error:
+            if str(error) not in log.missing:
+                print(f"{error}: no weights in the folder of checkpoints; left out")
+            log.missing.add(str(error))
+            continue
+        record(cell, given)
+        log.measured.add(cell.name)
+    return log
+
+
+def record(cell: Cell, given: tuple) -> None:
+    """Measure a cell, and write it down."""
+    start = time.perf_counter()
+    value, details, interval = cell.measure(*given), cell.details, None
+    if isinstance(value, tuple):
+        value, details = value[0], details | value[1]
+    if isinstance(value, evaluate.Share):
+        interval = (100 * value.low, 100 * value.high)
+        details = details | {"count": value.count, "total": value.total}
+        value = 100 * value.value
+    results.write(results.Record(
+        what=cell.what, keys=cell.keys, value=value, unit=cell.unit, samples=cell.run.samples,
+        seed=cell.seed, command=command(), seconds=time.perf_counter() - start,
+        interval=interval, printed=cell.printed, source=cell.source, note=cell.note,
+        details=details,
+    ), cell.run.out)  # fmt: skip
+    print(f"{cell.what} {cell.name}: {value:.4g} {cell.unit}", flush=True)
 
 
 @lru_cache(maxsize=1)  # the rows of a table train on the same images

@@ -1,43 +1,77 @@
-"""Subramanyam (2021), table I: the unbalanced attack at its printed parameters.
+"""Subramanyam (2021), tables I to IV: his attack, his defense, and the usual attacks beside them.
 
-Each step is one of FGSM, 0.02 along the gradient's sign, and then ten iterations of his projection.
-His plan has the full cost matrix. At his weights it moves no mass, so that a plan which only joins
-each pixel to itself gives the same image to 1e-6 (a test compares them), in a thousandth of the
-time.
+Each step of the attack is one of FGSM, 0.02 along the gradient's sign, and then ten iterations of
+his projection. His plan has the full cost matrix. At his weights it moves no mass, so that a plan
+which only joins each pixel to itself gives the same image to 1e-6 (a test compares them), in a
+thousandth of the time.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wotlab import GroundCost, attacks, certify, evaluate
-from wotlab.balls import WassersteinBall
-from wotlab.experiments.runner import Run
+from wotlab import GroundCost, attacks, certify, evaluate, models, training
+from wotlab.balls import L2Ball, LinfBall, WassersteinBall
+from wotlab.experiments.runner import NETWORKS, Cell, Missing, Run, printed
+from wotlab.experiments.trials import judged, spent
 from wotlab.projections import Projection, unbalanced_sinkhorn
+from wotlab.results import Keys
 
 EPS, RULE, STEP, STEPS = 0.2, "sign", 0.02, 10
 ITERATIONS, WINDOW = 10, 1
 BALL = WassersteinBall(EPS, GroundCost(WINDOW))
-PRINTED = {"wong2019": 0.0, "hu2020": 4.66, "standard": 1.7}  # accuracy in %
 VARIANTS = ("printed", "corrected", "l2")
 
+LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
+INNER, NOISE = 20, 0.01  # steps of the attack in training
+# His learning rate and epochs are for a GPU; on a CPU the first images, and fewer epochs.
+WHOLE = {"mnist": (0.01, 40), "fashion-mnist": (3e-4, 60)}
+SHORT_IMAGES, SHORT_EPOCHS, SHORT_LR, BATCH = 10_000, 2, 0.01, 20
 
-def table_1(run: Run) -> None:
+ANY = L2Ball(28.0)  # the diameter of [0, 1]^784: CW and DeepFool have no budget there
+FAST = {"alpha": 0.2}
+Settings = dict[str, tuple[L2Ball | LinfBall, dict[str, Any]]]
+SETTINGS: Settings = {  # his table VII: the ball, and options of the library's attack
+    "pgd-l2": (L2Ball(0.2), FAST | {"steps": 400}),
+    "cw": (ANY, {"c": 5.0}),
+    "tpgd": (LinfBall(0.2), FAST | {"steps": 10}),
+    "ffgsm": (LinfBall(0.2), FAST),
+    "mi-fgsm": (LinfBall(0.2), FAST | {"steps": 10}),
+    "deepfool": (ANY, {"steps": 2}),
+    "autoattack": (L2Ball(0.2), {}),
+    "m-di2-fgsm": (LinfBall(0.2), FAST | {"steps": 2}),
+}
+AT_03: Settings = {  # table III says eps <= 0.3
+    name: (LinfBall(0.3) if name != "cw" else ANY, SETTINGS[name][1])
+    for name in ("cw", "tpgd", "mi-fgsm", "autoattack", "m-di2-fgsm")
+}
+FEW = 200  # images for AutoAttack, which takes as long as all others together
+ROWS = {  # by table: data, networks, attacks
+    2: ("mnist", ("standard",), SETTINGS),
+    3: ("mnist", ("standard", "linf", "wong2019", "hu2020", "subramanyam"), AT_03),
+    4: ("fashion-mnist", ("standard", "subramanyam"), SETTINGS),
+}
+
+
+def table_1(run: Run) -> Iterator[Cell]:
     """Accuracy under ten steps of it, as published and by what is inside the ball of eps 0.2."""
-    x, y = run.test_images()
     for name in run.networks():
+        given = cache(partial(run.named, name))
+        theirs = printed("subramanyam", 1, {"network": name, "attack": "subramanyam"})
         for variant in VARIANTS:
-            given = PRINTED.get(name) if variant == "printed" else None
-            run.number(
-                "subramanyam-table-1", f"{name}-{variant}", "%",
-                lambda: attacked(run.network(name), x, y, variant),  # noqa: B023
-                printed=given,
-                source="Subramanyam (2021), table I" if given is not None else None,
+            yield Cell(
+                "subramanyam-table-1", {"network": name, "variant": variant}, run,
+                partial(attacked, variant), given,
                 details={"rule": RULE, "step": STEP, "steps": STEPS, "window": WINDOW},
                 note="Accuracy on the attack's own images, whether or not they keep any budget. "
                      "At the paper's weights no mass moves: its full cost matrix gives the same "
                      "images as this window of one pixel.",
+                **(theirs if variant == "printed" else {}),
             )  # fmt: skip
 
 
@@ -46,7 +80,7 @@ def project(variant: str, x: Tensor, w: Tensor, ground_cost: GroundCost) -> Proj
     return unbalanced_sinkhorn(x, w, ground_cost, variant=variant, max_iter=ITERATIONS)
 
 
-def attacked(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> tuple[evaluate.Share, dict]:
+def attacked(variant: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[evaluate.Share, dict]:
     done = attacks.pgd(
         model, x, y, BALL, steps=STEPS, step_size=STEP, rule=RULE,
         projection=partial(project, variant), repaired=False, batch_size=100,
@@ -63,3 +97,81 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> tuple[eval
         "largest_change_of_a_pixel": float((z - x).abs().max()),
         "attack_seconds": done.seconds,
     }
+
+
+def weights(run: Run) -> Path:
+    """Where those of his network lie; what a GPU trains is another network."""
+    suffix = "-whole" if run.whole else ""
+    return run.checkpoints / f"subramanyam-{run.dataset}{suffix}.safetensors"
+
+
+def train(run: Run) -> tuple[nn.Module, dict]:
+    """His training of Wong's network, or what is left of it on a CPU."""
+    path, model = weights(run), models.build("wong-mnist", seed=0).to(run.device)
+    lr, epochs = WHOLE[run.dataset] if run.whole else (SHORT_LR, SHORT_EPOCHS)
+    attack = partial(
+        attacks.pgd, steps=INNER, step_size=STEP, rule=RULE,
+        projection=partial(project, "corrected"), repaired=False, early_stop=False,
+    )  # fmt: skip
+    *_, features, _ = model.children()
+    defense = training.WassersteinAT(BALL, attack=attack, noise=NOISE, features=features)
+    images, labels = run.load("train").tensors(slice(0, None if run.whole else SHORT_IMAGES))
+    fit = training.fit(
+        model, (images, labels), defense, epochs=epochs, batch_size=BATCH, lr=lr,
+        checkpoint=path.with_suffix(".checkpoint"), progress=True,
+    )  # fmt: skip
+    models.save_weights(model, path)
+    return model.eval(), {
+        "attack_rule": RULE, "attack_step": STEP, "attack_steps": INNER, "attack_window": WINDOW,
+        "epochs": epochs, **spent(fit, images),
+    }  # fmt: skip
+
+
+def defense(run: Run) -> Iterator[Cell]:
+    """His training, and its clean accuracy."""
+    keys: Keys = {"data": run.dataset, "attack": "clean", "whole": run.whole}
+    clean = partial(judged, run, None, None)
+    yield Cell("subramanyam-defense", keys, run, clean, partial(train, run), seed=0)
+
+
+def plain(run: Run) -> nn.Module:
+    """Wong's network without a defense, for data sets that no network is released for."""
+    path = run.checkpoints / f"standard_{run.dataset}.safetensors"
+    if not path.exists():
+        model = models.build("wong-mnist", seed=0).to(run.device)
+        training.fit(model, run.load("train").tensors(), epochs=10, lr=0.05,
+                     schedule=lambda epoch: max(0.0, 1 - epoch / 10))  # fmt: skip
+        models.save_weights(model, path)
+    return run.network(path.name)
+
+
+def network(run: Run, name: str) -> tuple[nn.Module, dict]:
+    """One of the five of table III; nothing else is told of it."""
+    if name == "subramanyam":
+        return (run.network(weights(run).name) if weights(run).exists() else train(run)[0]), {}
+    if run.dataset != "mnist":
+        return plain(run), {}
+    file = NETWORKS.get(name, f"{LINF}.safetensors")
+    if not (run.checkpoints / file).exists():
+        raise Missing(name)
+    return run.network(file), {}
+
+
+def table(number: int, run: Run) -> Iterator[Cell]:
+    """Networks under every attack: without a defense, at eps = 0.3, and on Fashion-MNIST."""
+    dataset, names, settings = ROWS[number]
+    run = replace(run, dataset=dataset)
+    for name in names:
+        if name == "subramanyam" and (run.anew or not weights(run).exists()):
+            yield from defense(run)
+        given = cache(partial(network, run, name))
+        for attack in ("clean", *settings):
+            here = run.first(FEW if attack == "autoattack" else None)
+            ball, options = settings.get(attack, (None, {}))
+            judge = partial(attacks.library, name=attack, **options) if ball else None
+            keys: Keys = {"network": name, "attack": attack}
+            yield Cell(
+                f"subramanyam-table-{number}", keys, here, partial(judged, here, judge, ball),
+                given, seed=0, details={"ball": repr(ball), "options": options} if ball else {},
+                **printed("subramanyam", number, keys, dataset),
+            )  # fmt: skip

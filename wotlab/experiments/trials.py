@@ -1,17 +1,19 @@
 """Train a network against l-infinity attacks, and record what it stands."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from wotlab import attacks, evaluate, models, training
+from wotlab import attacks, evaluate, models, results, training
 from wotlab.balls import LinfBall
-from wotlab.experiments.runner import Run
+from wotlab.experiments.runner import Cell, Run, printed
+from wotlab.results import Keys
 
 SLOW = ("autoattack", "square", "iwda")
 
@@ -20,18 +22,19 @@ SLOW = ("autoattack", "square", "iwda")
 class Trial:
     """One row of a table.
 
-    `judges` are the attacks by name. `images`: the first so many training images; all by default.
-    The optimizer is SGD with momentum 0.9 and weight decay 5e-4 unless another is given, and the
-    rate falls to zero. `start`: the trial whose weights it goes on from. `printed` holds the
-    paper's numbers by attack, `budgets` the balls of attacks that have another one than `ball`.
-    `few`: the slow attacks get no more test images than that.
+    `keys` are those of its records, but the attack. `judges` are the attacks by name. `images`:
+    the first so many training images; all by default. The optimizer is SGD with momentum 0.9 and
+    weight decay 5e-4 unless another is given, and the rate falls to zero. `start`: the trial whose
+    weights it goes on from. `printed`: the paper and the table that print its numbers. `budgets`:
+    the balls of attacks that have another one than `ball`. `few`: the slow attacks get no more
+    test images than that.
     """
 
     what: str
-    case: str
+    keys: Keys
     network: str
     ball: LinfBall
-    defense: object
+    defense: Any
     epochs: int
     judges: dict[str, Callable]
     images: int | None = None
@@ -42,19 +45,14 @@ class Trial:
     seed: int = 0
     start: "Trial | None" = None
     budgets: dict[str, object] = field(default_factory=dict)
-    printed: dict[str, float] = field(default_factory=dict)
-    source: str = ""
+    printed: tuple[str, int] | None = None
     few: int | None = None
 
-    def judged_on(self, run: Run, name: str) -> Run:
-        """The run with the test images that an attack gets."""
-        return run.first(self.few) if name in SLOW else run
 
-
-def pgd(steps: int, step, **options) -> Callable:
+def pgd(steps: int, step: float | Callable, **options: Any) -> Callable:
     """PGD from random starts that are the same for every network."""
 
-    def attack(model, x, y, ball):
+    def attack(model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall) -> attacks.AttackResult:
         return attacks.pgd(
             model, x, y, ball, steps=steps, step_size=step, random_start=True,
             generator=torch.Generator().manual_seed(0), **options,
@@ -65,39 +63,43 @@ def pgd(steps: int, step, **options) -> Callable:
 
 def autoattack(*parts: str) -> Callable:
     """AutoAttack, or some of its attacks alone."""
-    custom = {"version": "custom", "attacks": list(parts)} if parts else {}
+    custom: dict[str, Any] = {"version": "custom", "attacks": list(parts)} if parts else {}
     return partial(attacks.library, **custom)
 
 
-def trial(run: Run, row: Trial) -> None:
-    """Train the network, unless none of its accuracies is due, and record them."""
-    names = ("clean", *row.judges)
-    names = [k for k in names if row.judged_on(run, k).due(row.what, f"{row.case}-{k}")]
-    if not names:
-        return
-    model, details = train(run, row)
-    for name in names:
-        here, attack = row.judged_on(run, name), row.judges.get(name)
-        budget = {"budget": str(row.budgets[name])} if name in row.budgets else {}
-        here.number(
-            row.what, f"{row.case}-{name}", "%", partial(stands, here, model, attack, row.ball),
-            seed=row.seed, details=details | budget, printed=row.printed.get(name),
-            source=row.source if name in row.printed else None,
+def trial(run: Run, row: Trial) -> Iterator[Cell]:
+    """The network's accuracies: clean, and under each attack. It is trained where one is due."""
+    trained = cache(partial(train, run, row))
+    for name in ("clean", *row.judges):
+        here, keys = run.first(row.few) if name in SLOW else run, row.keys | {"attack": name}
+        yield Cell(
+            row.what, keys, here, partial(judged, here, row.judges.get(name), row.ball), trained,
+            seed=row.seed,
+            details={"budget": str(row.budgets[name])} if name in row.budgets else {},
+            **(printed(*row.printed, keys, run.dataset) if row.printed else {}),
         )  # fmt: skip
 
 
-def stands(run: Run, model: torch.nn.Module, attack=None, ball=None) -> evaluate.Share:
-    """The share of test images that one attack leaves; without an attack, accuracy."""
-    x, y = run.test_images()
+def judged(
+    run: Run, attack: Callable | None, ball: Any, model: nn.Module, details: dict
+) -> tuple[evaluate.Share, dict]:
+    """The share of test images that a network stands, and what was known of it before."""
+    return stands(model, *run.test_images(), attack, ball), details
+
+
+def stands(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, ball: Any = None
+) -> evaluate.Share:
+    """The share of images that one attack leaves; without an attack, accuracy."""
     if attack is None:
         return evaluate.accuracy(model, (x, y))
     return evaluate.accuracy_curve(model, x, y, attack, ball, [ball.eps]).shares[0]
 
 
-def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
+def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
     """The network, and what its training took; what was trained before is only read."""
-    path = run.checkpoints / f"{row.what}-{row.case}.safetensors"
-    start = row.start and train(run, row.start)[0].train()
+    path = run.checkpoints / f"{row.what}-{results.name(row.keys)}.safetensors"
+    start = train(run, row.start)[0].train() if row.start else None
     x, y, classes = run.training_images(row.images)
     model = start or models.build(row.network, seed=row.seed, num_classes=classes)
     fit = training.fit(
@@ -110,12 +112,12 @@ def train(run: Run, row: Trial) -> tuple[torch.nn.Module, dict]:
     models.save_weights(model, path)
     details = {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
-        "start": row.start and row.start.case, "defense": type(row.defense).__name__,
+        "start": row.start and results.name(row.start.keys),
+        "defense": type(row.defense).__name__,
         "defense_ball": str(getattr(row.defense, "ball", None)),
     }  # fmt: skip
-    if "autoattack" in row.judges:
-        parts = row.judges["autoattack"].keywords.get("attacks", "standard")
-        details["autoattack_parts"] = parts
+    if isinstance(judge := row.judges.get("autoattack"), partial):
+        details["autoattack_parts"] = judge.keywords.get("attacks", "standard")
     return model.eval(), details | spent(fit, y)
 
 
@@ -135,7 +137,7 @@ class Shifted(Dataset):
         return self.change(self.images[index]), int(self.labels[index])
 
 
-def spent(fit: training.Fit, images: Sequence) -> dict:
+def spent(fit: training.Fit, images: Sequence | Tensor) -> dict:
     """What a training took, for its records."""
     return {
         "training_images": len(images),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ from wotlab.gibbs import Chain
 from wotlab.training._defenses import pgd_adversary
 
 Pair = tuple[Tensor, Tensor]
+STRONG = partial(attacks.pgd, steps=40, early_stop=False)
+
+
+def strong() -> dict[str, Callable]:
+    """What the networks on digits are judged by."""
+    judge = partial(STRONG, ball=LinfBall(0.15), step_size=0.015)
+    return {"pgd, 40 steps of eps / 10, l-infinity 0.15": judge}
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Recipe:
     source: tuple[str, Callable[[str], Pair]] = field(
         default_factory=lambda: ("digits", lambda split: data.load("digits", split).tensors())
     )
-    judges: dict[str, Callable] = field(default_factory=lambda: dict(JUDGES))
+    judges: dict[str, Callable] = field(default_factory=strong)
     watch: tuple[str, Callable] | None = None
 
 
@@ -97,13 +105,26 @@ def pieces(split: str) -> Pair:
     return torch.stack(cut), which
 
 
-STRONG = partial(attacks.pgd, steps=40, early_stop=False)
-JUDGES = {
-    "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(
-        STRONG, ball=LinfBall(0.15), step_size=0.015
-    ),
-}
+BALL = LinfBall(0.15)
 GROWS = "eps grows over the first half"
+
+
+def pgd_at(steps: int, eps: Callable[[float], float] | None = None) -> training.PGDAT:
+    return training.PGDAT(BALL, eps, pgd_adversary(steps))
+
+
+def trades() -> training.TRADES:
+    return training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
+
+
+def grown(told: str, eps: float, epochs: int, defense: Callable) -> Recipe:
+    """A training whose budget grows over its first half."""
+    return Recipe(
+        f"{told} {eps:g}, {epochs} epochs; {GROWS}", lambda: defense(growing(eps, epochs / 2)),
+        falling(epochs),
+    )  # fmt: skip
+
+
 RECIPES = {
     # chapters 2 and 3
     "digits-standard": Recipe(
@@ -112,29 +133,20 @@ RECIPES = {
     ),
     # chapters 4 and 6
     "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
-    "digits-pgd-at-6": Recipe(
-        f"PGD-AT, 5 steps, l-infinity 0.15, 6 epochs; {GROWS}",
-        lambda: training.PGDAT(
-            LinfBall(0.15), growing(0.15, 3), training.pgd_adversary(5)
-        ),
-        falling(6),
-    ),
+    "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
     # chapter 4
     "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
-    "digits-pgd-at-4": Recipe(
-        f"PGD-AT, 5 steps, l-infinity 0.1, 4 epochs; {GROWS}",
-        lambda: training.PGDAT(
-            LinfBall(0.1), growing(0.1, 2), partial(attacks.pgd, steps=5, early_stop=False)
+    "digits-pgd-at-4": grown(
+        "PGD-AT, 5 steps, l-infinity", 0.1, 4,
+        lambda eps: training.PGDAT(
+            LinfBall(0.1), eps, partial(attacks.pgd, steps=5, early_stop=False)
         ),
-        falling(4),
     ),
-    "digits-iwdd-4": Recipe(
-        f"IWDD, 3 steps of pgd, IWD 0.25, 4 epochs; {GROWS}",
-        lambda: training.IWDD(
-            InternalWassersteinBall(0.25), growing(0.25, 2),
-            partial(attacks.pgd, steps=3, early_stop=False),
+    "digits-iwdd-4": grown(
+        "IWDD, 3 steps of pgd, IWD", 0.25, 4,
+        lambda eps: training.IWDD(
+            InternalWassersteinBall(0.25), eps, partial(attacks.pgd, steps=3, early_stop=False)
         ),
-        falling(4),
     ),
     "scenes-standard": Recipe(
         "cross-entropy, 10 epochs", training.Standard, falling(10),
@@ -142,8 +154,6 @@ RECIPES = {
         judges={"pgd, 40 steps, l-infinity 1/255": partial(STRONG, ball=LinfBall(1 / 255))},
     ),
 }  # fmt: skip
-
-BALL = LinfBall(0.15)
 
 
 def equal_work(told: str, each: int, defense: Callable) -> Recipe:
@@ -155,7 +165,7 @@ def equal_work(told: str, each: int, defense: Callable) -> Recipe:
     )  # fmt: skip
 
 
-def carried(rule: Chain, **options) -> Callable:
+def carried(rule: Chain, **options: Any) -> Callable:
     """Adversarial Transport by the budget."""
     return lambda eps: training.AdversarialTransport(BALL, rule, eps=eps, **options)
 
@@ -169,12 +179,9 @@ def tuned(told: str, defense: Callable[[], object]) -> Recipe:
     )  # fmt: skip
 
 
-def got(loss: str, term: dict | None = None, **options) -> Callable[[], training.GOT]:
+def got(loss: str, term: dict | None = None, **options: Any) -> Callable[[], training.GOT]:
     """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
-    inner = {
-        "pgd": lambda: training.PGDAT(BALL, attack=pgd_adversary(5)),
-        "trades": lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl")),
-    }[loss]
+    inner = trades if loss == "trades" else partial(pgd_at, 5)
     return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
 
 
@@ -183,18 +190,10 @@ REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
 MATCHED = {"match_labels": True}
 RECIPES |= {
     # chapter 5
-    "digits-pgd-10": equal_work(
-        f"PGD-AT, 10 steps; {GROWS}", 11, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(10))
-    ),
-    "digits-pgd-10-all-at-once": equal_work(
-        "PGD-AT, 10 steps", 11, lambda eps: training.PGDAT(BALL, attack=pgd_adversary(10))
-    ),
-    "digits-pgd-3": equal_work(
-        f"PGD-AT, 3 steps; {GROWS}", 4, lambda eps: training.PGDAT(BALL, eps, pgd_adversary(3))
-    ),
-    "digits-fast": equal_work(
-        f"FastAT; {GROWS}", 2, lambda eps: training.FastAT(BALL, eps)
-    ),
+    "digits-pgd-10": equal_work(f"PGD-AT, 10 steps; {GROWS}", 11, partial(pgd_at, 10)),
+    "digits-pgd-10-all-at-once": equal_work("PGD-AT, 10 steps", 11, lambda eps: pgd_at(10)),
+    "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
+    "digits-fast": equal_work(f"FastAT; {GROWS}", 2, partial(training.FastAT, BALL)),
     "digits-free-4": equal_work(
         f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, 4, eps=eps)
     ),
@@ -211,12 +210,8 @@ RECIPES |= {
     ),
     # chapter 6
     "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
-    "digits-more-pgd-at": tuned(
-        "PGD-AT, 5 steps", lambda: training.PGDAT(BALL, attack=pgd_adversary(5))
-    ),
-    "digits-trades": tuned(
-        "TRADES, 5 steps", lambda: training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
-    ),
+    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", partial(pgd_at, 5)),
+    "digits-trades": tuned("TRADES, 5 steps", trades),
     "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=pgd_adversary(5))),
     "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
     "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
@@ -288,21 +283,13 @@ def make(name: str, folder: Path) -> None:
     models.save_weights(model, path)
     seconds = round(sum(entry.pop("seconds") for entry in history), 1)
     told = {
-        "name": name,
-        "network": recipe.network,
-        "num_classes": recipe.num_classes,
-        "in_channels": recipe.in_channels,
-        "training": recipe.told,
-        "start": recipe.start,
-        "data": f"{recipe.source[0]}, all {count} training images",
-        "seed": recipe.seed,
+        "name": name, "network": recipe.network, "num_classes": recipe.num_classes,
+        "in_channels": recipe.in_channels, "training": recipe.told, "start": recipe.start,
+        "data": f"{recipe.source[0]}, all {count} training images", "seed": recipe.seed,
         "command": f"python -m wotlab.experiments zoo --only {name}",
-        "seconds": seconds,
-        "history": history,
-        **measure(name, model.double()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        **results.provenance(),
-    }
+        "seconds": seconds, "history": history, **measure(name, model.double()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **results.provenance(),
+    }  # fmt: skip
     part = folder / f"{name}.json.part"
     part.write_text(json.dumps(told, indent=2) + "\n")
     os.replace(part, folder / f"{name}.json")
