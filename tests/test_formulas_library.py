@@ -114,7 +114,7 @@ def test_arguments_of_autoattack(ball, norm, given, monkeypatch):
             seen.append((self.options, counts, x.dtype, batch_size, torch.get_default_dtype()))
             return x + 0.1, y
 
-    monkeypatch.setattr(sys.modules["wotlab.attacks._external"], "AutoAttack", Auto)
+    monkeypatch.setattr("pyautoattack.AutoAttack", Auto)
     x, y = given[0].double(), given[1]
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.double)

@@ -1,21 +1,8 @@
 """wotlab: optimal transport for adversarial robustness, in PyTorch. Companion of Moving Mass."""
 
-from wotlab import (
-    attacks,
-    balls,
-    data,
-    evaluate,
-    gibbs,
-    iwd,
-    models,
-    ot,
-    plans,
-    plots,
-    projections,
-    results,
-    training,
-    transformations,
-)
+from typing import TYPE_CHECKING
+
+from wotlab import attacks, balls, evaluate, gibbs, iwd, ot, plans, projections, transformations
 from wotlab.attacks import AttackResult
 from wotlab.balls import (
     Certificate,
@@ -28,8 +15,6 @@ from wotlab.balls import (
 from wotlab.iwd import PatchCost
 from wotlab.ot import GroundCost, wasserstein_distance
 from wotlab.plans import TransportPlan
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AttackResult",
@@ -58,3 +43,23 @@ __all__ = [
     "transformations",
     "wasserstein_distance",
 ]
+
+if TYPE_CHECKING:
+    from wotlab import data, models, plots, results, training
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> object:
+        """The other submodules on first use: torchvision, matplotlib, Lightning take long."""
+        from importlib import import_module, metadata
+
+        if name == "__version__":
+            return metadata.version("wotlab")
+        if name in __all__:
+            return import_module(f"wotlab.{name}")
+        raise AttributeError(f"module 'wotlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from wotlab._base import checks
 from wotlab._base.networks import logits_of
@@ -21,6 +20,8 @@ FLAT = 1e-28  # what a field gains where image or margin are constant; 0 but for
 
 def smoothed(field: Tensor, sigma: float) -> Tensor:
     """S field: a convolution with a Gaussian of deviation sigma, in pixels."""
+    from torchvision.transforms.functional import gaussian_blur
+
     if sigma == 0:
         return field
     reach = min(math.ceil(3 * sigma), min(field.shape[-2:]) - 1)

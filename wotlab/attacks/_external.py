@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from wotlab._base import checks
@@ -49,6 +48,8 @@ class _FourClasses(_Cast):
 
 
 def _auto(model: nn.Module, ball: Ball, x: Tensor, y: Tensor, seed: int, **options: Any) -> Tensor:
+    from pyautoattack import AutoAttack
+
     others = logits_of(model, x[:1]).shape[1] - 1
     model, x = _FourClasses(model), x.float()
     run = AutoAttack(model, norm=ball.norm, eps=ball.eps, seed=seed, device=x.device, **options)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from wotlab._base import checks
 from wotlab.attacks._loop import Moved, Stepper, attack, climbing, on_plans, threat_model
@@ -41,6 +40,8 @@ class Projected(Stepper):
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         ball = self.at(t)
         if self.rule == "low-pass":
+            from torchvision.transforms.functional import gaussian_blur
+
             gradient = gaussian_blur(gradient, [5, 5], [1.0, 1.0])
         along = gradient.sign() if self.rule == "sign" else ball.step(gradient, 1.0)
         return self.onto(ball, z + along * self.size(ball))

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -63,6 +62,8 @@ def search(
     objective: Objective, x: Tensor, tau: float, steps: int, early_stop: bool, progress: bool
 ) -> Best:
     """L-BFGS on the flow of one image after the other; of what breaks the least value is kept."""
+    from scipy.optimize import minimize
+
     best, looks = Best(x), 0
     _, best.misread = objective.value(x)
 

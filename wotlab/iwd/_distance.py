@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -133,6 +132,8 @@ def take_minima(costs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solve(block: np.ndarray) -> list[np.ndarray]:
+    from scipy.optimize import linear_sum_assignment
+
     return [linear_sum_assignment(costs)[1] for costs in block]
 
 

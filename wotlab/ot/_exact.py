@@ -7,7 +7,6 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-import ot as pot
 import torch
 from torch import Tensor
 
@@ -219,6 +218,8 @@ def _simplex(
 
 
 def _emd(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict]:
+    import ot as pot
+
     mass, log = pot.emd(a, b, costs, numItermax=MAX_PIVOTS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"the exact solver stopped before the optimum: {log['warning']}")
