@@ -7,7 +7,7 @@ from wotlab import GroundCost, PatchCost, iwd, ot
 from wotlab.attacks import _pyramid as pyramid
 from wotlab.attacks._frank_wolfe import bisected_multipliers
 from wotlab.attacks._multipliers import plan_at
-from wotlab.iwd._critic import PatchCritics
+from wotlab.iwd.game import PatchCritics
 from wotlab.ot._entropic import _relaxation
 from wotlab.plans import Moves
 from wotlab.projections import constrained_sinkhorn, dual_projection

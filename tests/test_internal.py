@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment
 
 import wotlab
 from wotlab import InternalWassersteinBall, PatchCost, attacks, iwd
-from wotlab.iwd._critic import PatchCritics, slope_penalty
 from wotlab.iwd._distance import assignment, reduce, take_minima
+from wotlab.iwd.game import PatchCritics, slope_penalty
 
 COSTS = [PatchCost(3, stride, norm) for stride in (1, 2, 3) for norm in (1, 2)]
 costs = pytest.mark.parametrize("cost", COSTS, ids=str)

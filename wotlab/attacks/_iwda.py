@@ -15,7 +15,7 @@ from wotlab.attacks._pyramid import SMALLEST, Generators, changed, resize, scale
 from wotlab.attacks._result import AttackResult, Best
 from wotlab.balls import InternalWassersteinBall
 from wotlab.iwd import PatchCost
-from wotlab.iwd._critic import BETAS, PENALTY, RATE, PatchCritics, critic_step, gap
+from wotlab.iwd.game import BETAS, PENALTY, RATE, PatchCritics, critic_step, gap
 
 
 def iwda(

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wotlab._base import draws
+from wotlab.iwd.game import GAIN, KERNEL, LEAK, WIDTH
 
-WIDTH, KERNEL = 32, 3
-GAIN = 0.05  # of the output, so that the critics keep up
 SMALLEST = 8  # pixels, the shorter side of the coarsest scale
 
 
@@ -41,7 +40,7 @@ class Generators(nn.Module):
             z = F.pad(z, [KERNEL // 2] * 4, mode="replicate")
             z = F.conv2d(z, weight.flatten(0, 1), bias.flatten(), groups=count)
             if k < self.layers - 1:
-                z = F.leaky_relu(z, 0.2)
+                z = F.leaky_relu(z, LEAK)
         return z.unflatten(1, (count, -1))
 
 

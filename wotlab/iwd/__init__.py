@@ -5,10 +5,10 @@
 pair of images.
 """
 
-from wotlab.iwd._critic import critic
 from wotlab.iwd._distance import entropic, exact, matching, matching_cost, sliced, tiled, tiles
 from wotlab.iwd._patches import PatchCost
 from wotlab.iwd._projection import project
+from wotlab.iwd.game import critic
 
 __all__ = [
     "PatchCost",

@@ -1,4 +1,4 @@
-"""Internal Wasserstein distance by a critic: a small network for each pair of images."""
+"""The game of critic and generator: networks that tell patches apart, and the distance by them."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +15,8 @@ from wotlab.iwd._patches import PatchCost
 
 RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
 LEAK = 0.2  # slope of the rectifiers below zero
+WIDTH, KERNEL = 32, 3  # of the generator's convolutions
+GAIN = 0.05  # of its output, so that the critics keep up
 PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
 
 OnPatches = Callable[[Tensor], Tensor]  # a function of patches (B, N, d)
