@@ -218,24 +218,24 @@ def test_the_ten_classes_are_where_torchvision_has_them():
 
 def test_a_network_among_some_of_its_classes():
     network = models.build("digits-small", seed=0).eval()
-    few = models.Among(network, (7, 0, 3))
+    few = models.ClassSubset(network, (7, 0, 3))
     x = torch.rand(4, 1, 8, 8).requires_grad_()
     assert torch.equal(few(x), network(x)[:, [7, 0, 3]])
     (slope,) = torch.autograd.grad(few(x).logsumexp(1).sum(), x)
     assert slope.abs().sum() > 0
-    assert not few.training and models.Among(models.build("digits-small"), [0]).training
-    ten = models.Among(nn.Flatten(), models.IMAGENET10)
+    assert not few.training and models.ClassSubset(models.build("digits-small"), [0]).training
+    ten = models.ClassSubset(nn.Flatten(), models.IMAGENET10)
     assert ten(torch.arange(1000.0)[None]).tolist() == [list(models.IMAGENET10)]
 
 
 @pytest.mark.parametrize("classes", [(), (1, 1), (-1, 2), (0.5, 1), (False, True), ("cat",)])
 def test_classes_that_are_none_are_refused(classes):
     with pytest.raises(ValueError, match="classes must be distinct"):
-        models.Among(nn.Flatten(), classes)
+        models.ClassSubset(nn.Flatten(), classes)
 
 
 def test_a_class_that_the_network_lacks_is_named():
-    few = models.Among(models.build("digits-small", seed=0), (2, 10))
+    few = models.ClassSubset(models.build("digits-small", seed=0), (2, 10))
     with pytest.raises(ValueError, match=r"below 10, .* got 10"):
         few(torch.rand(1, 1, 8, 8))
 

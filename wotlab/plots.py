@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def use_style(fmt: str = "svg") -> None:
         {
             "axes.edgecolor": NEUTRAL,
             "axes.linewidth": 0.6,
-            "axes.prop_cycle": mpl.cycler(
+            "axes.prop_cycle": cycler(
                 color=[SOURCE, TARGET, MOVED, "#e08214", NEUTRAL],
                 linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1))],
             ),
@@ -91,7 +92,6 @@ def show_images(
     if axes is None:
         _, grid = plt.subplots(1, len(pictures), squeeze=False, figsize=(1.75 * len(pictures), 2))
         axes = grid[0]
-    axes = list(axes)
     for ax, picture in zip(axes, pictures, strict=True):
         array = picture.detach().cpu().numpy()
         if array.ndim == 3:

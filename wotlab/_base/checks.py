@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -73,6 +74,33 @@ def labels(name: str, value: Tensor, count: int) -> None:
         raise ValueError(
             f"{name} must be {count} class numbers, a tensor of dtype int64 ({name}.long()); "
             f"got {found}"
+        )
+
+
+def are_integers(value: object) -> TypeGuard[Tensor]:
+    """Whether this is a tensor of integers, of any dtype but booleans."""
+    return isinstance(value, Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
+
+
+def logits(value: object, x: Tensor) -> int:
+    """What a model returned for images x, (B, classes): the number of classes."""
+    if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(x):
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"model must return logits (B, classes) for images {tuple(x.shape)}; got {found}"
+        )
+    return value.shape[1]
+
+
+def classes(y: Tensor, count: int) -> None:
+    """Labels that are among the model's classes."""
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"labels must lie in 0..{count - 1}, the model's classes; got {low}..{high}. Those "
+            f"that begin at 1 want y - 1; a network for more classes wants more outputs"
         )
 
 

@@ -152,7 +152,7 @@ class Setting:
         """A network by the name of its defense; "published": torchvision's, among ten classes."""
         if name != "published":
             return trials.train(self.run, self.trial(name))[0]
-        model = models.Among(models.build(self.network, weights="default"), models.IMAGENET10)
+        model = models.ClassSubset(models.build(self.network, weights="default"), models.IMAGENET10)
         return model.eval().to(self.run.device)
 
     def right_ones(self, name: str) -> tuple[nn.Module, Tensor, Tensor, dict]:

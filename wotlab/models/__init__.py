@@ -3,7 +3,7 @@
 from wotlab.models._models import (
     IMAGENET10,
     SHIPPED,
-    Among,
+    ClassSubset,
     Normalise,
     build,
     card,
@@ -17,7 +17,7 @@ from wotlab.models._models import (
 __all__ = [
     "IMAGENET10",
     "SHIPPED",
-    "Among",
+    "ClassSubset",
     "Normalise",
     "build",
     "card",

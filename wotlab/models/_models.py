@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torchvision import models as vision
 
+from wotlab._base import checks
+from wotlab._base.files import replacing
 from wotlab.models._networks import OWN
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -23,6 +24,9 @@ IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 class Normalise(nn.Module):
     """(x - mean) / std a channel, so that the model takes pixels in [0, 1] as they are."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -32,7 +36,7 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
-class Among(nn.Module):
+class ClassSubset(nn.Module):
     """A classifier that knows only some of another's classes: `model(x)[:, classes]`.
 
     Parameters
@@ -130,8 +134,8 @@ def build(
     if name not in names():
         raise ValueError(f"name must be one of {', '.join(names())}; got {name!r}")
     for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{what} must be a positive integer; got {count!r}")
+        if count is not None:
+            checks.count(what, count)
     if (mean is None) != (std is None):
         raise ValueError("mean and std go together; got only one of them")
     with torch.random.fork_rng(enabled=seed is not None):
@@ -148,12 +152,13 @@ def build(
             if in_channels not in (None, 3):
                 raise ValueError(f"in_channels must be 3 for {name}; got {in_channels}")
             network = _torchvision(name, num_classes, weights)
-            if name == "inception-v3":
+            if isinstance(network, vision.Inception3):
                 # Its weights want (x - 0.5) / 0.5, which it makes itself from ImageNet's
                 # normalisation; so the layer before it is that of the other networks.
                 network.transform_input = mean is None
-            mean, std = (mean, std) if mean is not None else IMAGENET
-    if mean is None:
+            if mean is None or std is None:
+                mean, std = IMAGENET
+    if mean is None or std is None:
         return network
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ValueError(
@@ -179,21 +184,16 @@ def _torchvision(name: str, classes: int | None, weights: str | None) -> nn.Modu
                 f"put {published.url.split('/')[-1]} into torch.hub's checkpoints folder"
             ) from error
         network.load_state_dict(state)
-    if name == "inception-v3":
+    if isinstance(network, vision.Inception3):
         network.aux_logits, network.AuxLogits = False, None
     return network
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Store a model's weights as safetensors; the file is replaced whole or not at all."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-    try:
+    with replacing(Path(path)) as part:
         part.write_bytes(safetensors.save(state))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -217,6 +217,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
+    state: object  # until it is looked into
     try:
         if path.suffix == ".safetensors":
             state = safetensors.load_file(path)
@@ -236,8 +237,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} must hold tensors by their names, as model.state_dict() gives them; "
             f"got {type(state).__name__}"
         )
-    state = {str(k).removeprefix("module."): w for k, w in state.items()}  # DataParallel's
-    return _put(model, state, path)
+    weights = {str(k).removeprefix("module."): w for k, w in state.items()}  # DataParallel's
+    return _put(model, weights, path)
 
 
 def _put(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> nn.Module:

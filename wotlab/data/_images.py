@@ -1,6 +1,6 @@
-"""Images that are read from disk when asked for, one sub-folder a class."""
+"""What `load` returns: images in memory, or read from disk when they are asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
-# Folder and name of the classes that Tan et al. keep; models.IMAGENET10 has their outputs.
-IMAGENET10 = {
-    "n02793495": "barn",
-    "n03743016": "megalith",
-    "n09193705": "alp",
-    "n09246464": "cliff",
-    "n09256479": "coral reef",
-    "n09332890": "lakeside",
-    "n09428293": "seashore",
-    "n09468604": "valley",
-    "n09472597": "volcano",
-    "n12985857": "coral fungus",
-}
-
+from wotlab._base import checks
 
 Which = slice | Sequence[int] | np.ndarray | Tensor
 
@@ -35,8 +22,7 @@ def indices(which: Which, count: int) -> Tensor:
     places = torch.as_tensor(which)
     if places.dtype == torch.bool and places.shape == (count,):
         return places.nonzero()[:, 0]
-    whole = not (places.is_floating_point() or places.is_complex() or places.dtype == torch.bool)
-    if places.ndim != 1 or (len(places) and not whole):
+    if places.ndim != 1 or (len(places) and not checks.are_integers(places)):
         raise ValueError(
             f"which must be a slice, a list of indices or {count} booleans; got "
             f"{places.dtype} of shape {tuple(places.shape)}"
@@ -46,14 +32,58 @@ def indices(which: Which, count: int) -> Tensor:
     return places.long().cpu() % max(count, 1)
 
 
+def unit(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.clone()
+
+
+class Images(Dataset):
+    """Images held in memory: `data[i]` is (image float32 (C, H, W) in [0, 1], label)."""
+
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        where: object = None,
+    ):
+        where = where or name  # the files that a message should name
+        if len(pixels) != len(labels):
+            raise ValueError(
+                f"{where} hold {len(pixels)} images and {len(labels)} labels; delete them and load "
+                f"again"
+            )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise ValueError(
+                f"{where} hold labels from {int(labels.min())} to {int(labels.max())} for the "
+                f"{len(classes)} classes of {name}; delete them and load again"
+            )
+        self.name, self.classes = name, list(classes)
+        self._pixels, self._labels = pixels, labels.long()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return unit(self._pixels[index]), int(self._labels[index])
+
+    def tensors(self, which: Which = slice(None)) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of a slice, or of indices in any kind of list.
+
+        Copies: what is done to them leaves the data set as it is.
+        """
+        which = indices(which, len(self))
+        return unit(self._pixels[which]), self._labels[which]
+
+
 class ImageFolder(Dataset):
     """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB."""
 
-    def __init__(self, path: Path, size: int | None, kind: type | None = None):
+    def __init__(self, path: Path, size: int | None, kind: Callable = datasets.ImageFolder):
         resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
         try:
             look = transforms.Compose([*resize, transforms.ToTensor()])
-            self._files = (kind or datasets.ImageFolder)(path, look)
+            self._files = kind(path, look)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} holds no images: one sub-folder a class is needed ({error})"
@@ -80,32 +110,3 @@ class ImageFolder(Dataset):
         if len({image.shape for image in images}) > 1:
             raise ValueError("the images have several sizes; give load(..., size=pixels)")
         return torch.stack(images), torch.tensor(labels)
-
-
-class Listed(datasets.ImageFolder):
-    """Tiny ImageNet's validation images: all in one folder, their classes in a list."""
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = sorted((Path(directory).parent / "wnids.txt").read_text().split())
-        return names, {name: k for k, name in enumerate(names)}
-
-    @staticmethod
-    def make_dataset(directory: str, class_to_idx: dict[str, int], *rest, **more) -> list:
-        path = Path(directory) / "val_annotations.txt"
-        cells = [row.split("\t") for row in path.read_text().splitlines() if row]
-        if strange := {cell[1] if len(cell) > 1 else "" for cell in cells} - set(class_to_idx):
-            raise ValueError(
-                f"{path} gives images a class that wnids.txt does not list: {min(strange)!r}; "
-                f"delete the folder and load again"
-            )
-        return [
-            (str(Path(directory) / "images" / file), class_to_idx[name])
-            for file, name, *box in cells
-        ]
-
-
-class Ten(datasets.ImageFolder):
-    """The ten class folders of IMAGENET10, whatever lies beside them."""
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        return list(IMAGENET10), dict(zip(IMAGENET10, range(10), strict=True))

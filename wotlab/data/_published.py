@@ -1,0 +1,269 @@
+"""Data sets as their publishers lay them out: idx files, CIFAR's and SVHN's, ImageNet's folders."""
+
+import gzip
+import hashlib
+import math
+import os
+import socket
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.io import loadmat
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import download_url
+
+from wotlab._base.files import replacing
+from wotlab.data._images import ImageFolder, Images
+
+PATIENCE = 30  # seconds without an answer before a download is given up
+
+IDX = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
+UNPACKED = {  # md5 of MNIST's files without gzip; torchvision lists those of the archives
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class Cifar(NamedTuple):
+    """A binary archive: those that torchvision reads are pickled, and unpickling runs code."""
+
+    url: str
+    md5: str
+    folder: str
+    train: list[str]
+    test: list[str]
+    names: str
+    labels: int  # bytes before the pixels of an image; the last one is its class
+
+
+CIFAR = {
+    "cifar10": Cifar(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        train=[f"data_batch_{k}.bin" for k in range(1, 6)],
+        test=["test_batch.bin"],
+        names="batches.meta.txt",
+        labels=1,
+    ),
+    "cifar100": Cifar(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder="cifar-100-binary",
+        train=["train.bin"],
+        test=["test.bin"],
+        names="fine_label_names.txt",
+        labels=2,  # coarse, then fine
+    ),
+}
+CIFAR_IMAGES = {"train": 50_000, "test": 10_000}
+TINY = {
+    "url": "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "md5": "90528d7ca1a48142e341f4ef8d21d0de",
+    "folder": "tiny-imagenet-200",
+}
+# Folder and name of the classes that Tan et al. keep; models.IMAGENET10 has their outputs.
+IMAGENET10 = {
+    "n02793495": "barn",
+    "n03743016": "megalith",
+    "n09193705": "alp",
+    "n09246464": "cliff",
+    "n09256479": "coral reef",
+    "n09332890": "lakeside",
+    "n09428293": "seashore",
+    "n09468604": "valley",
+    "n09472597": "volcano",
+    "n12985857": "coral fungus",
+}
+
+
+def idx(name: str, split: str, root: Path, download: bool) -> Images:
+    """MNIST and its like: big-endian header, then bytes."""
+    kind = IDX[name]
+    folder = root / kind.__name__ / "raw"
+    parts, paths = [], []
+    for file, md5 in kind.resources:
+        if not file.startswith("train" if split == "train" else "t10k"):
+            continue
+        plain = folder / file.removesuffix(".gz")
+        if plain.exists():
+            raw = plain.read_bytes()
+            _check_unpacked(name, plain, raw)
+        else:
+            urls = [mirror + file for mirror in kind.mirrors]
+            packed = _fetch(folder / file, urls, md5, download, also=UNPACKED.get(plain.name))
+            raw = _gunzip(packed)
+        parts.append(_parse_idx(plain, raw, 1 if "labels" in file else 3))
+        paths.append(str(plain))
+    pixels, labels = parts
+    classes = [c.split(" - ")[-1] for c in kind.classes]
+    return Images(name, pixels[:, None], labels, classes, " and ".join(paths))
+
+
+def _parse_idx(path: Path, raw: bytes, dims: int) -> Tensor:
+    begin = 4 + 4 * dims
+    shape = np.frombuffer(raw[4:begin], ">i4").tolist() if len(raw) >= begin else None
+    # bytes 0 0 8 (unsigned bytes) and the number of dimensions
+    if not shape or raw[:4] != bytes([0, 0, 8, dims]) or len(raw) != begin + math.prod(shape):
+        raise ValueError(f"{path} is truncated or no idx file; delete it and load again")
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=begin).copy()).view(shape)
+
+
+def _check_unpacked(name: str, path: Path, raw: bytes) -> None:
+    wanted = UNPACKED.get(path.name) if name == "mnist" else None
+    if wanted and hashlib.md5(raw).hexdigest() != wanted:
+        raise ValueError(f"{path} is not the published file (md5); delete it and load again")
+
+
+def cifar(name: str, split: str, root: Path, download: bool) -> Images:
+    about = CIFAR[name]
+    files = about.train if split == "train" else about.test
+    needed, folder = [*files, about.names], root / about.folder
+    if all((folder / file).exists() for file in needed):
+        read = {file: (folder / file).read_bytes() for file in needed}
+    else:
+        archive = _fetch(root / about.url.split("/")[-1], [about.url], about.md5, download)
+        with tarfile.open(archive) as tar:  # members are read, never extracted
+            wanted = {f"{about.folder}/{file}": file for file in needed}
+            packed = ((wanted[m.name], tar.extractfile(m)) for m in tar if m.name in wanted)
+            read = {file: member.read() for file, member in packed if member}
+    raw, record = b"".join(read[file] for file in files), about.labels + 3072
+    where = f"{', '.join(files)} of {name}"
+    if len(raw) != CIFAR_IMAGES[split] * record:
+        raise ValueError(
+            f"{where} hold {len(raw)} bytes where {CIFAR_IMAGES[split] * record} are due; delete "
+            f"them and load again"
+        )
+    rows = torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(-1, record)
+    pixels, labels = rows[:, about.labels :].reshape(-1, 3, 32, 32), rows[:, about.labels - 1]
+    return Images(name, pixels, labels, read[about.names].decode().split(), where)
+
+
+def svhn(split: str, root: Path, download: bool) -> Images:
+    url, file, md5 = datasets.SVHN.split_list[split]
+    path = _fetch(root / file, [url], md5, download)
+    content = loadmat(path)
+    pixels = torch.from_numpy(np.transpose(content["X"], (3, 2, 0, 1)).copy())
+    labels = torch.from_numpy(content["y"].astype(np.int64).ravel())
+    labels[labels == 10] = 0  # as the publisher writes it
+    return Images("svhn", pixels, labels, list("0123456789"), path)
+
+
+def tiny_imagenet(split: str, root: Path, download: bool, size: int | None) -> ImageFolder:
+    folder = root / TINY["folder"]
+    if not folder.is_dir():
+        archive = _fetch(root / f"{folder.name}.zip", [TINY["url"]], TINY["md5"], download)
+        with tempfile.TemporaryDirectory(dir=root) as part, zipfile.ZipFile(archive) as packed:
+            packed.extractall(part)
+            os.replace(Path(part) / folder.name, folder)  # whole or not at all
+    if split == "train":
+        images = ImageFolder(folder / "train", size)
+    else:
+        images = ImageFolder(folder / "val", size, Listed)
+    rows = (folder / "words.txt").read_text().splitlines()
+    words = dict(row.split("\t") for row in rows if row)
+    images.name, images.classes = "tiny-imagenet", [words[c] for c in images.classes]
+    return images
+
+
+def imagenet10(split: str, root: Path, size: int | None) -> ImageFolder:
+    folder = root / "imagenet" / ("train" if split == "train" else "val")
+    if missing := [name for name in IMAGENET10 if not (folder / name).is_dir()]:
+        raise FileNotFoundError(
+            f"{folder} lacks the ImageNet folders {', '.join(missing)}; put them there with their "
+            f"images (from image-net.org, with an account), or name another root= or WOTLAB_DATA"
+        )
+    images = ImageFolder(folder, size, Ten)
+    images.name, images.classes = "imagenet10", list(IMAGENET10.values())
+    return images
+
+
+class Listed(datasets.ImageFolder):
+    """Tiny ImageNet's validation images: all in one folder, their classes in a list."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted((Path(directory).parent / "wnids.txt").read_text().split())
+        return names, {name: k for k, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(
+        directory: str, class_to_idx: dict[str, int], *rest: object, **more: object
+    ) -> list:
+        path = Path(directory) / "val_annotations.txt"
+        cells = [row.split("\t") for row in path.read_text().splitlines() if row]
+        if strange := {cell[1] if len(cell) > 1 else "" for cell in cells} - set(class_to_idx):
+            raise ValueError(
+                f"{path} gives images a class that wnids.txt does not list: {min(strange)!r}; "
+                f"delete the folder and load again"
+            )
+        return [
+            (str(Path(directory) / "images" / file), class_to_idx[name])
+            for file, name, *box in cells
+        ]
+
+
+class Ten(datasets.ImageFolder):
+    """The ten class folders of IMAGENET10, whatever lies beside them."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        return list(IMAGENET10), dict(zip(IMAGENET10, range(10), strict=True))
+
+
+def _fetch(path: Path, urls: list[str], md5: str, download: bool, also: str | None = None) -> Path:
+    """The file at `path` with the right checksum, downloaded if it is not there.
+
+    `also` is the md5 of the unpacked content: the same data compressed anew is as good.
+    """
+    if path.exists():
+        if hashlib.md5(path.read_bytes()).hexdigest() == md5:
+            return path
+        if also and hashlib.md5(_gunzip(path)).hexdigest() == also:
+            return path
+        raise ValueError(
+            f"{path} is truncated or not the published file (md5 should be {md5}); "
+            f"delete it and load again"
+        )
+    if not download:
+        raise FileNotFoundError(
+            f"{path} is missing; put it there, name another folder by root= or WOTLAB_DATA, "
+            f"or allow download=True"
+        )
+    failed = []
+    for url in urls:
+        try:
+            with replacing(path) as part, _patience():
+                download_url(url, path.parent, part.name, md5)
+            return path
+        except (OSError, RuntimeError) as error:  # no network, no space, another checksum
+            failed.append(f"{url}: {error}")
+    raise ConnectionError(
+        f"{path} is missing and could not be downloaded ({'; '.join(failed)}). Check the network, "
+        f"or put the file there, or name the folder that has it by root= or WOTLAB_DATA"
+    )
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _gunzip(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} is truncated or no gzip; delete it and load again") from error
