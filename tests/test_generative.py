@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import wotlab
 from wotlab import InternalWassersteinBall, models
 from wotlab.iwd import PatchCost
-from wotlab.iwd._critic import gap
+from wotlab.iwd.game import gap
 from wotlab.training import GenerativeIWDD, fit
 from wotlab.training._generative import Generator, Walls
 

@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
+from wotlab._base.dataset import as_dataset
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import logits_of
 from wotlab.attacks import Attack, AttackResult
+from wotlab.balls import Ball
 from wotlab.evaluate._shares import Share, share
-from wotlab.training._batches import as_dataset
 
 
 def accuracy(
@@ -89,27 +90,16 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
     logits = logits_of(model, x.to(next(model.parameters(), x).device))
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise ValueError(
-            f"model must return logits (B, classes) for images {tuple(x.shape)}; "
-            f"got {tuple(logits.shape)}"
-        )
+    classes = checks.logits(logits, x)
     if bool(logits.isnan().any()):
         raise ValueError("model returns NaN; check its weights and the images' range")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(
-            f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; got {low}..{high}"
-        )
+    checks.classes(y, classes)
     return logits.argmax(1).to(y.device) == y
 
 
 def _check_labels(x: Tensor, y: Tensor) -> None:
     """One class number per image. Labels (B, 1) would be compared with every prediction."""
-    numbers = isinstance(y, Tensor) and not (
-        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-    )
-    if not numbers or y.shape != (len(x),):
+    if not checks.are_integers(y) or y.shape != (len(x),):
         found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
             f"labels must be class numbers, integers of shape ({len(x)},), one per image; "
@@ -146,7 +136,7 @@ def accuracy_curve(
     x: Tensor,
     y: Tensor,
     attack: Attack,
-    ball,
+    ball: Ball,
     eps: Sequence[float],
     *,
     progress: bool = False,

@@ -12,6 +12,7 @@ from wotlab._base.modes import eval_mode
 from wotlab._base.networks import are_probabilities, logits_of
 from wotlab._base.precision import full_precision
 from wotlab.attacks import Attack, Objective
+from wotlab.balls import Ball
 from wotlab.evaluate._accuracy import are_right
 from wotlab.evaluate._shares import Share, share
 
@@ -46,7 +47,7 @@ def sanity(
     x: Tensor,
     y: Tensor,
     attack: Attack,
-    ball,
+    ball: Ball,
     *,
     claim: float | None = None,
     others: dict[str, Attack] | None = None,
@@ -169,7 +170,7 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
         )
 
 
-def _of_the_number(y: Tensor, ball, accuracy: Share, claim: float | None) -> Iterator[Doubt]:
+def _of_the_number(y: Tensor, ball: Ball, accuracy: Share, claim: float | None) -> Iterator[Doubt]:
     if claim is not None and claim > accuracy.high:
         yield Doubt("claim", f"{claim:.1%} is claimed; this attack leaves {accuracy}")
     most, stated = _most_frequent(y), max(accuracy.value, claim or 0)
@@ -215,7 +216,9 @@ def _most_frequent(y: Tensor) -> float:
     return float(y.bincount().max()) / len(y)
 
 
-def _random(model: nn.Module, x: Tensor, y: Tensor, ball, generator) -> Tensor:
+def _random(
+    model: nn.Module, x: Tensor, y: Tensor, ball: Ball, generator: torch.Generator | None
+) -> Tensor:
     """Which images break on the way to random black and white ones: booleans (N,).
 
     Every pixel is pushed as far as brightness goes, so that the projection ends near the ball's

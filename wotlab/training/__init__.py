@@ -16,14 +16,20 @@ What changes from minibatch to minibatch is a tensor, a network or an optimizer,
 """
 
 from wotlab.training._adversarial_transport import AdversarialTransport
-from wotlab.training._defenses import MART, PGDAT, TRADES, WassersteinAT, pgd_adversary
+from wotlab.training._defenses import (
+    IWDD,
+    MART,
+    PGDAT,
+    TRADES,
+    Standard,
+    WassersteinAT,
+    pgd_adversary,
+)
 from wotlab.training._fast import FastAT, FreeAT
 from wotlab.training._fit import Fit, fit
 from wotlab.training._generative import GenerativeIWDD
 from wotlab.training._got import GOT
-from wotlab.training._iwdd import IWDD
-from wotlab.training._joint import JointCost, JointTransport
-from wotlab.training._standard import Standard
+from wotlab.training._representation_transport import JointCost, JointTransport
 
 __all__ = [
     "GOT",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,12 +11,13 @@ from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, sample, soft_maximum
-from wotlab.training._defenses import Bounded, bare
+from wotlab.training._batches import reduced
+from wotlab.training._defenses import LinfDefense, Schedule, bare
 
 CHUNK = 4096  # images at a time when processes share what they remember
 
 
-class AdversarialTransport(Bounded):
+class AdversarialTransport(LinfDefense):
     r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
 
     The adversary of the entropic problem on the l-infinity ball is the Gibbs law
@@ -60,7 +62,7 @@ class AdversarialTransport(Bounded):
         ball: LinfBall,
         chain: Chain | None = None,
         *,
-        eps: Callable[[float], float] | None = None,
+        eps: Schedule | None = None,
         copies: int = 1,
         steps: int = 1,
         soft: float | None = None,
@@ -68,18 +70,18 @@ class AdversarialTransport(Bounded):
         place: torch.device | str = "cpu",
         augment: Callable[[Tensor], Tensor] | None = None,
     ):
-        LinfBall.require(ball)
+        super().__init__(ball, eps)
         checks.count("copies", copies)
         checks.count("steps", steps)
         if soft is not None:
             checks.positive("soft", soft)
         if dtype not in (torch.float16, torch.uint8):
             raise ValueError(f"dtype must be torch.float16 or torch.uint8; got {dtype}")
-        super().__init__(ball, eps)
         self.chain = chain or Chain("sign")
         self.copies, self.steps, self.soft = copies, steps, soft
         self.dtype, self.place, self.augment = dtype, place, augment
-        self.size, self.kept, self.known, self.touched = None, None, None, None
+        self.size = 0
+        self.kept = self.known = self.touched = torch.empty(0)  # until the images' shape is known
 
     def prepare(self, size: int) -> None:
         """Make room for the samples of so many images; `fit` calls this."""
@@ -95,7 +97,7 @@ class AdversarialTransport(Bounded):
             return F.cross_entropy(bare(model)(self.seen(z)), labels, reduction="none")
 
         with eval_mode(bare(model)):
-            z = sample(climbed, z, *self.now.walls(many), self.chain, self.steps)
+            z = sample(climbed, z, *self.now.walls(many), chain=self.chain, steps=self.steps)
         self.remember(z, index)
         losses = F.cross_entropy(model(self.seen(z)), labels, reduction="none")
         losses = losses.reshape(self.copies, len(x))
@@ -106,9 +108,9 @@ class AdversarialTransport(Bounded):
 
     def recall(self, x: Tensor, index: Tensor) -> Tensor:
         """The samples of these images, (copies * B, C, H, W); the images at their first visit."""
-        if self.size is None:
+        if not self.size:
             raise ValueError("call prepare(size) with the size of the data set first")
-        if self.kept is None:
+        if not len(self.kept):
             shape = (self.size, self.copies, *x.shape[1:])
             self.kept = torch.zeros(shape, dtype=self.dtype, device=self.place)
             self.known = torch.zeros(self.size, dtype=torch.bool)
@@ -135,21 +137,21 @@ class AdversarialTransport(Bounded):
         self.kept[at.to(self.kept.device)] = z.to(self.kept.device, self.dtype)
         self.known[at] = self.touched[at] = True
 
-    def gather(self, fabric) -> None:
+    def gather(self, fabric: Fabric) -> None:
         """Share with the other processes what this one has moved since the last time.
 
         An epoch shows each image to one process only, so sums over processes do it.
         """
-        if fabric.world_size == 1 or self.kept is None:
+        if fabric.world_size == 1 or not len(self.kept):
             return
         for start in range(0, self.size, CHUNK):
             part = slice(start, start + CHUNK)
             mine = self.touched[part]
             moved = self.kept[part].float().cpu() * mine[:, None, None, None, None]
-            anyone = fabric.all_reduce(mine.float(), reduce_op="sum").cpu() > 0
-            sums = fabric.all_reduce(moved, reduce_op="sum").to(self.kept.device, self.dtype)
-            anyone_there = anyone.to(self.kept.device)
-            self.kept[part][anyone_there] = sums[anyone_there]
+            anyone = reduced(fabric, mine.float()).cpu() > 0
+            sums = reduced(fabric, moved).to(self.kept.device, self.dtype)
+            there = anyone.to(self.kept.device)
+            self.kept[part][there] = sums[there]
             self.known[part] |= anyone
         self.touched.zero_()
 
@@ -160,10 +162,10 @@ class AdversarialTransport(Bounded):
     def load_state_dict(self, state: dict) -> None:
         """Take up samples that `state_dict` gave."""
         kept = state["kept"]
-        if kept is not None and (kept.dtype != self.dtype or kept.shape[1] != self.copies):
+        if len(kept) and (kept.dtype != self.dtype or kept.shape[1] != self.copies):
             raise ValueError(
                 f"the checkpoint keeps {kept.shape[1]} copies in {kept.dtype}; "
                 f"got copies={self.copies}, dtype={self.dtype}"
             )
-        self.kept = None if kept is None else kept.to(self.place)
+        self.kept = kept.to(self.place)
         self.known, self.touched = state["known"], state["touched"]

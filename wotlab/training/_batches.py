@@ -1,34 +1,14 @@
-"""Minibatches: the same for any number of processes, and from any of them on."""
+"""Minibatches: the same for any number of processes, and from any of them on; their cost."""
 
 from collections.abc import Iterator
+from typing import Self, cast
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-
-def as_dataset(data: Dataset | tuple[Tensor, Tensor]) -> Dataset:
-    """A data set of (image, label), from a pair of tensors or arrays, too; else ValueError."""
-    if isinstance(data, (tuple, list)):
-        if not all(isinstance(part, (Tensor, np.ndarray)) and part.ndim for part in data):
-            kinds = " and ".join(type(part).__name__ for part in data[:2])
-            raise ValueError(f"data must be a pair of tensors or arrays, or a Dataset; got {kinds}")
-        if len(data) != 2 or len(data[0]) != len(data[1]):
-            raise ValueError("data must be (images, labels) of one length, or a Dataset")
-        data = TensorDataset(*map(torch.as_tensor, data))
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if not sized or isinstance(data, IterableDataset):
-        raise ValueError(
-            "data must be a map-style Dataset, with a length and an index for each image; "
-            f"got {type(data).__name__}. Defenses that remember images need their places"
-        )
-    if len(data) == 0:
-        raise ValueError("data holds no images")
-    first = data[0]
-    if not isinstance(first, (tuple, list)) or len(first) != 2:
-        raise ValueError("data must give pairs (image, label); this one gives something else")
-    return data
+from wotlab._base.dataset import MapDataset
 
 
 class Places(Sampler):
@@ -61,20 +41,46 @@ class Places(Sampler):
 class _Indexed(Dataset):
     """A data set that also says which image it gives."""
 
-    def __init__(self, data: Dataset):
+    def __init__(self, data: MapDataset):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple:
         return *self.data[index], index
 
 
-def minibatches(data: Dataset, places: Places, workers: int) -> Iterator[tuple]:
+def minibatches(data: MapDataset, places: Places, workers: int) -> Iterator[tuple]:
     """(images, labels, places) of each minibatch."""
     if isinstance(data, TensorDataset):  # one indexing a minibatch, not one an image
         for part in places.parts:
             yield *data[part], part
     else:
         yield from DataLoader(_Indexed(data), batch_sampler=places, num_workers=workers)
+
+
+def reduced(fabric: Fabric, part: Tensor, how: str = "sum") -> Tensor:
+    """The sum, or the mean, of what all processes have."""
+    return cast(Tensor, fabric.all_reduce(part, reduce_op=how))
+
+
+class Gradients:
+    """Counts the images whose loss is propagated back through the network, whoever asks for it."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.images = model, 0
+
+    def __enter__(self) -> Self:
+        self.hook = self.model.register_forward_hook(self.watch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+
+    def watch(self, model: nn.Module, given: tuple, logits: Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(self.count)
+
+    def count(self, gradient: Tensor) -> None:
+        self.images += len(gradient)

@@ -4,18 +4,29 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
+from wotlab._base.files import replacing
 from wotlab.training._settings import Words, differences
 
 SEAL = b"\nsha256 "  # at the end of the file, before the digest of all that precedes it
 
 
-def resume(path: str | Path, parts: dict, run: Words) -> dict:
+@runtime_checkable
+class Stateful(Protocol):
+    """A network, an optimizer, a scheduler or a defense."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict, /) -> object: ...
+
+
+def resume(path: Path, parts: dict[str, Stateful], run: Words) -> dict:
     """Put what `path` holds into `parts`; the rest of it is returned."""
-    body = _opened(Path(path).read_bytes())
-    if body is None:
+    body, seal, digest = path.read_bytes().rpartition(SEAL)
+    if not seal or digest != hashlib.sha256(body).hexdigest().encode():
         raise ValueError(
             f"checkpoint {path} is damaged or not one of these; delete it to start anew"
         )
@@ -31,29 +42,14 @@ def resume(path: str | Path, parts: dict, run: Words) -> dict:
     return saved
 
 
-def save(path: str | Path, parts: dict, rest: dict) -> None:
+def save(path: Path, parts: dict[str, Stateful], rest: dict) -> None:
     """Write beside the old checkpoint, then put it in its place: a kill leaves one of the two."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: part.state_dict() for name, part in parts.items()}
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb+") as file:
-            torch.save(state | rest, file)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0, os.SEEK_END)
-            file.write(SEAL + digest.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _opened(content: bytes) -> bytes | None:
-    """The file without its seal, if that is whole."""
-    body, seal, digest = content.rpartition(SEAL)
-    whole = seal and digest == hashlib.sha256(body).hexdigest().encode()
-    return body if whole else None
+    with replacing(path) as part, open(part, "wb+") as file:
+        torch.save(state | rest, file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(SEAL + digest.encode())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,9 +1,10 @@
-"""Adversarial training in its usual forms: PGD-AT, TRADES, MART, Wasserstein."""
+"""Training without a defense, and adversarial training: PGD-AT, TRADES, MART, Wasserstein, IWDD."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from lightning_fabric.wrappers import is_wrapped
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from wotlab._base import checks, draws
 from wotlab._base.networks import divergence
 from wotlab.attacks import Attack, mirror_ascent, pgd
-from wotlab.balls import WassersteinBall
+from wotlab.balls import Ball, InternalWassersteinBall, LinfBall, WassersteinBall
+
+Schedule = Callable[[float], float]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -21,13 +24,28 @@ def bare(model: nn.Module) -> nn.Module:
 
     A wrapper may average over processes at every call, and attacks call it unequally often.
     """
-    return model.module if is_wrapped(model) else model
+    return model.get_submodule("module") if is_wrapped(model) else model
 
 
-class Bounded:
+class Defense(Protocol):
+    """What `fit` needs of a defense; what else it may have is said in `wotlab.training`."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Mean loss of the minibatch x, y, whose images have the places `index`."""
+
+
+class Standard:
+    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Mean cross-entropy of the minibatch; `index` are the images' places in the data set."""
+        return F.cross_entropy(model(x), y)
+
+
+class BallDefense:
     """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment."""
 
-    def __init__(self, ball, eps: Callable[[float], float] | None = None):
+    def __init__(self, ball: Ball, eps: Schedule | None = None):
         self.ball, self.eps = ball, eps
         self.at_epoch(0)
 
@@ -36,7 +54,17 @@ class Bounded:
         self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
 
 
-class PGDAT(Bounded):
+class LinfDefense(BallDefense):
+    """A defense that steps by signs of gradients, which suit an l-infinity ball alone."""
+
+    ball: LinfBall
+    now: LinfBall
+
+    def __init__(self, ball: LinfBall, eps: Schedule | None = None):
+        super().__init__(LinfBall.require(ball), eps)
+
+
+class PGDAT(BallDefense):
     r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
 
     Parameters
@@ -59,7 +87,7 @@ class PGDAT(Bounded):
 
     sees_clean = False  # whether `mix` wants the clean images' logits
 
-    def __init__(self, ball, eps: Callable[[float], float] | None = None, attack=None):
+    def __init__(self, ball: Ball, eps: Schedule | None = None, attack: Attack | None = None):
         super().__init__(ball, eps)
         self.attack = attack or self.default_attack()
 
@@ -73,11 +101,11 @@ class PGDAT(Bounded):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean loss of the minibatch and its attacked images."""
         z = self.attacked(model, x, y)
-        clean = model(x) if self.sees_clean else None
+        clean = model(x) if self.sees_clean else x.new_empty(0)
         return self.mix(clean, model(z), y)
 
-    def mix(self, clean: Tensor | None, moved: Tensor, y: Tensor) -> Tensor:
-        """Mean loss from the logits of the clean and of the attacked images."""
+    def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
+        """Mean loss from the logits of the clean images, if it `sees_clean`, and the attacked."""
         return F.cross_entropy(moved, y)
 
 
@@ -110,7 +138,14 @@ class TRADES(PGDAT):
 
     sees_clean = True
 
-    def __init__(self, ball, eps=None, attack=None, *, beta: float = 6.0):
+    def __init__(
+        self,
+        ball: Ball,
+        eps: Schedule | None = None,
+        attack: Attack | None = None,
+        *,
+        beta: float = 6.0,
+    ):
         checks.positive("beta", beta)
         super().__init__(ball, eps, attack)
         self.beta = beta
@@ -144,7 +179,14 @@ class MART(PGDAT):
 
     sees_clean = True
 
-    def __init__(self, ball, eps=None, attack=None, *, beta: float = 5.0):
+    def __init__(
+        self,
+        ball: Ball,
+        eps: Schedule | None = None,
+        attack: Attack | None = None,
+        *,
+        beta: float = 5.0,
+    ):
         checks.positive("beta", beta)
         super().__init__(ball, eps, attack)
         self.beta = beta
@@ -198,7 +240,7 @@ class WassersteinAT(PGDAT):
     def __init__(
         self,
         ball: WassersteinBall,
-        eps: Callable[[float], float] | None = None,
+        eps: Schedule | None = None,
         attack: Attack | None = None,
         *,
         noise: float = 0.0,
@@ -225,8 +267,84 @@ class WassersteinAT(PGDAT):
         return 0.9 * F.cross_entropy(logits, y) + 0.1 * divergence(clean, moved).mean()
 
 
+class IWDD(PGDAT):
+    r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
+
+    The inner maximum is sought by an attack that keeps to the ball. The paper's Algorithm 2 seeks
+    it by a generator against a critic, which keep to no ball: that is `GenerativeIWDD`.
+
+    Parameters
+    ----------
+    ball : InternalWassersteinBall
+        Its eps is the budget where `eps` is not given.
+    eps : function of the epoch, optional
+        As for `PGDAT`.
+    attack : attack, optional
+        As for `PGDAT`. By default ten steps of `pgd` on the ball, which never leave it.
+    beta : float > 0
+        Weight of the clean images, 0.1 in the paper.
+
+    Raises
+    ------
+    ValueError
+        For a ball of another kind, or beta <= 0.
+
+    Notes
+    -----
+    The paper trains with SGD from lr 0.1 for 200 epochs of minibatches of 128.
+    """
+
+    sees_clean = True
+
+    def __init__(
+        self,
+        ball: InternalWassersteinBall,
+        eps: Schedule | None = None,
+        attack: Attack | None = None,
+        *,
+        beta: float = 0.1,
+    ):
+        InternalWassersteinBall.require(ball)
+        checks.positive("beta", beta)
+        super().__init__(ball, eps, attack)
+        self.beta = beta
+
+    def default_attack(self) -> Attack:
+        return partial(pgd, steps=10, early_stop=False)
+
+    def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of the attacked images, and beta times that of the clean ones."""
+        return self.beta * F.cross_entropy(clean, y) + F.cross_entropy(moved, y)
+
+
+class Grown:
+    """A defense with networks and optimizers of its own, made when the first minibatch is known.
+
+    `grown` names them. What a checkpoint holds of them is put into them as they are made.
+    """
+
+    grown: tuple[str, ...]
+    _made = False
+    _stored: dict | None = None
+
+    def take_up(self) -> None:
+        """Go on with what was stored, now that they are made."""
+        self._made = True
+        for name, state in (self._stored or {}).items():
+            getattr(self, name).load_state_dict(state)
+
+    def state_dict(self) -> dict:
+        """The networks and their optimizers, so that a resumed run goes on with them."""
+        made = {name: getattr(self, name).state_dict() for name in self.grown if self._made}
+        return {"stored": made or self._stored}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave; they are made at the next minibatch."""
+        self._stored, self._made = state["stored"], False
+
+
 @contextmanager
-def watched(layer: nn.Module, before: bool = False):
+def watched(layer: nn.Module, before: bool = False) -> Iterator[list[Tensor]]:
     """What a layer returns at each call, or what it is given, in a list."""
     seen: list[Tensor] = []
     hook = layer.register_forward_hook(

@@ -8,10 +8,10 @@ from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab.attacks import Objective
 from wotlab.balls import LinfBall
-from wotlab.training._defenses import Bounded, bare
+from wotlab.training._defenses import LinfDefense, Schedule, bare
 
 
-class FastAT(Bounded):
+class FastAT(LinfDefense):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
     delta is uniform in [-eps, eps] for each pixel, and g is the gradient of the cross-entropy at
@@ -33,9 +33,9 @@ class FastAT(Bounded):
         For a ball of another kind, or step <= 0.
     """
 
-    def __init__(self, ball: LinfBall, eps=None, *, step: float = 1.25):
+    def __init__(self, ball: LinfBall, eps: Schedule | None = None, *, step: float = 1.25):
         checks.positive("step", step)
-        super().__init__(LinfBall.require(ball), eps)
+        super().__init__(ball, eps)
         self.step = step
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class FastAT(Bounded):
         return F.cross_entropy(model(self.attacked(model, x, y)), y)
 
 
-class FreeAT(Bounded):
+class FreeAT(LinfDefense):
     r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
 
     Each minibatch is trained on `repeats` times; the gradient of each backward pass moves the
@@ -72,10 +72,12 @@ class FreeAT(Bounded):
         For a ball of another kind, or repeats < 1.
     """
 
-    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps=None):
+    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps: Schedule | None = None):
         checks.count("repeats", repeats)
-        super().__init__(LinfBall.require(ball), eps)
-        self.repeats, self.change, self.last = repeats, None, None
+        super().__init__(ball, eps)
+        self.repeats = repeats
+        self.change: Tensor | None = None
+        self.last: Tensor | None = None
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the perturbed minibatch."""
@@ -85,14 +87,14 @@ class FreeAT(Bounded):
             few = min(len(x), len(self.change))  # a last minibatch may be smaller
             z[:few] += self.change[:few].to(x)
         self.last = self.now.project(x, z).requires_grad_()
-        self.base = x
+        self.clean = x
         return F.cross_entropy(model(self.last), y)
 
     def _learn(self) -> None:
         """Step along the gradient that the last backward pass left at the images."""
         if self.last is not None and self.last.grad is not None:
             eps = self.now.eps
-            change = self.last.detach() - self.base + eps * self.last.grad.sign()
+            change = self.last.detach() - self.clean + eps * self.last.grad.sign()
             change = change.clamp(-eps, eps)
             if self.change is not None and len(self.change) > len(change):
                 change = torch.cat([change, self.change[len(change) :]])

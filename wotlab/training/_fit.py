@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
+from wotlab._base.dataset import MapDataset, as_dataset
 from wotlab._base.modes import eval_mode
 from wotlab.training import _checkpoints as checkpoints
 from wotlab.training import _inputs as inputs
 from wotlab.training import _settings as settings
-from wotlab.training._batches import Places, as_dataset, minibatches
-from wotlab.training._counter import Gradients
-from wotlab.training._standard import Standard
+from wotlab.training._batches import Gradients, Places, minibatches, reduced
+from wotlab.training._defenses import Defense, Schedule, Standard
 
 CLEAN_EVERY = 20  # minibatches between two looks at the loss on clean images
 
@@ -55,15 +55,15 @@ class Fit:
 def fit(
     model: nn.Module,
     data: Dataset | tuple[Tensor, Tensor],
-    defense=None,
+    defense: Defense | None = None,
     *,
     epochs: int,
     batch_size: int = 128,
     lr: float = 0.1,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
-    schedule: Callable[[float], float] | None = None,
+    schedule: Schedule | None = None,
     ema: float | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[nn.Module], object] | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     save_every: float = 300.0,
@@ -128,8 +128,7 @@ def fit(
     ValueError
         For numbers out of range, a model without weights that learn, data without labels or
         places, images out of [0, 1], labels that are no classes of the model, a checkpoint that is
-        damaged or
-        belongs to another network, defense, data set or setting; it says which.
+        damaged or belongs to another network, defense, data set or setting; it says which.
     FloatingPointError
         When the loss is no longer finite. The checkpoint then holds the last good state.
     """
@@ -145,12 +144,13 @@ def fit(
     if batch_size < fabric.world_size:
         raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
     if optimizer is None:
-        optimiser = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+        optimiser: Optimizer = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
     else:
         optimiser = optimizer(model)
-    run = _Run(model, data, defense or Standard(), fabric, batch_size, seed, workers)
-    run.prepare(optimiser, schedule, ema, validate)
-    run.resume(checkpoint, save_every)
+    run = _Run(
+        model, data, defense or Standard(), fabric, optimiser, schedule, ema, validate, batch_size,
+        seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
+    )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)
     with run.counter, bar, inputs.train_mode(model), torch.enable_grad():
         run.train(epochs, bar)
@@ -159,62 +159,78 @@ def fit(
 
 def _alone(device: torch.device) -> Fabric:
     """One process on the model's device."""
-    if device.type == "cuda":
-        return Fabric(accelerator="cuda", devices=[device.index or 0])
-    return Fabric(accelerator=device.type, devices=1)
+    cuda = device.type == "cuda"
+    return Fabric(accelerator=device.type, devices=[device.index or 0] if cuda else 1)
 
 
+@dataclass
 class _Run:
     """One call of `fit`: what it trains, how far it is, and what it has counted."""
 
-    def __init__(self, model, data, defense, fabric: Fabric, batch_size, seed, workers):
-        self.model, self.data, self.defense, self.fabric = model, data, defense, fabric
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        if hasattr(defense, "prepare"):
-            defense.prepare(len(data))
-        self.counter, self.done, self.position = Gradients(model), Fit(), 0
-        self.tally, self.classes = _tally(), None
+    model: nn.Module
+    data: MapDataset
+    defense: Defense
+    fabric: Fabric
+    optimiser: Optimizer
+    schedule: Schedule | None
+    ema: float | None
+    validate: Callable[[nn.Module], object] | None
+    batch_size: int
+    seed: int
+    workers: int
+    checkpoint: Path | None
+    save_every: float
 
-    def prepare(self, optimiser, schedule, ema, validate) -> None:
-        """Everything with a state, in `parts`."""
+    def __post_init__(self) -> None:
+        if hasattr(self.defense, "prepare"):
+            self.defense.prepare(len(self.data))
+        self.counter, self.done, self.position = Gradients(self.model), Fit(), 0
+        self.tally, self.classes = _tally(), 0
+        self.best: dict[str, Tensor] = {}
         # a compiled model stays as it is: attacks and steps then call the one that is watched
-        self.wrapped, self.optimiser = self.fabric.setup(
-            self.model, optimiser, _reapply_compile=False
+        self.wrapped, self.stepper = self.fabric.setup(
+            self.model, self.optimiser, _reapply_compile=False
         )
-        given, count = schedule, len(self.places(0))
-        schedule = schedule or (lambda epoch: 1.0)
-        self.scheduler = LambdaLR(optimiser, lambda minibatch: schedule(minibatch / count))
-        self.parts = {
-            "model": self.model, "optimizer": optimiser, "scheduler": self.scheduler,
+        factor, count = self.schedule or (lambda epoch: 1.0), len(self.places(0))
+        self.scheduler = LambdaLR(self.optimiser, lambda minibatch: factor(minibatch / count))
+        self.parts: dict[str, checkpoints.Stateful] = {
+            "model": self.model, "optimizer": self.optimiser, "scheduler": self.scheduler,
             "precision": self.fabric.strategy.precision,
         }  # fmt: skip
         self.average = None
-        if ema is not None:
+        if self.ema is not None:
             # one step's weights count less and less: average.module is what is kept
             self.average = AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True
             )
             self.parts["average"] = self.average
-        if hasattr(self.defense, "state_dict"):
+        if isinstance(self.defense, checkpoints.Stateful):
             self.parts["defense"] = self.defense
-        self.validate, self.best = validate, {}
-        self.settings = (optimiser, self.defense, given, ema, validate)
+        if self.checkpoint is not None:
+            self.resume(self.checkpoint)
+        self.saved = time.monotonic()
 
-    def resume(self, checkpoint, save_every: float) -> None:
-        self.checkpoint, self.save_every = checkpoint, save_every
-        if checkpoint is not None:
-            if hasattr(self.defense, "at_epoch"):
-                self.defense.at_epoch(0)  # one that has been used before is described as a new one
-            self.words = settings.of_run(
-                self.model, *self.settings, self.data, self.batch_size, self.seed
-            )
-        if checkpoint is not None and Path(checkpoint).exists():
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from the checkpoint, if it is there and that of this run."""
+        if hasattr(self.defense, "at_epoch"):
+            self.defense.at_epoch(0)  # one that has been used before is described as a new one
+        self.words = {
+            "network": settings.of_network(self.model),
+            **settings.describe("optimizer", settings.of_optimizer(self.optimiser)),
+            **settings.describe("defense", self.defense),
+            "schedule": settings.over_epochs(self.schedule),
+            "ema": settings.of_number(self.ema),
+            "validate": "None" if self.validate is None else "given",
+            "data": settings.of_data(self.data),
+            "batch_size": settings.of_number(self.batch_size),
+            "seed": settings.of_number(self.seed),
+        }
+        if checkpoint.exists():
             rest = checkpoints.resume(checkpoint, self.parts, self.words)
             self.done, self.best = Fit(rest["history"], rest["best_epoch"]), rest["best"]
-            self.position, self.tally = rest["position"], rest["tally"]
-            if self.fabric.global_rank > 0:  # what is counted there is counted by the first one
-                self.tally = _tally()
-        self.saved = time.monotonic()
+            self.position = rest["position"]
+            if self.fabric.global_rank == 0:  # all that was counted is counted by the first one
+                self.tally = rest["tally"]
 
     def train(self, epochs: int, bar: tqdm) -> None:
         smallest = min((len(part) for part in self.places(0).parts), default=0)
@@ -227,7 +243,7 @@ class _Run:
             bar.set_description(f"epoch {epoch + 1} of {epochs}")
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self.epoch(epoch, places, bar)
-        self.optimiser.zero_grad()  # leave no gradients behind
+        self.stepper.zero_grad()  # leave no gradients behind
         final = self.best or (self.average and self.average.module.state_dict())
         if final:
             self.model.load_state_dict(final)
@@ -249,7 +265,8 @@ class _Run:
             torch.manual_seed(self.mixed(epoch))
             if hasattr(self.defense, "at_epoch"):
                 self.defense.at_epoch(epoch + self.position / count)
-            self.minibatch(*next(batches), size)
+            x, y, index = next(batches)
+            self.minibatch(x, y, index, size)
             self.scheduler.step()
             self.position += 1
             self.tally["seconds"] += time.perf_counter() - start
@@ -273,10 +290,10 @@ class _Run:
         inputs.check_images(x)
         x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
         x = x.to(next(w for w in self.model.parameters() if w.is_floating_point()).dtype)
-        if self.classes is None:
+        if not self.classes:
             with self.fabric.autocast(), torch.random.fork_rng(range(torch.cuda.device_count())):
-                self.classes = inputs.check_classes(self.model, x[:8])
-        inputs.check_labels(y, self.classes)
+                self.classes = inputs.classes_of(self.model, x[:8])
+        checks.classes(y, self.classes)
         if self.position % CLEAN_EVERY == 0:
             self.look(x, y)
         # processes average their gradients: with unequal parts, weigh each by its images
@@ -284,16 +301,16 @@ class _Run:
         for _ in range(getattr(self.defense, "repeats", 1)):
             with self.fabric.autocast():
                 loss = self.defense.loss(self.wrapped, x, y, index)
-            mean = float(self.fabric.all_reduce(share * loss.detach()))
+            mean = float(reduced(self.fabric, share * loss.detach(), "mean"))
             if not math.isfinite(mean):
                 raise FloatingPointError(
                     f"the loss is {mean} at minibatch {self.position} of epoch "
                     f"{self.done.epochs}; lower the learning rate, or check the images. "
                     f"A checkpoint holds the last good state"
                 )
-            self.optimiser.zero_grad()
+            self.stepper.zero_grad()
             self.fabric.backward(share * loss)
-            self.optimiser.step()
+            self.stepper.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
             self.tally["loss"] += mean * size
@@ -330,7 +347,7 @@ class _Run:
         self.counter.images = 0
         names = ("clean_loss", "clean_seen", "gradients")
         mine = torch.tensor([self.tally[n] for n in names], dtype=torch.float64)
-        sums = self.fabric.all_reduce(mine, reduce_op="sum").tolist()
+        sums = reduced(self.fabric, mine).tolist()
         whole = self.tally | dict(zip(names, sums, strict=True))
         first = self.fabric.global_rank == 0
         self.tally = whole if first else self.tally | dict.fromkeys(names, 0)

@@ -1,6 +1,7 @@
 """IWDD by its Algorithm 2: a generator of adversarial images, trained beside the classifier."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,20 @@ from torch.optim import Adam
 from wotlab._base import checks, draws
 from wotlab._base.modes import eval_mode
 from wotlab.attacks import Objective
-from wotlab.attacks._pyramid import GAIN, KERNEL, WIDTH
 from wotlab.iwd import PatchCost
-from wotlab.iwd._critic import BETAS, LEAK, PENALTY, RATE, PatchCritics, critic_step, gap
-from wotlab.training._defenses import bare
+from wotlab.iwd.game import (
+    BETAS,
+    GAIN,
+    KERNEL,
+    LEAK,
+    PENALTY,
+    RATE,
+    WIDTH,
+    PatchCritics,
+    critic_step,
+    gap,
+)  # fmt: skip
+from wotlab.training._defenses import Grown, bare
 
 
 class Walls(torch.autograd.Function):
@@ -23,12 +34,12 @@ class Walls(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, z: Tensor) -> Tensor:
+    def forward(context: Any, z: Tensor) -> Tensor:
         context.save_for_backward(z)
         return z.clamp(0, 1)
 
     @staticmethod
-    def backward(context, slope: Tensor) -> Tensor:
+    def backward(context: Any, slope: Tensor) -> Tensor:
         (z,) = context.saved_tensors
         out = ((z < 0) & (slope > 0)) | ((z > 1) & (slope < 0))  # descent would go further out
         return slope.masked_fill(out, 0)
@@ -60,7 +71,7 @@ class Generator(nn.Module):
         return Walls.apply(x + GAIN * z)
 
 
-class GenerativeIWDD:
+class GenerativeIWDD(Grown):
     r"""E[beta CE(model(x), y) + CE(model(g(x, n)), y)], g from a game (Tan et al., Algorithm 2).
 
     The paper's defense with the paper's adversary. On each minibatch a critic f of patches takes
@@ -107,6 +118,8 @@ class GenerativeIWDD:
     several processes each has a generator and a critic of its own.
     """
 
+    grown = ("players", "down", "up")
+
     def __init__(
         self,
         cost: PatchCost | None = None,
@@ -126,22 +139,18 @@ class GenerativeIWDD:
         checks.count("critic_steps", critic_steps)
         self.cost, self.beta, self.tau = cost, beta, tau
         self.critic_steps, self.lr, self.penalty = critic_steps, lr, penalty
-        self.players, self._stored = None, None
 
     def begin(self, x: Tensor) -> None:
         """Make generator and critic for such images, or take up the stored ones."""
-        stored = self._stored
         devices = [x.device] if x.device.type == "cuda" else []
         # stored weights must not take random numbers that the run before did not take
-        with torch.random.fork_rng(devices, enabled=stored is not None):
+        with torch.random.fork_rng(devices, enabled=self._stored is not None):
             self.generator = Generator(x.shape[1], like=x)
             self.critic = PatchCritics(1, x.shape[1] * self.cost.size**2, like=x)
         self.down = Adam(self.generator.parameters(), self.lr, BETAS)
         self.up = Adam(self.critic.parameters(), self.lr, BETAS, maximize=True)
         self.players = nn.ModuleDict({"generator": self.generator, "critic": self.critic})
-        if stored is not None:
-            for name in ("players", "down", "up"):
-                getattr(self, name).load_state_dict(stored[name])
+        self.take_up()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """One round of the game; the classifier's mean loss on the minibatch."""
@@ -151,7 +160,7 @@ class GenerativeIWDD:
     def play(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Train critic and generator on this minibatch; what the generator then makes of it."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the game is not rounded
-        if self.players is None:
+        if not self._made:
             self.begin(wide)
         noise = draws.normal(wide)
         with eval_mode(model), torch.autocast(x.device.type, enabled=False):
@@ -175,18 +184,9 @@ class GenerativeIWDD:
         for _ in range(self.critic_steps):
             critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
 
-    def value(self, model: nn.Module, x: Tensor, z: Tensor, y: Tensor, dtype) -> Tensor:
+    def value(
+        self, model: nn.Module, x: Tensor, z: Tensor, y: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """What the generator lowers: the gap, minus tau times the log-odds of an error."""
         odds, _ = Objective(model, y, False, "ce").value(z.to(dtype))
         return gap(self.critic, *self.patches(x, z)).mean() - self.tau * odds.mean()
-
-    def state_dict(self) -> dict:
-        """Generator, critic and their optimizers, so that a resumed run goes on with them."""
-        if self.players is None:
-            return {"stored": self._stored}
-        names = ("players", "down", "up")
-        return {"stored": {name: getattr(self, name).state_dict() for name in names}}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave; the networks are made at the next minibatch."""
-        self._stored, self.players = state["stored"], None

@@ -1,22 +1,35 @@
 """GOT: adversarial training with transport between clean and adversarial representations."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
 from wotlab.balls import LinfBall
-from wotlab.training._defenses import PGDAT, TRADES, bare, pgd_adversary, watched
-from wotlab.training._joint import JointTransport
+from wotlab.training._defenses import PGDAT, TRADES, Grown, bare, pgd_adversary, watched
+from wotlab.training._representation_transport import JointTransport, Pairs
 
-# k, eps, step and weights of the paper's four data sets: TRADES' beta, and what GOT-PGD trains on
-PAPER = {
-    "mnist": {"steps": 40, "eps": 0.3, "step": 0.01, "trades": 6.0, "alpha": 1.0, "clean": 0.0},
-    "svhn": {"trades": 3.0, "alpha": 2.0, "clean": 0.5},
+
+class Setting(NamedTuple):
+    """What the paper prints for a data set: the attack's, TRADES' beta, what GOT-PGD trains on."""
+
+    steps: int = 20
+    eps: float = 8 / 255
+    step: float = 2 / 255
+    trades: float = 6.0
+    alpha: float = 1.0
+    clean: float = 0.0
+
+
+DATA = {
+    "mnist": Setting(steps=40, eps=0.3, step=0.01),
+    "cifar10": Setting(),
+    "cifar100": Setting(),
+    "svhn": Setting(trades=3.0, alpha=2.0, clean=0.5),
 }
-COLOUR = {"steps": 20, "eps": 8 / 255, "step": 2 / 255, "trades": 6.0, "alpha": 1.0, "clean": 0.0}
-DATA = ("mnist", "cifar10", "cifar100", "svhn")
 VARIANTS = ("GOT-PGD-S", "GOT-PGD-LM", "GOT-TRADES-S", "GOT-TRADES-LM")
 
 
@@ -28,7 +41,7 @@ def linear(size: int) -> nn.Linear:
     return phi
 
 
-class GOT:
+class GOT(Grown):
     r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
 
     u = (latent, prediction), and W the transport cost between the laws of u over the clean and
@@ -77,6 +90,10 @@ class GOT:
     In several processes each one compares its own part of the minibatch and learns its own phi.
     """
 
+    grown = ("phi", "climber")
+    phi: nn.Module
+    climber: torch.optim.Optimizer
+
     def __init__(
         self,
         inner: PGDAT,
@@ -101,7 +118,6 @@ class GOT:
         self.beta, self.alpha, self.clean, self.latent = beta, alpha, clean, latent
         self.potential = potential or linear
         self.ascent, self.lr, self.hold = ascent, lr, hold
-        self.phi, self.climber, self.stored = None, None, None
 
     @classmethod
     def paper(cls, variant: str, data: str) -> "GOT":
@@ -118,18 +134,17 @@ class GOT:
         ValueError
             For another name.
         """
-        for what, given, known in (("variant", variant, VARIANTS), ("data", data, DATA)):
+        for what, given, known in (("variant", variant, VARIANTS), ("data", data, (*DATA,))):
             if given not in known:
                 raise ValueError(f"{what} must be one of {', '.join(known)}; got {given!r}")
-        setting = COLOUR | PAPER.get(data, {})
-        ball, step = LinfBall(setting["eps"]), setting["step"]
-        kind = "kl" if "TRADES" in variant else "ce"
-        attack = pgd_adversary(setting["steps"], kind, step)
+        setting = DATA[data]
+        ball, kind = LinfBall(setting.eps), "kl" if "TRADES" in variant else "ce"
+        attack = pgd_adversary(setting.steps, kind, setting.step)
         term = JointTransport(match_labels=variant.endswith("LM"))
         if kind == "kl":
-            return cls(TRADES(ball, attack=attack, beta=setting["trades"]), term)
+            return cls(TRADES(ball, attack=attack, beta=setting.trades), term)
         inner = PGDAT(ball, attack=attack)
-        return cls(inner, term, alpha=setting["alpha"], clean=setting["clean"])
+        return cls(inner, term, alpha=setting.alpha, clean=setting.clean)
 
     def at_epoch(self, epoch: float) -> None:
         """Set the budget of this moment."""
@@ -152,7 +167,7 @@ class GOT:
         """phi at the latents, as the weights' step sees it."""
         return self.phi(z.detach() if self.hold else z)
 
-    def watch(self, model: nn.Module):
+    def watch(self, model: nn.Module) -> AbstractContextManager[list[Tensor]]:
         """A record of the latents of the calls that follow."""
         layers = dict(model.named_modules())
         if self.latent is None:
@@ -166,16 +181,14 @@ class GOT:
             )
         return watched(layers[self.latent])
 
-    def climb(self, u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor], y: Tensor) -> None:
+    def climb(self, u: Pairs, v: Pairs, y: Tensor) -> None:
         """Gradient ascent on phi, with latents and logits held."""
-        u, v = (tuple(part.detach() for part in side) for side in (u, v))
-        if self.phi is None:
+        u, v = ((latent.detach(), logits.detach()) for latent, logits in (u, v))
+        if not self._made:
             self.phi = self.potential(u[0].flatten(1).shape[1])
             self.phi.to(u[0].device, torch.promote_types(u[0].dtype, torch.float32))
             self.climber = torch.optim.Adam(self.phi.parameters(), self.lr, maximize=True)
-            if self.stored:
-                self.phi.load_state_dict(self.stored["phi"])
-                self.climber.load_state_dict(self.stored["climber"])
+            self.take_up()
         with torch.enable_grad():
             self.phi.requires_grad_(True)
             for _ in range(self.ascent):
@@ -183,13 +196,3 @@ class GOT:
                 self.term(u, v, (y, y), self.phi).backward()
                 self.climber.step()
         self.phi.requires_grad_(False)  # the weights' step is not to move it
-
-    def state_dict(self) -> dict:
-        """phi and its optimizer, so that a resumed run goes on with them."""
-        if self.phi is None:
-            return {"stored": self.stored}
-        return {"stored": {"phi": self.phi.state_dict(), "climber": self.climber.state_dict()}}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave; phi is made at the next minibatch."""
-        self.stored, self.phi = state["stored"], None

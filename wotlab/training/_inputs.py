@@ -58,10 +58,9 @@ def check_sizes(model: nn.Module, smallest: int) -> None:
         )
 
 
-def as_labels(y) -> Tensor:
+def as_labels(y: object) -> Tensor:
     """Class numbers (B,) in int64, from integers of any kind; ValueError for others."""
-    whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
-    if not whole or y.dtype == torch.bool or y.ndim != 1:
+    if not checks.are_integers(y) or y.ndim != 1:
         found = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
             f"labels must be class numbers, one integer an image (y.long(), y.flatten()); "
@@ -70,7 +69,7 @@ def as_labels(y) -> Tensor:
     return y.long()
 
 
-def check_images(x) -> None:
+def check_images(x: Tensor) -> None:
     """ValueError for images that are not finite numbers in [0, 1]; a little beyond is rounding."""
     checks.tensor("images", x, 4, "(B, C, H, W)")
     low, high = float(x.min()), float(x.max())
@@ -81,32 +80,16 @@ def check_images(x) -> None:
         )
 
 
-def check_classes(model: nn.Module, x: Tensor) -> int:
+def classes_of(model: nn.Module, x: Tensor) -> int:
     """Number of the network's classes; ValueError if it does not return logits (B, classes)."""
     with eval_mode(model):
-        logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"model must return logits (B, classes) for images {tuple(x.shape)}; got {found}"
-        )
-    return logits.shape[1]
+        return checks.logits(model(x), x)
 
 
-def check_labels(y: Tensor, classes: int) -> None:
-    """ValueError for labels that are none of the network's classes."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1}, the model's classes; got {low}..{high}. Those "
-            f"that begin at 1 want y - 1; a network for more classes wants more outputs"
-        )
-
-
-def as_number(value) -> float:
+def as_number(value: object) -> float:
     """What `validate` returned, as a number: of a `Share` its value."""
     try:
-        return float(getattr(value, "value", value))
+        return float(getattr(value, "value", value))  # type: ignore[arg-type] # else TypeError
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"validate must return one number, the larger, the better; got {type(value).__name__}"

@@ -2,15 +2,19 @@
 
 import dataclasses
 import hashlib
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
+
+from wotlab._base.dataset import MapDataset
 
 EPOCHS = [k / 4 for k in range(401)]  # where schedules are compared
 LOOKS = 16  # images of a data set that are compared
@@ -19,25 +23,18 @@ PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.d
 Words = dict[str, str]
 
 
-def of_run(
-    model: nn.Module, optimiser: Optimizer, defense, schedule, ema, validate, data, batch_size, seed
-) -> Words:
-    """What must agree for a checkpoint to be continued, by name."""
+def of_network(model: nn.Module) -> str:
+    """A network by the names and shapes of its weights."""
+    return _hash(*(f"{k} {list(w.shape)}" for k, w in model.state_dict().items()))
+
+
+def of_optimizer(optimizer: Optimizer) -> list:
+    """An optimizer by its kind and its groups of weights."""
     groups = [
         {k: v for k, v in group.items() if k != "params"} | {"tensors": len(group["params"])}
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
     ]
-    return {
-        "network": _hash(*(f"{k} {list(w.shape)}" for k, w in model.state_dict().items())),
-        **describe("optimizer", [type(optimiser).__name__, *groups]),
-        **describe("defense", defense),
-        "schedule": over_epochs(schedule),
-        "ema": of_number(ema),
-        "validate": "None" if validate is None else "given",
-        "data": of_data(data),
-        "batch_size": of_number(batch_size),
-        "seed": of_number(seed),
-    }
+    return [type(optimizer).__name__, *groups]
 
 
 def differences(then: Words, now: Words) -> list[str]:
@@ -46,7 +43,7 @@ def differences(then: Words, now: Words) -> list[str]:
     return [f"{name} (then {then.get(name)}, now {now.get(name)})" for name in names]
 
 
-def describe(name: str, thing, seen: tuple[int, ...] = ()) -> Words:
+def describe(name: str, thing: object, seen: tuple[int, ...] = ()) -> Words:
     """All settings within a thing, by their names: numbers, words, balls, attacks, schedules.
 
     Of an object these are its attributes, but for what changes as it works: tensors, networks,
@@ -57,6 +54,7 @@ def describe(name: str, thing, seen: tuple[int, ...] = ()) -> Words:
     if id(thing) in seen:
         return {}
     seen = (*seen, id(thing))
+    parts: dict[Any, object]
     if isinstance(thing, partial):
         parts = {"": thing.func, **dict(enumerate(thing.args)), **thing.keywords}
     elif isinstance(thing, types.MethodType):
@@ -85,7 +83,7 @@ def describe(name: str, thing, seen: tuple[int, ...] = ()) -> Words:
     return words
 
 
-def _attributes(thing) -> Iterator[tuple[str, object]]:
+def _attributes(thing: object) -> Iterator[tuple[str, object]]:
     """Settings of an object. What it learns or remembers is not among them."""
     if dataclasses.is_dataclass(thing):
         yield from ((f.name, getattr(thing, f.name)) for f in dataclasses.fields(thing))
@@ -97,58 +95,48 @@ def _attributes(thing) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def of_number(thing) -> str:
+def of_number(thing: object) -> str:
     """The same word for 6 and 6.0."""
     if isinstance(thing, (int, float, np.number)) and not isinstance(thing, bool):
         return repr(float(thing)).removesuffix(".0")
     return repr(thing)
 
 
-def over_epochs(function: Callable[[float], float] | None) -> str:
+def over_epochs(function: Callable | None) -> str:
     """A schedule by its values, since two ways to write it are one schedule."""
     if function is None:
         return "None"
-    return _hash(*(_value(function, epoch) for epoch in EPOCHS))
-
-
-def _value(function, epoch: float) -> str:
-    try:
-        return repr(float(function(epoch)))
-    except Exception as error:  # of a list, say, that has an entry an epoch
-        return type(error).__name__
+    values = []
+    for epoch in EPOCHS:
+        try:
+            values.append(repr(float(function(epoch))))
+        except Exception as error:  # of a list, say, that has an entry an epoch
+            values.append(type(error).__name__)
+    return _hash(*values)
 
 
 def of_function(function: types.FunctionType, seen: tuple[int, ...] = ()) -> str:
     """A function of a module by its name; another one by what it does, and with which numbers."""
     if "<" not in function.__qualname__ and function.__module__ != "__main__":
         return f"{function.__module__}.{function.__qualname__}"
-    code = function.__code__
-    used = {k: v for k, v in function.__globals__.items() if k in code.co_names}
-    closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    around = inspect.getclosurevars(function)
     given = {
-        "defaults": function.__defaults__, **(function.__kwdefaults__ or {}), **used,
-        **{k: cell.cell_contents for k, cell in closure.items() if _filled(cell)},
+        "defaults": function.__defaults__, **(function.__kwdefaults__ or {}),
+        **around.globals, **around.nonlocals,
     }  # fmt: skip
     # lists, tensors and objects around a function may be where it writes, not what it reads
     kept = {k: v for k, v in given.items() if _is_setting(v)}
-    return _hash(*_of_code(code), *sorted(map(str, describe("", kept, seen).items())))
+    code = _of_code(function.__code__)
+    return _hash(*code, *sorted(map(str, describe("", kept, seen).items())))
 
 
-def _is_setting(value) -> bool:
+def _is_setting(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_setting, value))
     kinds = (*PLAIN, types.FunctionType, partial)
     return isinstance(value, kinds) or (
         dataclasses.is_dataclass(value) and not isinstance(value, type)
     )
-
-
-def _filled(cell) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _of_code(code: types.CodeType) -> Iterator[str]:
@@ -161,24 +149,24 @@ def _of_code(code: types.CodeType) -> Iterator[str]:
             yield repr(sorted(map(repr, constant)) if type(constant) is frozenset else constant)
 
 
-def of_data(data: Dataset) -> str:
+def of_data(data: MapDataset) -> str:
     """A data set by its length, its labels, and a few of its images."""
+    every = max(1, len(data) // LOOKS)
     if isinstance(data, TensorDataset):
         x, y = data.tensors
-        few = x[:: max(1, len(x) // LOOKS)]
-        return f"{len(data)} images, {_hash(_bytes(few), _bytes(y))}"
-    few = range(0, len(data), max(1, len(data) // LOOKS))
+        return f"{len(data)} images, {_hash(_bytes(x[::every]), _bytes(y))}"
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         looks = []
         for seed in range(2):
             torch.manual_seed(seed)
-            looks.append([tuple(map(_bytes, data[k])) for k in few])
-    if looks[0] != looks[1]:  # crops and flips by chance: their labels must do
-        looks = [[label for _, label in look] for look in looks]
-    return f"{len(data)} images, {_hash(repr(looks[0]))}"
+            looks.append([[_bytes(part) for part in data[k]] for k in range(0, len(data), every)])
+    one, other = looks
+    if one != other:  # crops and flips by chance: their labels must do
+        one = [[label] for _, label in one]
+    return f"{len(data)} images, {_hash(repr(one))}"
 
 
-def _bytes(part) -> bytes:
+def _bytes(part: object) -> bytes:
     if isinstance(part, Tensor):
         kind = f"{part.dtype} {list(part.shape)} ".encode()
         return kind + part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

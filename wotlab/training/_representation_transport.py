@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wotlab import ot
 from wotlab._base import checks
+
+Pairs = tuple[Tensor, Tensor]  # latents (n, k) and logits (n, c) of a batch
 
 LATENT = ("cosine", "l2")
 PREDICTION = ("kl", "reverse-kl", "l1")
@@ -40,7 +42,7 @@ class JointCost:
     prediction: str = "kl"
     lam: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, known in (("latent", LATENT), ("prediction", PREDICTION)):
             if getattr(self, what) not in known:
                 raise ValueError(
@@ -52,7 +54,7 @@ class JointCost:
     def symmetric(self) -> bool:
         return self.prediction == "l1"
 
-    def __call__(self, u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, u: Pairs, v: Pairs) -> Tensor:
         """Matrix (n, m) for latents (n, k), (m, k) and logits (n, c), (m, c)."""
         (z, logits), (z_, logits_) = u, v
         if self.latent == "cosine":
@@ -129,10 +131,10 @@ class JointTransport:
 
     def __call__(
         self,
-        u: tuple[Tensor, Tensor],
-        v: tuple[Tensor, Tensor],
+        u: Pairs,
+        v: Pairs,
         labels: tuple[Tensor, Tensor],
-        potential: nn.Module | Callable[[Tensor], Tensor] | None = None,
+        potential: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The term, a scalar, differentiable in latents and logits; and in `potential`.
 
@@ -151,7 +153,7 @@ class JointTransport:
             unlike shares in the two batches.
         """
         z = u[0].flatten(1).to(torch.promote_types(u[0].dtype, torch.float32))
-        u, v = (tuple(part.flatten(1).double() for part in side) for side in (u, v))
+        u, v = (((side[0].flatten(1).double(), side[1].flatten(1).double())) for side in (u, v))
         for name, side in (("clean", u), ("adversarial", v)):
             for what, part in zip(("latent", "logits"), side, strict=True):
                 if not bool(part.isfinite().all()):
@@ -167,20 +169,23 @@ class JointTransport:
                 )
             return self.cost(u, v).diagonal().mean()
         if self.kind == "semi-dual":
+            if potential is None:
+                raise ValueError('"semi-dual" needs a potential; got None')
             value = self._semi_dual(potential(z).double()[:, 0], a, b, self.cost(u, v))
         elif self.kind == "exact":
             value = ot.exact(a, b, self._each(self.cost(u, v), a)).value
         elif self.kind == "entropic":
             value = ot.sinkhorn(a, b, self._each(self.cost(u, v), a), self.reg).value
         else:
-            costs = tuple(self._each(self.cost(*p), a) for p in ((u, v), (u, u), (v, v)))
-            value = ot.sinkhorn_divergence(a, b, costs, self.reg)
+            uv, uu, vv = (self._each(self.cost(*p), a) for p in ((u, v), (u, u), (v, v)))
+            value = ot.sinkhorn_divergence(a, b, (uv, uu, vv), self.reg)
         return (weights * value).sum() / total
 
     def _laws(self, labels: tuple[Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
         """Histograms on the two batches: one for all, or one a class with its share as mass."""
         if not self.match_labels:
-            return tuple(like.new_full((1, len(y)), 1 / len(y)) for y in labels)
+            a, b = (like.new_full((1, len(y)), 1 / len(y)) for y in labels)
+            return a, b
         classes = torch.unique(torch.cat(labels))
         a, b = ((classes[:, None] == y).to(like.dtype) / len(y) for y in labels)
         gap = (a.sum(1) - b.sum(1)).abs()
