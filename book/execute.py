@@ -15,9 +15,6 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
-from repository import address, fill_install_line
-
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {
@@ -33,13 +30,10 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 ROUNDING = 0.01  # of a point, in a figure
 
 
-def execute(path: Path, url: str | None = None) -> None:
-    """Run one notebook in its own folder and store it; `url`: where Colab installs from."""
+def execute(path: Path) -> None:
+    """Run one notebook in its own folder and store it."""
     notebook = nbformat.read(path, as_version=4)
     before = deepcopy(notebook.cells)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.source = fill_install_line(cell.source, url)
     NotebookClient(
         notebook,
         timeout=600,
@@ -100,7 +94,6 @@ def same_picture(a: str, b: str) -> bool:
 
 
 if __name__ == "__main__":
-    here = address(folder=Path(__file__).parent)
     for name in sys.argv[1:]:
         print("running", name, flush=True)
-        execute(Path(name), here)
+        execute(Path(name))

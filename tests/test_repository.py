@@ -1,16 +1,21 @@
 """The repository's address: where it is found, and what the site and the notebooks do with it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
-from repository import address, branch, fill_install_line, normalise, theme_options
+from colab import write
+from repository import address, fill_install_line, normalise, theme_options
 
 ROOT = Path(__file__).resolve().parents[1]
 FORGE = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "owner/name"}
+URL = "https://github.com/owner/name"
+COLAB = "https://colab.research.google.com/github/owner/name"
 
 
 @pytest.mark.parametrize(
@@ -46,29 +51,38 @@ def test_forge_comes_before_remote_and_a_clone_without_either_has_no_address(tmp
     assert address({}, tmp_path) is None
 
 
-def test_branch(tmp_path):
-    assert branch({"GITHUB_REF": "refs/heads/next"}, tmp_path) == "next"
-    assert branch({"GITHUB_REF": "refs/pull/7/merge"}, tmp_path) == "main"
-
-
 def test_only_github_gets_a_colab_button():
-    assert "launch_buttons" in theme_options("https://github.com/owner/name", "main")
-    assert "launch_buttons" not in theme_options("https://gitlab.com/owner/name", "main")
-    assert theme_options(None, "main") == {}
+    assert "launch_buttons" in theme_options("https://github.com/owner/name")
+    assert "launch_buttons" not in theme_options("https://gitlab.com/owner/name")
+    assert theme_options(None) == {}
 
 
-CELL = """import importlib.util
+def test_install_line_points_at_the_repository():
+    cell = "try:\n    import wotlab\nexcept ImportError:\n    %pip install --quiet {}"
+    known = cell.format(f"git+{URL}")
+    assert fill_install_line(cell.format("wotlab"), URL) == fill_install_line(known, URL) == known
 
-if importlib.util.find_spec("wotlab") is None:
-    %pip install --quiet {}"""
 
-
-def test_install_line_points_at_the_repository_where_it_is_known():
-    known = CELL.format("git+https://github.com/owner/name")
-    assert fill_install_line(CELL.format("wotlab"), "https://github.com/owner/name") == known
-    assert fill_install_line(known, "https://github.com/owner/name") == known
-    assert fill_install_line(known, None) == known
-    assert fill_install_line(CELL.format("wotlab"), None) == CELL.format("wotlab")
+def test_the_branch_for_colab_differs_in_install_lines_and_links_alone(tmp_path):
+    """Every install line names the repository, and every link to a page leads there."""
+    write(tmp_path / "branch", URL)
+    stored = sorted((ROOT / "book").glob("*.ipynb"))
+    made = sorted((tmp_path / "branch" / "book").glob("*.ipynb"))
+    assert [path.name for path in made] == [path.name for path in stored]
+    there = f"{COLAB}/blob/colab/book/"
+    for path, before in zip(made, stored, strict=True):
+        new, old = (nbformat.read(p, as_version=4) for p in (path, before))
+        code = [cell.source for cell in new.cells if cell.cell_type == "code"]
+        assert code[0].count(f"    %pip install --quiet git+{URL}\n") == 1
+        assert "".join(code).count("pip install") == 1
+        for cell, was in zip(new.cells, old.cells, strict=True):
+            for link in re.findall(r"\]\((\S+\.(?:ipynb|md))", cell.source):
+                page = link.removeprefix(there).removeprefix(f"{URL}/blob/HEAD/book/")
+                assert link.startswith("https://") and (ROOT / "book" / page).is_file(), link
+            plain = cell.source.replace(there, "").replace(f"{URL}/blob/HEAD/book/", "")
+            assert plain.replace(f"git+{URL}", "wotlab") == was.source
+            assert {**cell, "source": ""} == {**was, "source": ""}
+    assert f"({URL})" in (tmp_path / "branch" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("forge", [FORGE, {}], ids=["forge", "no address"])
@@ -96,9 +110,9 @@ def test_site_has_the_buttons_where_the_address_is_known_and_none_elsewhere(tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "_build" / "html" / "book" / "page.html").read_text()
     buttons = [
-        'href="https://github.com/owner/name"',
-        'href="https://github.com/owner/name/issues/new',
-        'href="https://colab.research.google.com/github/owner/name/blob/main/book/page.ipynb"',
+        f'href="{URL}"',
+        f'href="{URL}/issues/new',
+        f'href="{COLAB}/blob/colab/book/page.ipynb"',
     ]
     assert [button in page for button in buttons] == [bool(forge)] * 3
     assert "executablebooks/jupyter-book" not in page

@@ -1,7 +1,7 @@
-"""The repository's address: found in one place, used by the site's buttons and by the notebooks.
+"""The repository's address: found in one place, used by the site's buttons and by `colab.py`.
 
 It comes from the forge that runs the build or from the git remote. A clone of a local path has
-none; then the site goes without the buttons that need it, and the notebooks stay as they are.
+none; then the site goes without the buttons that need it.
 """
 
 import os
@@ -13,6 +13,10 @@ PATH = r"(?P<path>[\w.~-]+(?:/[\w.~-]+)+)/?"
 REMOTES = (
     re.compile(rf"(?:https|ssh|git)://{HOST}(?::\d+)?/{PATH}", re.IGNORECASE),
     re.compile(rf"{HOST}:{PATH}", re.IGNORECASE),  # git@host:owner/name
+)
+COLAB = "https://colab.research.google.com"
+COLAB_BRANCH = (
+    "colab"  # of notebooks that install from this repository; `colab.py` makes it
 )
 INSTALL = re.compile(r"^(\s*%pip install --quiet )\S+$", re.MULTILINE)
 
@@ -42,15 +46,6 @@ def normalise(remote: str) -> str | None:
     )
 
 
-def branch(environment=os.environ, folder=".") -> str:
-    """The branch that readers are sent to."""
-    reference = environment.get("GITHUB_REF", "")
-    if reference.startswith("refs/heads/"):
-        return reference.removeprefix("refs/heads/")
-    head = git(folder, "symbolic-ref", "--short", "refs/remotes/origin/HEAD")
-    return head.removeprefix("origin/") or "main"
-
-
 def git(folder, *arguments) -> str:
     """What git prints, or nothing where it fails or is missing."""
     try:
@@ -62,7 +57,7 @@ def git(folder, *arguments) -> str:
     return done.stdout.strip()
 
 
-def theme_options(url: str | None, branch: str) -> dict:
+def theme_options(url: str | None) -> dict:
     """What sphinx-book-theme needs to draw the repository, issue and Colab buttons."""
     if url is None:
         return {}
@@ -72,24 +67,24 @@ def theme_options(url: str | None, branch: str) -> dict:
     )
     options = {
         "repository_url": url,
-        "repository_branch": branch,
+        "repository_branch": COLAB_BRANCH,  # the Colab button's; the others need none
         "repository_provider": provider,
         "path_to_docs": "",
         "use_repository_button": True,
         "use_issues_button": provider != "bitbucket",
     }
     if host == "github.com":  # the one forge that Colab opens notebooks from
-        options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+        options["launch_buttons"] = {"colab_url": COLAB}
     return options
 
 
-def fill_install_line(source: str, url: str | None) -> str:
-    """A cell's source with `%pip install --quiet ...` pointing at the repository, where known."""
-    return source if url is None else INSTALL.sub(rf"\g<1>git+{url}", source)
+def fill_install_line(source: str, url: str) -> str:
+    """A cell's source with `%pip install --quiet ...` pointing at the repository."""
+    return INSTALL.sub(rf"\g<1>git+{url}", source)
 
 
 def configure(app, config):
-    own = theme_options(address(folder=app.srcdir), branch(folder=app.srcdir))
+    own = theme_options(address(folder=app.srcdir))
     # jupyter-book fills these with its own repository where _config.yml says nothing
     foreign = ("repository_url", "repository_branch", "path_to_docs", "launch_buttons")
     kept = {k: v for k, v in config.html_theme_options.items() if k not in foreign}
