@@ -39,13 +39,13 @@ execute: .venv/installed
 	$(BIN)/python book/execute.py $(NOTEBOOKS)
 
 lint: .venv/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
 
 clean:
-	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c '$(CHECK_PYTHON)'

@@ -6,7 +6,9 @@ import sys
 import tomllib
 from email.parser import Parser
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from zipfile import ZipFile
 
 import pytest
@@ -15,7 +17,10 @@ from alone import make_kernels
 from jupyter_client.manager import start_new_kernel
 from packaging.requirements import Requirement
 
+import wotlab
+
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -74,19 +79,48 @@ def test_kernel_of_another_processor_computes_as_that_one(tmp_path, monkeypatch)
 
 
 def test_readme_examples_run_as_written(alone, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     assert blocks, "README.md shows no Python example"
     run(alone, "\n".join(blocks), tmp_path)
 
 
+def test_map_of_readme_names_every_chapter_and_what_the_package_has():
+    rows = re.findall(r"^\| (?:\[.*\]\((book/\d\d.*)\)|all) \|.*\| (.*) \|$", README, re.M)
+    chapters = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
+    assert [row[0] for row in rows] == [*(f"book/{path.name}" for path in chapters), ""]
+    named = {name for _, last in rows for name in re.findall(r"`([\w.]+)`", last)}
+    for name in named - {"experiments"}:
+        attrgetter(name)(wotlab)
+    modules = {m for m in wotlab.__all__ if isinstance(getattr(wotlab, m), ModuleType)}
+    assert {name.split(".")[0] for name in named} == modules | {"experiments"}
+
+
 def test_versions_agree():
+    assert wotlab.__version__ == PROJECT["version"]  # of the installed metadata
     citation = (ROOT / "CITATION.cff").read_text()
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {PROJECT['version']}\n" in citation
     assert f"## [{PROJECT['version']}]" in changelog
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=str)
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def test_a_job_may_write_what_it_must_and_nothing_else():
+    granted = set()
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, path.name
+        for name, job in workflow["jobs"].items():
+            rights = job.get("permissions", {}).items()
+            granted |= {(path.stem, name, scope) for scope, right in rights if right == "write"}
+    assert granted == {
+        ("pages", "publish", "pages"), ("pages", "publish", "id-token"),
+        ("pages", "colab", "contents"), ("release", "publish", "id-token"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=str)
 def test_workflows_are_yaml_and_call_what_the_makefile_has(path):
     workflow = yaml.safe_load(path.read_text())
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
