@@ -1,4 +1,4 @@
-"""How long does `import wotlab` take, beside `import torch`? Processor seconds, a process each time.
+"""How long does `import wotlab` take, beside `import torch`? Processor seconds of fresh processes.
 
 A module is imported in a fresh process after a first one that warmed the disk's cache; modules take
 turns, and the medians of the rounds are compared.

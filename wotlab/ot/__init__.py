@@ -14,9 +14,9 @@ where mass may appear and vanish; `semi_dual` where one potential is learned.
 from wotlab.ot._entropic import sinkhorn, sinkhorn_divergence, unbalanced_sinkhorn
 from wotlab.ot._exact import exact, wasserstein_distance, wasserstein_infinity
 from wotlab.ot._ground_cost import GroundCost
-from wotlab.ot._marginals import wright_omega
 from wotlab.ot._problem import OTResult
 from wotlab.ot._semidual import c_transform, semi_dual
+from wotlab.ot.marginals import wright_omega
 
 __all__ = [
     "GroundCost",

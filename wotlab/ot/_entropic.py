@@ -16,8 +16,8 @@ from wotlab._base import checks
 from wotlab._base.batch import Batch
 from wotlab.ot._ground_cost import GroundCost
 from wotlab.ot._kernels import Kernel
-from wotlab.ot._marginals import KL, L2, Balanced, Marginal
 from wotlab.ot._problem import OTResult, Problem
+from wotlab.ot.marginals import KL, L2, Balanced, Marginal
 
 CHECK = 10  # iterations between two looks at the error
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from wotlab._base import checks
 from wotlab._base.precision import wide
 from wotlab.ot._ground_cost import GroundCost
-from wotlab.ot._marginals import Marginal
+from wotlab.ot.marginals import Marginal
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from wotlab._base import checks
 from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
-from wotlab.ot._marginals import wright_omega
+from wotlab.ot.marginals import wright_omega
 from wotlab.plans import Moves
 from wotlab.projections._momentum import Momentum
 from wotlab.projections._multiplier import multiplier

@@ -8,7 +8,7 @@ from torch import Tensor
 from wotlab._base import checks
 from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
-from wotlab.ot._marginals import KL, L2, Marginal, wright_omega
+from wotlab.ot.marginals import KL, L2, Marginal, wright_omega
 from wotlab.plans import TransportPlan
 from wotlab.projections._result import Projection
 from wotlab.projections._scaling import scaled
