@@ -31,9 +31,9 @@ def main() -> None:
     rounds = [[seconds(module) for module in MODULES] for _ in range(given.rounds)]
     torch, wotlab = map(median, zip(*rounds, strict=True))
     save(
-        given.out, "import-time", "wotlab", wotlab / torch, "times the seconds of import torch",
-        "fresh processes, in turns", sum(map(sum, rounds)), torch_seconds=torch,
-        wotlab_seconds=wotlab, rounds=given.rounds,
+        given.out, "import-time", {"module": "wotlab"}, wotlab / torch,
+        "times the seconds of import torch", "fresh processes, in turns", sum(map(sum, rounds)),
+        torch_seconds=torch, wotlab_seconds=wotlab, rounds=given.rounds,
     )  # fmt: skip
 
 

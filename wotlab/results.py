@@ -4,7 +4,6 @@ import csv
 import datetime
 import json
 import math
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +14,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
+
+from wotlab._base.files import replacing
 
 Key = str | float | bool | None  # a value of a key
 Keys = dict[str, Key]
@@ -123,15 +124,9 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     """
     filled = asdict(record) | provenance()
     path = Path(folder) / record.what / f"{name(record.keys)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(filled, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        json.dump(filled, file, indent=2, ensure_ascii=False)
+        file.write("\n")
     return path
 
 

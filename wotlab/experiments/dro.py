@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wotlab import attacks, training
-from wotlab.balls import LinfBall
+from wotlab.balls import Ball, LinfBall
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import Trial, autoattack, pgd, trial
 from wotlab.gibbs import Chain
-from wotlab.training._defenses import pgd_adversary
+from wotlab.training import pgd_adversary
 
 MNIST = LinfBall(0.3)
 GRADIENTS = 82  # back-propagations an image: 41 epochs of one step, two of PGD-40
 
 
-def growing(ball: LinfBall, epochs: int) -> Callable[[float], float]:
+def growing(ball: Ball, epochs: int) -> Callable[[float], float]:
     """eps of an epoch: grows to the middle of the training. Some networks learn nothing at 0.3."""
     return lambda epoch: ball.eps * min(1.0, 2 * epoch / epochs)
 

@@ -19,8 +19,7 @@ from wotlab.experiments.dro import growing
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.experiments.trials import Trial, autoattack, pgd, trial
 from wotlab.results import Keys
-from wotlab.training import GOT, MART, PGDAT, JointCost, JointTransport
-from wotlab.training._defenses import pgd_adversary
+from wotlab.training import GOT, MART, PGDAT, JointCost, JointTransport, pgd_adversary
 
 RIVALS = ("pgd-at", "trades", "mart")
 VARIANTS = ("got-pgd-s", "got-trades-s", "got-pgd-lm", "got-trades-lm")

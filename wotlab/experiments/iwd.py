@@ -20,8 +20,17 @@ from wotlab.experiments import trials
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.experiments.trials import Trial
 from wotlab.results import Key, Keys
-from wotlab.training import IWDD, MART, PGDAT, TRADES, FastAT, FreeAT, GenerativeIWDD, Standard
-from wotlab.training._defenses import pgd_adversary
+from wotlab.training import (
+    IWDD,
+    MART,
+    PGDAT,
+    TRADES,
+    FastAT,
+    FreeAT,
+    GenerativeIWDD,
+    Standard,
+    pgd_adversary,
+)
 
 LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from wotlab import attacks, evaluate, models, results, training
-from wotlab.balls import LinfBall
+from wotlab.balls import Ball
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.results import Keys
 
@@ -33,7 +33,7 @@ class Trial:
     what: str
     keys: Keys
     network: str
-    ball: LinfBall
+    ball: Ball
     defense: Any
     epochs: int
     judges: dict[str, Callable]
@@ -52,7 +52,7 @@ class Trial:
 def pgd(steps: int, step: float | Callable, **options: Any) -> Callable:
     """PGD from random starts that are the same for every network."""
 
-    def attack(model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall) -> attacks.AttackResult:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> attacks.AttackResult:
         return attacks.pgd(
             model, x, y, ball, steps=steps, step_size=step, random_start=True,
             generator=torch.Generator().manual_seed(0), **options,

@@ -7,7 +7,6 @@ ships is one outcome, and its card says what was measured on it.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import attacks, data, evaluate, models, results, training
+from wotlab._base.files import replacing
 from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.experiments.runner import Parser
 from wotlab.gibbs import Chain
-from wotlab.training._defenses import pgd_adversary
+from wotlab.training import pgd_adversary
 
 Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
@@ -63,7 +63,7 @@ class Recipe:
     """
 
     told: str
-    defense: Callable[[], object]
+    defense: Callable[[], training.Defense]
     fit: dict
     network: str = "digits-small"
     num_classes: int = 10
@@ -170,7 +170,7 @@ def carried(rule: Chain, **options: Any) -> Callable:
     return lambda eps: training.AdversarialTransport(BALL, rule, eps=eps, **options)
 
 
-def tuned(told: str, defense: Callable[[], object]) -> Recipe:
+def tuned(told: str, defense: Callable[[], training.Defense]) -> Recipe:
     """A row of chapter 6: trains on from PGD-AT, with the paper's optimizer and rate."""
     adam = {"optimizer": lambda model: torch.optim.Adam(model.parameters(), 1e-3)}
     return Recipe(
@@ -290,9 +290,8 @@ def make(name: str, folder: Path) -> None:
         "seconds": seconds, "history": history, **measure(name, model.double()),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **results.provenance(),
     }  # fmt: skip
-    part = folder / f"{name}.json.part"
-    part.write_text(json.dumps(told, indent=2) + "\n")
-    os.replace(part, folder / f"{name}.json")
+    with replacing(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(told, indent=2) + "\n")
     shares = (evaluate.Share(**s) for s in (told["clean"], *told["robust"].values()))
     print(f"{name}: {', '.join(map(str, shares))} in {seconds:.0f} s", flush=True)
 
