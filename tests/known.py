@@ -1,4 +1,4 @@
-"""A network and a program whose optimum is known, and the projections that attacks may take."""
+"""What tests share: images, a network and a program whose optimum is known, projections."""
 
 from functools import partial
 
@@ -48,3 +48,24 @@ def linear_optimum(x, w, eps, cost):
         method="highs",
     )
     return -solved.fun
+
+
+def pair(*shape, seed=0, step=0.5, dtype=torch.double):
+    """Images with a black border pixel here and there, and stepped images that leave [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(*shape, generator=generator, dtype=torch.double)
+    w = x + step * torch.randn(*shape, generator=generator, dtype=torch.double)
+    x[..., 0, :2] = 0
+    return x.to(dtype), w.to(dtype)
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def digits():
+    from sklearn.datasets import load_digits
+
+    x = torch.tensor(load_digits().images[:20] / 16)[:, None]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    return x, (x + 0.02 * noise.sign()).clamp(0, 1)

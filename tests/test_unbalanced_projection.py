@@ -1,0 +1,83 @@
+"""Subramanyam's unbalanced projection against convex programs, and what is printed wrongly."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from known import digits, pair
+
+from wotlab import GroundCost
+from wotlab.projections import unbalanced_sinkhorn
+
+COST = GroundCost(5)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def unbalanced_program(x, w, cost, gamma, eta, tau, l2):
+    """The convex program by Clarabel, in exponential cones: its z, and its value."""
+    n = x.numel()
+    start, goal = x.flatten().numpy(), w.flatten().numpy()
+    costs = cost.dense(*x.shape[-2:]).numpy()
+    i, j = np.nonzero(np.isfinite(costs) & ((start > 0) | l2)[:, None])
+    flow, z = cp.Variable(len(i)), cp.Variable(n, nonneg=True)
+    rows, columns = np.zeros((n, len(i))), np.zeros((n, len(i)))
+    rows[i, range(len(i))], columns[j, range(len(i))] = 1, 1
+
+    def apart(a, b):
+        return cp.sum_squares(a - b) / 2 if l2 else cp.sum(cp.kl_div(a, b))
+
+    used = (start > 0) | l2
+    loss = costs[i, j] @ flow - eta * (cp.sum(cp.entr(flow)) + cp.sum(flow))
+    loss += tau * (apart((rows @ flow)[used], start[used]) + apart(columns @ flow, z))
+    problem = cp.Problem(cp.Minimize(loss + gamma / 2 * cp.sum_squares(z - goal)))
+    problem.solve(solver=cp.CLARABEL)
+    return torch.tensor(z.value).reshape(x.shape), problem.value
+
+
+@pytest.mark.parametrize("variant", ["corrected", "l2"])
+@pytest.mark.parametrize("weights", [(0.5, 0.001, 0.01), (0.5, 0.05, 2.0), (0.02, 0.3, 0.5)])
+def test_corrected_unbalanced_solves_its_problem(weights, variant):
+    x, w = pair(1, 1, 8, 8, seed=13, step=0.3)
+    gamma, eta, tau = weights
+    cost = GroundCost(3)
+    found = unbalanced_sinkhorn(x, w, cost, variant=variant, gamma=gamma, reg=eta, tau=tau)
+    best, value = unbalanced_program(x, w, cost, *weights, variant == "l2")
+    assert found.converged.all() and (found.image >= 0).all()
+    assert (found.image - best).abs().max() < 1e-5
+    assert float(found.value) == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_printed_update_is_brighter_by_tau_over_gamma():
+    x, w = digits()
+    bright = w > 0.3
+    printed = unbalanced_sinkhorn(x, w, GroundCost(None), variant="printed").image
+    corrected = unbalanced_sinkhorn(x, w, GroundCost(None)).image
+    assert (printed - corrected)[bright].mean() == pytest.approx(0.02, rel=0.05)
+    assert (corrected - w)[bright].abs().mean() < 0.002
+
+
+@pytest.mark.parametrize("longest, most", [(1, 4e-6), (7 * 2**0.5, 4e-6), (64, 1e-2)])
+@pytest.mark.parametrize("variant", ["printed", "corrected"])
+def test_printed_parameters_move_next_to_no_mass(variant, longest, most):
+    # C / longest with the printed weights is C with weights that are longest times as large
+    x, w = digits()
+    cost = GroundCost(None)
+    weights = {"gamma": 0.5 * longest, "reg": 0.001 * longest, "tau": 0.01 * longest}
+    plan = unbalanced_sinkhorn(x, w, cost, variant=variant, **weights).plan
+    stays = (cost.offsets(8, 8) == 0).all(1)
+    moved = plan.mass[:, :, ~stays].sum((1, 2, 3, 4)) / plan.mass.sum((1, 2, 3, 4))
+    assert moved.max() < most
+
+
+@pytest.mark.parametrize("variant", ["corrected", "printed", "l2"])
+def test_unbalanced_batch_is_a_loop_and_finite(variant):
+    x, w = pair(3, 2, 4, 5, seed=14, step=3.0)
+    for dtype in (torch.float32, torch.float64):
+        xs, ws = x.to(dtype), w.to(dtype)
+        batch = unbalanced_sinkhorn(xs, ws, COST, variant=variant)
+        assert batch.image.isfinite().all() and batch.plan.mass.isfinite().all()
+        one = unbalanced_sinkhorn(xs[1:2], ws[1:2], COST, variant=variant)
+        assert torch.allclose(one.image[0], batch.image[1], atol=1e-9)
+        assert one.iterations[0] == batch.iterations[1]
+        assert (batch.iterations == 10).all() == (variant == "printed")
