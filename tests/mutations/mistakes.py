@@ -9,8 +9,8 @@ from pathlib import Path
 from mutations.operators import IDLE, LAYOUT, REDUCTIONS, Signatures, called, changes
 
 ROOT = Path(__file__).resolve().parents[2]
-WHERE = ["attacks", "training", "projections", "evaluate", "ot", "internal"]
-FILES = ["balls.py", "plans.py", "moves.py", "gibbs.py", "warps.py"]
+WHERE = ["attacks", "training", "projections", "evaluate", "ot", "iwd", "balls", "plans", "_base"]
+FILES = ["gibbs.py", "transformations.py"]
 SKIPPED_CALLS = {"tqdm", "perf_counter", "warn", "ValueError", "TypeError", "type", "isinstance"}
 FORM = {"len", "shape", "dtype", "device", "ndim", "size", "numel", "zeros_like", "ones_like"}
 FORM |= {"full_like", "empty_like", "finfo"}

@@ -91,7 +91,7 @@ def radius(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    cost: GroundCost | None = None,
+    ground_cost: GroundCost | None = None,
     *,
     smallest: float = 0.01,
     largest: float = 4.0,
@@ -115,8 +115,8 @@ def radius(
     ----------
     model, x, y, loss, step_size, momentum, batch_size, progress
         As for `transport`.
-    cost : GroundCost, optional
-        Ground cost; its window limits the moves. `GroundCost()` by default.
+    ground_cost : GroundCost, optional
+        Its window limits the moves. `GroundCost()` by default.
     smallest, largest : float
         Budgets to begin and to end with, in pixels of distance. Between them lie
         log(largest / smallest) / log(1 + growth) steps, 33 by default. Images that break at
@@ -125,7 +125,9 @@ def radius(
     patience : int
         An image leaves when so many steps have not made it cheaper by one per cent. Measured on
         MNIST: growth 0.1 and patience 15 take 1.7 times as long for budgets 1 to 5 % smaller;
-        patience 1 takes 50 to 70 % of the time, for budgets 35 to 140 % larger.
+        patience 1 takes 50 to 70 % of the time, for budgets 35 to 140 % larger. On a linear
+        model, where the least budget is a linear program, the defaults end up to 12 % above it,
+        growth 0.05 and patience 40 up to 2 %.
     steps : int
         At most.
 
@@ -139,12 +141,11 @@ def radius(
         As for `transport`; for numbers that are not positive, or smallest >= largest.
     """
     start = time.perf_counter()
-    cost = cost or GroundCost()
     for name, value in (("smallest", smallest), ("largest", largest), ("growth", growth)):
         checks.positive(name, value)
     if smallest >= largest:
         raise ValueError(f"smallest must be below largest; got {smallest} and {largest}")
-    ball = WassersteinBall(smallest, cost)
+    ball = WassersteinBall(smallest, ground_cost or GroundCost())
     stepper = Growing(ball, step_size, momentum, growth=growth, largest=largest)
     kind, parts = partial(Cheapest, patience=patience), []
     with eval_mode(model):
