@@ -29,7 +29,6 @@ TITLES = {
     "mnist": "MNIST",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
-    "cifar10-jpeg": "JPEG copy of CIFAR-10",  # of older records; a folder of that name
     "cifar100": "CIFAR-100",
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
