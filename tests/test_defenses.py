@@ -257,3 +257,9 @@ def test_wasserstein_at_makes_a_network_more_robust():
         done = attacks.transport(model, x, y, ball, steps=30, restarts=1)
         robust.append(1 - float(done.success.float().mean()))
     assert robust[1] > robust[0] + 0.15
+
+
+@pytest.mark.parametrize("defense", [PGDAT, TRADES, MART, WassersteinAT])
+def test_a_number_is_no_ball(defense):
+    with pytest.raises(ValueError, match="ball must be a threat model"):
+        defense(0.1)

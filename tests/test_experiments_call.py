@@ -130,10 +130,7 @@ def noting(given, run):
     return []
 
 
-OF_DIGITS = {"digits-chain-steps", "digits-got-settings"}  # whose data ship, and networks too
-
-
-@pytest.mark.parametrize("name", sorted(command.EXPERIMENTS.keys() - OF_DIGITS))
+@pytest.mark.parametrize("name", sorted(command.EXPERIMENTS.keys() - command.BY_ITSELF))
 def test_without_data_and_networks_nothing_ends_well(call, name, tmp_path):
     status, lines = call(name, "--checkpoints", "nets", "--device", "cpu")
     assert status == 2, name
@@ -195,3 +192,11 @@ def test_help_lists_every_experiment_with_what_it_needs(call):
         for name, (needs, _) in rows.items():
             assert needs in listed[name]
     assert listed["strength"].endswith(" min")  # its records' time
+
+
+def test_data_is_asked_for_only_where_it_is_needed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["experiments", "strength"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: argument --data: strength needs it\n"

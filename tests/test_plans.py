@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wotlab
-from wotlab import GroundCost, L2Ball, LinfBall, TransportPlan, WassersteinBall, certify, ot
+from wotlab import GroundCost, L2Ball, LinfBall, TransportPlan, WassersteinBall, certify, iwd, ot
+from wotlab.plans import Moves
 
 
 def noise(*shape, seed=0):
@@ -247,3 +248,10 @@ def test_no_power_makes_a_cost_of_nan():
         for p in (0.5, 14, 25):
             plan = TransportPlan.identity(x, GroundCost(None, p))
             assert plan.cost().item() == 0
+
+
+def test_plans_refuse_what_is_no_ground_cost():
+    x = torch.rand(1, 1, 4, 4)
+    for make in (TransportPlan.identity, Moves, lambda x, cost: iwd.exact(x, x, cost)):
+        with pytest.raises(ValueError, match="cost must be a"):
+            make(x, 0.5)

@@ -163,3 +163,8 @@ def test_records_ship_with_the_package():
     files = {path.relative_to(ROOT / "results") for path in (ROOT / "results").rglob("*.json")}
     assert files == {Path(r.what, f"{results.name(r.keys)}.json") for r in shipped}
     assert {r.what for r in shipped} >= {"sinkhorn-speed", "exact-speed", "sinkhorn-memory"}
+
+
+def test_an_experiment_without_records_is_named():
+    with pytest.raises(ValueError, match=r"no records of 'strength'; .*mnist-robust-accuracy"):
+        results.table("strength", "network")

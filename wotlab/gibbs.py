@@ -39,7 +39,7 @@ class Chain:
         "reflected": the same, reflected at the walls. Tends to the Gibbs law as sigma -> 0.
         "mala": the same with the correction of Metropolis and Hastings: the Gibbs law exactly.
     lam : float > 0
-        Inverse temperature: 0 is uniform on the box, large sits at the largest loss.
+        Inverse temperature: near 0 is uniform on the box, large sits at the largest loss.
     sigma : float > 0
         Deviation of the noise a step, in units of z. 0.2 in the paper.
     eta : float > 0

@@ -176,9 +176,13 @@ def table(
     Raises
     ------
     ValueError
-        For a key that no record has, and where two records would stand in one place.
+        For an experiment without records, a key that no record has, and where two records would
+        stand in one place.
     """
     records = read(what, folder)
+    if not records:
+        there = sorted(each.name for each in _place(folder).iterdir() if each.is_dir())
+        raise ValueError(f"there are no records of {what!r}; there are some of {', '.join(there)}")
     known = {key for record in records for key in record.keys}
     for key in (*by, *where):
         if key not in known:

@@ -23,7 +23,7 @@ TESTS = ROOT / "tests"
 LEFT_OUT = {  # what cannot notice: tests of the book, of the records, of the wheel, of a GPU
     *("site", "packaging", "notebooks", "readme", "repository", "notation", "plots", "results"),
     *("gpu", "experiments", "experiments_call", "experiments_digits", "experiments_iwd"),
-    *("natural", "results_names", "zoo"),
+    *("results_names", "zoo"),
 }
 MEMORY = 12 * 2**30
 OPTIONS = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -25,6 +25,13 @@ def count(name: str, value: int, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {kind}; got {value!r}")
 
 
+def instance(name: str, value: object, kind: type) -> None:
+    """An object of that kind."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(f"{name} must be {article} {kind.__name__}; got {value!r}")
+
+
 def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:
     """A finite floating-point tensor of `ndim` dimensions, none of them empty."""
     if not isinstance(value, Tensor):

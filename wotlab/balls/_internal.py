@@ -48,8 +48,7 @@ class InternalWassersteinBall(Ball):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.patch_cost, PatchCost):
-            raise ValueError(f"patch_cost must be a PatchCost; got {self.patch_cost!r}")
+        checks.instance("patch_cost", self.patch_cost, PatchCost)
         if self.tile is not None:
             checks.count("tile", self.tile)
 

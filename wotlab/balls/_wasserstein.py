@@ -46,8 +46,7 @@ class WassersteinBall(Ball):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.ground_cost, GroundCost):
-            raise ValueError(f"ground_cost must be a GroundCost; got {self.ground_cost!r}")
+        checks.instance("ground_cost", self.ground_cost, GroundCost)
 
     def default_step(self, x: Tensor) -> Tensor:
         """The step of Hu et al. (2020), `hu_step`."""

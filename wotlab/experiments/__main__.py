@@ -1,6 +1,7 @@
-"""Command line of the experiments."""
+"""Measure what the papers print, and what we claim: one record a number."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ PAPERS: dict[str, Rows] = {
 }  # fmt: skip
 EXPERIMENTS = {name: cells for paper in PAPERS.values() for name, (_, cells) in paper.items()}
 
+BY_ITSELF = {n for rows in PAPERS.values() for n, (needs, _) in rows.items() if needs == NOTHING}
+
 # What --epochs is for: trainings of which a short and a long version are recorded.
 OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
 
@@ -82,13 +85,15 @@ class Parser(runner.Parser):
             if record.command.startswith(self.prog):  # a training is in each record after it
                 took = record.seconds, record.details.get("training_seconds", 0.0)
                 spent.setdefault(shlex.split(record.command)[3], set()).update(took)
-        lines = ["\nexperiments, what they need, and the minutes that those recorded took:"]
+        lines = [
+            "\nexperiments, what they need, and the minutes that those took which are recorded:"
+        ]
         for paper, rows in PAPERS.items():
             lines.append(f"\n{paper}")
             for name, (needs, cells) in sorted(rows.items()):
                 function = cells.func if isinstance(cells, partial) else cells
                 about = (function.__doc__ or "").split("\n")[0]
-                minutes = f"{sum(spent[name]) / 60:,.0f} min" if name in spent else ""
+                minutes = f"{math.ceil(sum(spent[name]) / 60):,} min" if name in spent else ""
                 lines += [f"  {name:21} {needs:32} {minutes:>9}".rstrip(), f"      {about}"]
         lines.append("\n  zoo                   the networks that ship; see zoo --help\n")
         return super().format_help() + "\n".join(lines)
@@ -121,18 +126,21 @@ def parser() -> Parser:
     made = Parser(prog="python -m wotlab.experiments", description=__doc__)
     add = made.add_argument
     add("name", choices=sorted([*EXPERIMENTS, "zoo"]), metavar="name", help="which experiment")
-    add("--data", type=folder, required=True,
-        help="root of the data sets, as torchvision lays them out")  # fmt: skip
+    add("--data", type=folder,
+        help="root of the data sets, as torchvision lays them out; "
+             "wotlab.data.load(NAME, SPLIT, ROOT) fetches them")  # fmt: skip
+    theirs = ", ".join(f for f in runner.NETWORKS.values() if f.endswith(".pth"))
     add("--checkpoints", type=folder,
-        help="folder of the networks that Wong et al. and Hu et al. published, by their file "
-             "names, and of ours, which are not trained again while they lie there; "
+        help=f"folder of the networks that Wong et al. and Hu et al. published, {theirs}, and of "
+             "ours, which are not trained again while they lie there; "
              "./checkpoints by default")  # fmt: skip
-    add("--out", type=Path, default=Path("results"), help="folder of the records")
-    add("--images", type=count, default=1000, help="the first so many test images")
+    add("--out", type=Path, default=Path("results"), help="folder of the records; ./results")
+    add("--images", type=count, default=1000, help="the first so many test images; 1000")
     add("--epochs", type=count,
         help=f"of trainings on all images ({', '.join(sorted(OF_EPOCHS))}): by default a short "
              "one of some images on a CPU, as long as in the paper on a GPU")  # fmt: skip
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="a GPU where there is one")  # fmt: skip
     add("--anew", action="store_true", help="measure what is recorded again")
     add("--only", metavar="CASE",
         help="measure this case alone, or those of a pattern such as 'fast-*'")  # fmt: skip
@@ -147,6 +155,8 @@ def main() -> None:
     name = given.pop("name")
     if given["epochs"] and name not in OF_EPOCHS:
         words.error(f"argument --epochs: {name} does not take it")
+    if given["data"] is None and name not in BY_ITSELF:
+        words.error(f"argument --data: {name} needs it")
     given["checkpoints"] = given["checkpoints"] or Path("checkpoints")
     for option in ("checkpoints", "out"):
         try:

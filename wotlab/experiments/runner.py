@@ -183,8 +183,9 @@ def printed(
     rows = results.printed(paper, keys, table=table, data=data, metric=metric)
     if not rows:
         return {}
-    (row,) = rows
-    return {"printed": float(row["value"]), "source": f"{PAPERS[paper]}, table {table}"}
+    if len(rows) > 1:
+        raise ValueError(f"{len(rows)} printed numbers of {paper!r} have the keys {keys}; say more")
+    return {"printed": float(rows[0]["value"]), "source": f"{PAPERS[paper]}, table {table}"}
 
 
 @dataclass

@@ -17,6 +17,7 @@ BATCH = 10_000_000  # costs that are computed at a time where problems are small
 
 def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
     """`PatchCost.tiles` of these images, if they are small enough to be matched."""
+    checks.instance("cost", cost, PatchCost)
     if tile is not None:
         checks.count("tile", tile)
     found = cost.tiles(x.shape[-2], x.shape[-1], tile)

@@ -106,8 +106,8 @@ def critic(
     lr : float
         5e-4 in the paper.
     penalty : float
-        Weight of R, see `slope_penalty`; subtracted: printed with the sign that rewards flat
-        critics. 10 as in Gulrajani et al. (2017); the paper does not say.
+        Weight of R, see `wotlab.iwd.game.slope_penalty`; subtracted: printed with the sign that
+        rewards flat critics. 10 as in Gulrajani et al. (2017); the paper does not say.
     hidden : int
         Width of the two hidden layers.
     generator : torch.Generator, optional

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wotlab._base import checks
 from wotlab._base.precision import wide
 from wotlab.ot import GroundCost
 from wotlab.plans._plan import TransportPlan
@@ -37,17 +38,18 @@ class Moves:
     An image that is black has no pixels here: it costs 0, and what is sent is black.
     """
 
-    def __init__(self, x: Tensor, cost: GroundCost):
+    def __init__(self, x: Tensor, ground_cost: GroundCost):
+        checks.instance("ground_cost", ground_cost, GroundCost)
         h, w = x.shape[-2:]
-        self.x, self.ground_cost = x, cost
-        down, right = cost.radii(h, w)
+        self.x, self.ground_cost = x, ground_cost
+        down, right = ground_cost.radii(h, w)
         self._pad = (right, right, down, down)
         padded = F.pad(x, self._pad)
         self._size = padded.shape[1:].numel()
-        steps = cost.offsets(h, w, device=x.device)
+        steps = ground_cost.offsets(h, w, device=x.device)
         # what climbs on plans sums the squares of the costs over the steps
         most = torch.finfo(x.dtype).max ** 0.5 / len(steps)
-        costs = cost.costs(h, w, device=x.device, dtype=wide(x.device))[:, None]
+        costs = ground_cost.costs(h, w, device=x.device, dtype=wide(x.device))[:, None]
         self.costs = costs.clamp_max(most).to(x.dtype)
         self.stay = int((steps == 0).all(1).nonzero())
         self._source = padded.reshape(-1).nonzero().squeeze(1)

@@ -17,8 +17,8 @@ class TransportPlan:
     Attributes
     ----------
     mass : Tensor (B, C, K, H, W)
-        What pixel (h, w) of channel c sends along step k of `cost.offsets(H, W)`; the sum over
-        k is the source image. Non-negative, and zero along steps that leave the image.
+        What pixel (h, w) of channel c sends along step k of `ground_cost.offsets(H, W)`; the sum
+        over k is the source image. Non-negative, and zero along steps that leave the image.
     ground_cost : GroundCost
         The ground cost, whose window says which K steps there are.
     """
@@ -27,15 +27,16 @@ class TransportPlan:
     ground_cost: GroundCost
 
     @classmethod
-    def identity(cls, x: Tensor, cost: GroundCost) -> "TransportPlan":
+    def identity(cls, x: Tensor, ground_cost: GroundCost) -> "TransportPlan":
         """The plan that leaves every unit of mass of the images `x` where it is."""
+        checks.instance("ground_cost", ground_cost, GroundCost)
         checks.tensor("x", x, 4, "(B, C, H, W)")
-        here = (cost.offsets(x.shape[2], x.shape[3], x.device) == 0).all(1)
-        return cls(x[:, :, None] * here[:, None, None].to(x.dtype), cost)
+        here = (ground_cost.offsets(x.shape[2], x.shape[3], x.device) == 0).all(1)
+        return cls(x[:, :, None] * here[:, None, None].to(x.dtype), ground_cost)
 
     @classmethod
     def from_matrix(
-        cls, matrix: Tensor, height: int, width: int, cost: GroundCost
+        cls, matrix: Tensor, height: int, width: int, ground_cost: GroundCost
     ) -> "TransportPlan":
         """The same plan from its matrix, (B, C, n, n) as in `OTResult.plan`.
 
@@ -44,6 +45,7 @@ class TransportPlan:
         ValueError
             If the matrix moves mass further than the window reaches, or has another shape.
         """
+        checks.instance("ground_cost", ground_cost, GroundCost)
         checks.tensor("matrix", matrix, 4, "(B, C, n, n)")
         b, c, n, m = matrix.shape
         if n != height * width or m != n:
@@ -52,17 +54,17 @@ class TransportPlan:
                 f"{height} x {width}; got {tuple(matrix.shape)}"
             )
         pixels = torch.arange(n, device=matrix.device).reshape(1, 1, height, width)
-        target = cost.gather(pixels.to(torch.float64) + 1)[0, 0].long() - 1  # -1: outside
+        target = ground_cost.gather(pixels.to(torch.float64) + 1)[0, 0].long() - 1  # -1: outside
         target = target.reshape(-1, n)
         source = pixels.reshape(1, n).expand_as(target)
         mass = matrix[:, :, source, target.clamp_min(0)] * (target >= 0)
         lost = float((matrix.sum((2, 3)) - mass.sum((2, 3))).abs().max())
         if lost > 1e-6 * float(matrix.sum((2, 3)).max()):
             raise ValueError(
-                f"matrix moves mass {lost:.3g} further than the window of {cost.window} pixels "
-                f"reaches; use a larger window, or None for the whole grid"
+                f"matrix moves mass {lost:.3g} further than the window of {ground_cost.window} "
+                f"pixels reaches; use a larger window, or None for the whole grid"
             )
-        return cls(mass.reshape(b, c, -1, height, width), cost)
+        return cls(mass.reshape(b, c, -1, height, width), ground_cost)
 
     def source(self) -> Tensor:
         """The image that the plan starts from: (B, C, H, W)."""

@@ -46,7 +46,7 @@ class BallDefense:
     """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment."""
 
     def __init__(self, ball: Ball, eps: Schedule | None = None):
-        self.ball, self.eps = ball, eps
+        self.ball, self.eps = Ball.require(ball, "a threat model, such as LinfBall(0.1)"), eps
         self.at_epoch(0)
 
     def at_epoch(self, epoch: float) -> None:
