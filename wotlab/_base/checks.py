@@ -28,8 +28,12 @@ def count(name: str, value: int, *, zero: bool = False) -> None:
 def instance(name: str, value: object, kind: type) -> None:
     """An object of that kind."""
     if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise ValueError(f"{name} must be {article} {kind.__name__}; got {value!r}")
+        raise ValueError(f"{name} must be {one(kind)}; got {value!r}")
+
+
+def one(kind: type) -> str:
+    """The name of a class behind its article."""
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def tensor(name: str, value: Tensor, ndim: int, layout: str) -> None:

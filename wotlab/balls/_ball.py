@@ -66,8 +66,8 @@ class Ball(ABC):
     def require(cls, ball: object, wanted: str = "", found: str = "") -> Self:
         """The ball, if it is one of this kind; else a ValueError that says what was found."""
         if not isinstance(ball, cls):
-            wanted = wanted or f"{'an' if cls.__name__[0] == 'I' else 'a'} {cls.__name__}"
-            raise ValueError(f"ball must be {wanted}; got {found or type(ball).__name__}")
+            found = found or type(ball).__name__
+            raise ValueError(f"ball must be {wanted or checks.one(cls)}; got {found}")
         return ball
 
     @property

@@ -131,8 +131,7 @@ class GenerativeIWDD(Grown):
         penalty: float = PENALTY,
     ):
         cost = cost or PatchCost()
-        if not isinstance(cost, PatchCost):
-            raise ValueError(f"cost must be a PatchCost; got {type(cost).__name__}")
+        checks.instance("cost", cost, PatchCost)
         numbers = {"beta": beta, "tau": tau, "lr": lr, "penalty": penalty}
         for name, value in numbers.items():
             checks.positive(name, value)
