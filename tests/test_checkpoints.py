@@ -54,7 +54,7 @@ def test_resumed_within_an_epoch_equals_uninterrupted(defense, tmp_path):
 
     Stopping.__name__ = defense.__name__  # a checkpoint knows a defense by its name
     whole, again = network(), network(seed=9)
-    options = OPTIONS | {"epochs": 3, "ema": 0.9}
+    options = OPTIONS | {"epochs": 3}
     long = fit(whole, images(), defense(), **options)
     options |= {"checkpoint": tmp_path / "c.pt", "save_every": 1e-9}
     with pytest.raises(Stop):
@@ -171,8 +171,8 @@ def runs() -> dict:
         ),
         "defense": ({"defense": PGDAT(LINF, attack=pgd_adversary(1))},
                     {"defense": MART(LINF, attack=pgd_adversary(1))}, "defense"),
-        "chain": ({"defense": AdversarialTransport(LINF, Chain("sign"))},
-                  {"defense": AdversarialTransport(LINF, Chain("sign", eta=0.1))},
+        "chain": ({"defense": AdversarialTransport(LINF, chain=Chain("sign"))},
+                  {"defense": AdversarialTransport(LINF, chain=Chain("sign", eta=0.1))},
                   "defense.chain.eta"),
         "term": (
             {"defense": GOT(PGDAT(LINF, attack=pgd_adversary(1)))},
@@ -187,9 +187,6 @@ def runs() -> dict:
         "optimizer": ({"optimizer": sgd()}, {"optimizer": sgd(momentum=0.5)},
                       "optimizer.1.momentum"),
         "lr": ({"lr": 0.1}, {"lr": 0.2}, "optimizer.1.lr"),
-        "ema": ({"ema": 0.9}, {"ema": 0.99}, r"ema \(then 0.9, now 0.99\)"),
-        "ema added": ({}, {"ema": 0.9}, r"ema \(then None, now 0.9\)"),
-        "ema dropped": ({"ema": 0.9}, {}, r"ema \(then 0.9, now None\)"),
         "validate added": ({}, {"validate": lambda m: 1.0}, r"validate \(then None, now given\)"),
         "validate dropped": ({"validate": lambda m: 1.0}, {}, r"validate \(then given, now None\)"),
         "images": ({}, {"data": (1 - X, images()[1])}, r"data \(then 60 images"),
@@ -245,7 +242,7 @@ def test_the_words_are_the_same_in_another_process():
 
 def test_a_defense_that_has_worked_is_described_as_a_new_one(digits, tmp_path):
     linf = PGDAT(LINF, attack=pgd_adversary(1))
-    free = training.FreeAT(LINF, 2, eps=lambda epoch: 0.1 * epoch)
+    free = training.FreeAT(LINF, repeats=2, eps=lambda epoch: 0.1 * epoch)
     chain = AdversarialTransport(LINF, eps=lambda epoch: 0.1 * epoch)
     for defense in (free, chain, GOT(linf)):
         for epochs in (1, 2):

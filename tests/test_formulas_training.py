@@ -138,7 +138,7 @@ def test_a_sample_climbs_its_own_loss_however_many_there_are(together):
     x, y = images(4)
     model, ball = linear(4, 4), LinfBall(0.3)
     chain = Chain("projected", lam=0.02 / 1e-8, sigma=1e-4)
-    defense = AdversarialTransport(ball, chain)
+    defense = AdversarialTransport(ball, chain=chain)
     defense.prepare(4)
     for at in torch.arange(4).split(together):
         defense.loss(model, x[at], y[at], at)

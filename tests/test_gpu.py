@@ -169,7 +169,7 @@ DEFENSES = {
     "trades": lambda: training.TRADES(LINF),
     "mart": lambda: training.MART(LINF),
     "fast": lambda: training.FastAT(LINF),
-    "free": lambda: training.FreeAT(LINF, 2),
+    "free": lambda: training.FreeAT(LINF, repeats=2),
     "wasserstein": lambda: training.WassersteinAT(WassersteinBall(0.1)),
     "iwdd": lambda: training.IWDD(InternalWassersteinBall(0.05)),
     "iwdd, generator": training.GenerativeIWDD,

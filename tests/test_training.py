@@ -74,27 +74,6 @@ def test_same_seed_same_weights_and_the_global_state_is_left_alone():
     assert same(one, two) and not same(one, other)
 
 
-def test_moving_average_of_the_weights():
-    x, y = images()
-    seen = []
-
-    class Look(Standard):
-        def loss(self, model, *given):
-            seen.append({k: w.clone() for k, w in model.module.state_dict().items()})
-            return super().loss(model, *given)
-
-    model = network()
-    fit(model, (x, y), Look(), epochs=2, ema=0.9, **OPTIONS)
-    last = network()
-    fit(last, (x, y), epochs=2, **OPTIONS)
-    states = [*seen[1:], last.state_dict()]
-    for name, w in model.state_dict().items():
-        mean = states[0][name]  # the average begins with the weights after the first step
-        for state in states[1:]:
-            mean = 0.9 * mean + 0.1 * state[name]
-        assert torch.allclose(w, mean, atol=1e-6)
-
-
 def test_the_best_epoch_is_kept(tmp_path):
     values, states = iter([0.1, 0.7, 0.3, 0.7]), []
 
@@ -195,7 +174,7 @@ class Still(AdversarialTransport):
     """Without noise: processes draw their own."""
 
     def __init__(self):
-        super().__init__(LinfBall(0.1), wotlab.gibbs.Chain("sign", sigma=1e-6, eta=0.02))
+        super().__init__(LinfBall(0.1), chain=wotlab.gibbs.Chain("sign", sigma=1e-6, eta=0.02))
 
 
 def plain():

@@ -38,8 +38,7 @@ def accuracy(model):
 
 
 @pytest.mark.parametrize("frozen", [(), (0,), (0, 3)])
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_frozen_parts_keep_their_mode_and_statistics(frozen, ema):
+def test_frozen_parts_keep_their_mode_and_statistics(frozen):
     model, seen = normed(), []
     for k in frozen:
         model[k].eval()
@@ -50,7 +49,7 @@ def test_frozen_parts_keep_their_mode_and_statistics(frozen, ema):
             seen.append(modes(model))
             return super().loss(*given)
 
-    options = RUN | {"ema": ema, "validate": accuracy, "epochs": 2}
+    options = RUN | {"validate": accuracy, "epochs": 2}
     fit(model, (X, Y), Look(), **options)
     assert modes(model) == mode and all(each == mode for each in seen) and len(seen) == 8
     for k, mean in zip((0, 3), before, strict=True):
@@ -134,7 +133,7 @@ def test_a_compiled_network_trains_and_is_counted(tmp_path):
     plain, compiled = (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     for model in (plain, torch.compile(compiled, backend="eager")):
-        done = fit(model, (X, Y), defense, ema=0.5, **RUN)
+        done = fit(model, (X, Y), defense, **RUN)
         assert done.history[0]["gradients"] == 3 * 60
     assert all(torch.allclose(a, b, atol=1e-5)
                for a, b in zip(plain.parameters(), compiled.parameters(), strict=True))  # fmt: skip

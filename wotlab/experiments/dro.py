@@ -28,7 +28,7 @@ def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
 def chain(ball: LinfBall, epochs: int, **rule: Any) -> training.AdversarialTransport:
     """Algorithm 1; the step as printed unless said otherwise."""
     rule = {"rule": "sign"} | rule
-    return training.AdversarialTransport(ball, Chain(**rule), eps=growing(ball, epochs))
+    return training.AdversarialTransport(ball, growing(ball, epochs), chain=Chain(**rule))
 
 
 # name: the defense for so many epochs, and how many back-propagations an epoch takes an image
@@ -37,7 +37,7 @@ DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "pgd-40": (lambda epochs: pgd_40(MNIST, epochs), 41),
     "chain-sign": (lambda epochs: chain(MNIST, epochs), 2),
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
-    "free-8": (lambda epochs: training.FreeAT(MNIST, 8, eps=growing(MNIST, epochs)), 8),
+    "free-8": (lambda epochs: training.FreeAT(MNIST, growing(MNIST, epochs), repeats=8), 8),
     "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(7)), 8),
     "chain-reflected": (
         lambda epochs: chain(MNIST, epochs, rule="reflected", lam=1000.0, sigma=0.05), 2,

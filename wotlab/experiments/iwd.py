@@ -105,7 +105,7 @@ def iwdd(steps: int, beta: float = 0.1) -> IWDD:
 
 DEFENSES: dict[str, Callable[[int], Any]] = {  # by the paper's names, with a number of steps
     "natural": lambda steps: Standard(),
-    "free": lambda steps: FreeAT(LINF, REPEATS),
+    "free": lambda steps: FreeAT(LINF, repeats=REPEATS),
     "fast": lambda steps: FastAT(LINF),
     "pgd": lambda steps: PGDAT(LINF, attack=pgd_adversary(steps)),
     "trades": lambda steps: TRADES(LINF, attack=pgd_adversary(steps, "kl")),

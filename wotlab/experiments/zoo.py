@@ -167,7 +167,7 @@ def equal_work(told: str, each: int, defense: Callable) -> Recipe:
 
 def carried(rule: Chain, **options: Any) -> Callable:
     """Adversarial Transport by the budget."""
-    return lambda eps: training.AdversarialTransport(BALL, rule, eps=eps, **options)
+    return lambda eps: training.AdversarialTransport(BALL, eps, chain=rule, **options)
 
 
 def tuned(told: str, defense: Callable[[], training.Defense]) -> Recipe:
@@ -195,7 +195,7 @@ RECIPES |= {
     "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
     "digits-fast": equal_work(f"FastAT; {GROWS}", 2, partial(training.FastAT, BALL)),
     "digits-free-4": equal_work(
-        f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, 4, eps=eps)
+        f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, eps, repeats=4)
     ),
     "digits-chain": equal_work(
         f"Adversarial Transport, sign chain, sigma = eta = eps / 2; {GROWS}", 2, carried(HALF)

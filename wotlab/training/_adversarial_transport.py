@@ -1,6 +1,7 @@
 """Adversarial Transport: training images carry their adversarial examples with them."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -9,14 +10,14 @@ from torch.nn import functional as F
 
 from wotlab._base import checks
 from wotlab._base.modes import eval_mode
-from wotlab.balls import LinfBall
 from wotlab.gibbs import Chain, sample, soft_maximum
 from wotlab.training._batches import reduced
-from wotlab.training._defenses import LinfDefense, Schedule, bare
+from wotlab.training._defenses import LinfDefense, bare
 
 CHUNK = 4096  # images at a time when processes share what they remember
 
 
+@dataclass(eq=False)
 class AdversarialTransport(LinfDefense):
     r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
 
@@ -30,21 +31,19 @@ class AdversarialTransport(LinfDefense):
     ----------
     ball : LinfBall
         eps is 0.3 on MNIST and 8 / 255 on CIFAR-10 in the paper.
+    eps : function of the epoch, optional
+        As for `PGDAT`. Constant in the paper.
     chain : Chain
         `Chain("sign", sigma=0.2, eta=0.2)` by default, as printed. In units of brightness:
         scale both with eps.
-    eps : function of the epoch, optional
-        As for `PGDAT`. Constant in the paper.
     copies, steps : int >= 1
         K and T in the paper, both 1.
     soft : float > 0, optional
         lam of the soft-max objective over the copies, (1 / lam) log mean exp(lam CE) (Theorem
         3.1). By default their mean, as in Algorithm 1. The same with one copy.
-    dtype : torch.float16 or torch.uint8
-        How images are kept: 2 bytes or 1 byte a pixel and copy, 94 MB or 47 MB for MNIST. uint8
-        rounds to 1 / 255: too coarse for steps of that size.
     place : torch.device or str
-        Where they are kept: "cpu" by default; "cuda" saves the transfers.
+        Where the samples are kept, in half precision (94 MB for MNIST and a copy): "cpu" by
+        default; "cuda" saves the transfers.
     augment : function of a batch of images, optional
         A random crop or flip, applied to the samples each time before the network sees them. Of
         a transform t of single images: `lambda z: torch.stack([t(a) for a in z])`. The data set
@@ -53,33 +52,24 @@ class AdversarialTransport(LinfDefense):
     Raises
     ------
     ValueError
-        For a ball of another kind, numbers or a dtype out of range; from `loss`, if `prepare`
+        For a ball of another kind, numbers out of range; from `loss`, if `prepare`
         was not called or the images of a place change.
     """
 
-    def __init__(
-        self,
-        ball: LinfBall,
-        chain: Chain | None = None,
-        *,
-        eps: Schedule | None = None,
-        copies: int = 1,
-        steps: int = 1,
-        soft: float | None = None,
-        dtype: torch.dtype = torch.float16,
-        place: torch.device | str = "cpu",
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ):
-        super().__init__(ball, eps)
-        checks.count("copies", copies)
-        checks.count("steps", steps)
-        if soft is not None:
-            checks.positive("soft", soft)
-        if dtype not in (torch.float16, torch.uint8):
-            raise ValueError(f"dtype must be torch.float16 or torch.uint8; got {dtype}")
-        self.chain = chain or Chain("sign")
-        self.copies, self.steps, self.soft = copies, steps, soft
-        self.dtype, self.place, self.augment = dtype, place, augment
+    _: KW_ONLY
+    chain: Chain = Chain("sign")  # noqa: RUF009, frozen
+    copies: int = 1
+    steps: int = 1
+    soft: float | None = None
+    place: torch.device | str = "cpu"
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.count("copies", self.copies)
+        checks.count("steps", self.steps)
+        if self.soft is not None:
+            checks.positive("soft", self.soft)
         self.size = 0
         self.kept = self.known = self.touched = torch.empty(0)  # until the images' shape is known
 
@@ -112,7 +102,7 @@ class AdversarialTransport(LinfDefense):
             raise ValueError("call prepare(size) with the size of the data set first")
         if not len(self.kept):
             shape = (self.size, self.copies, *x.shape[1:])
-            self.kept = torch.zeros(shape, dtype=self.dtype, device=self.place)
+            self.kept = torch.zeros(shape, dtype=torch.half, device=self.place)
             self.known = torch.zeros(self.size, dtype=torch.bool)
             self.touched = torch.zeros(self.size, dtype=torch.bool)
         if self.kept.shape[2:] != x.shape[1:]:
@@ -122,8 +112,6 @@ class AdversarialTransport(LinfDefense):
             )
         at = index.cpu()
         z = self.kept[at.to(self.kept.device)].to(x.device).to(x.dtype)
-        if self.dtype == torch.uint8:
-            z = z / 255
         known = self.known[at].to(x.device)[:, None, None, None, None]
         z = torch.where(known, z, x[:, None]).transpose(0, 1).flatten(0, 1)
         # rounding, when it was kept, may have put it outside by a little
@@ -132,9 +120,7 @@ class AdversarialTransport(LinfDefense):
     def remember(self, z: Tensor, index: Tensor) -> None:
         at = index.cpu()
         z = z.detach().unflatten(0, (self.copies, len(index))).transpose(0, 1)
-        if self.dtype == torch.uint8:
-            z = (255 * z).round()
-        self.kept[at.to(self.kept.device)] = z.to(self.kept.device, self.dtype)
+        self.kept[at.to(self.kept.device)] = z.to(self.kept.device, torch.half)
         self.known[at] = self.touched[at] = True
 
     def gather(self, fabric: Fabric) -> None:
@@ -149,7 +135,7 @@ class AdversarialTransport(LinfDefense):
             mine = self.touched[part]
             moved = self.kept[part].float().cpu() * mine[:, None, None, None, None]
             anyone = reduced(fabric, mine.float()).cpu() > 0
-            sums = reduced(fabric, moved).to(self.kept.device, self.dtype)
+            sums = reduced(fabric, moved).to(self.kept.device, torch.half)
             there = anyone.to(self.kept.device)
             self.kept[part][there] = sums[there]
             self.known[part] |= anyone
@@ -162,10 +148,9 @@ class AdversarialTransport(LinfDefense):
     def load_state_dict(self, state: dict) -> None:
         """Take up samples that `state_dict` gave."""
         kept = state["kept"]
-        if len(kept) and (kept.dtype != self.dtype or kept.shape[1] != self.copies):
+        if len(kept) and kept.shape[1] != self.copies:
             raise ValueError(
-                f"the checkpoint keeps {kept.shape[1]} copies in {kept.dtype}; "
-                f"got copies={self.copies}, dtype={self.dtype}"
+                f"the checkpoint keeps {kept.shape[1]} copies; got copies={self.copies}"
             )
         self.kept = kept.to(self.place)
         self.known, self.touched = state["known"], state["touched"]

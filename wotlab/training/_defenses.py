@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from lightning_fabric.wrappers import is_wrapped
@@ -42,11 +42,25 @@ class Standard:
         return F.cross_entropy(model(x), y)
 
 
+@dataclass(eq=False)
 class BallDefense:
-    """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment."""
+    """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment.
 
-    def __init__(self, ball: Ball, eps: Schedule | None = None):
-        self.ball, self.eps = Ball.require(ball, "a threat model, such as LinfBall(0.1)"), eps
+    `kind` are the balls that it works on, `positive` its settings that are numbers above 0.
+    """
+
+    kind: ClassVar[type[Ball]] = Ball  # type: ignore[type-abstract] # nothing is made of it
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    ball: Ball
+    eps: Schedule | None = None
+    now: Ball = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        wanted = "a threat model, such as LinfBall(0.1)" if self.kind is Ball else ""
+        self.kind.require(self.ball, wanted)
+        for name in self.positive:
+            checks.positive(name, getattr(self, name))
         self.at_epoch(0)
 
     def at_epoch(self, epoch: float) -> None:
@@ -54,16 +68,25 @@ class BallDefense:
         self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
 
 
+@dataclass(eq=False)
 class LinfDefense(BallDefense):
     """A defense that steps by signs of gradients, which suit an l-infinity ball alone."""
 
+    kind = LinfBall
+
     ball: LinfBall
-    now: LinfBall
-
-    def __init__(self, ball: LinfBall, eps: Schedule | None = None):
-        super().__init__(LinfBall.require(ball), eps)
+    now: LinfBall = field(init=False, repr=False)
 
 
+def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> Attack:
+    """`pgd` from a random start, by default with steps of 2.5 * eps / steps (Madry, 2018)."""
+    return partial(
+        pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
+        random_start=True, early_stop=False,
+    )  # fmt: skip
+
+
+@dataclass(eq=False)
 class PGDAT(BallDefense):
     r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
 
@@ -85,14 +108,9 @@ class PGDAT(BallDefense):
     the weights' gradients.
     """
 
-    sees_clean = False  # whether `mix` wants the clean images' logits
+    sees_clean: ClassVar[bool] = False  # whether `mix` wants the clean images' logits
 
-    def __init__(self, ball: Ball, eps: Schedule | None = None, attack: Attack | None = None):
-        super().__init__(ball, eps)
-        self.attack = attack or self.default_attack()
-
-    def default_attack(self) -> Attack:
-        return pgd_adversary(steps=40)
+    attack: Attack = field(default=pgd_adversary(40))
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch, attacked."""
@@ -109,14 +127,7 @@ class PGDAT(BallDefense):
         return F.cross_entropy(moved, y)
 
 
-def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> Attack:
-    """`pgd` from a random start, by default with steps of 2.5 * eps / steps (Madry, 2018)."""
-    return partial(
-        pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
-        random_start=True, early_stop=False,
-    )  # fmt: skip
-
-
+@dataclass(eq=False)
 class TRADES(PGDAT):
     r"""E[CE(model(x), y) + beta max_{z in ball(x)} KL(p(x) | p(z))] (Zhang et al., 2019).
 
@@ -137,27 +148,17 @@ class TRADES(PGDAT):
     """
 
     sees_clean = True
+    positive = ("beta",)
 
-    def __init__(
-        self,
-        ball: Ball,
-        eps: Schedule | None = None,
-        attack: Attack | None = None,
-        *,
-        beta: float = 6.0,
-    ):
-        checks.positive("beta", beta)
-        super().__init__(ball, eps, attack)
-        self.beta = beta
-
-    def default_attack(self) -> Attack:
-        return pgd_adversary(steps=10, loss="kl")
+    attack: Attack = field(default=pgd_adversary(10, "kl"))
+    beta: float = field(default=6.0, kw_only=True)
 
     def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the clean images, and the divergence of the attacked ones."""
         return F.cross_entropy(clean, y) + self.beta * divergence(clean, moved).mean()
 
 
+@dataclass(eq=False)
 class MART(PGDAT):
     r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
 
@@ -178,21 +179,10 @@ class MART(PGDAT):
     """
 
     sees_clean = True
+    positive = ("beta",)
 
-    def __init__(
-        self,
-        ball: Ball,
-        eps: Schedule | None = None,
-        attack: Attack | None = None,
-        *,
-        beta: float = 5.0,
-    ):
-        checks.positive("beta", beta)
-        super().__init__(ball, eps, attack)
-        self.beta = beta
-
-    def default_attack(self) -> Attack:
-        return pgd_adversary(steps=10)
+    attack: Attack = field(default=pgd_adversary(10))
+    beta: float = field(default=5.0, kw_only=True)
 
     def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Boosted cross-entropy of the attacked images, and the weighted divergence."""
@@ -205,6 +195,7 @@ class MART(PGDAT):
         return (boosted + self.beta * missed * divergence(clean, moved)).mean()
 
 
+@dataclass(eq=False)
 class WassersteinAT(PGDAT):
     r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
 
@@ -237,21 +228,15 @@ class WassersteinAT(PGDAT):
         For noise < 0.
     """
 
-    def __init__(
-        self,
-        ball: WassersteinBall,
-        eps: Schedule | None = None,
-        attack: Attack | None = None,
-        *,
-        noise: float = 0.0,
-        features: nn.Module | None = None,
-    ):
-        checks.positive("noise", noise, zero=True)
-        super().__init__(ball, eps, attack)
-        self.noise, self.features = noise, features
+    ball: WassersteinBall
+    attack: Attack = field(default=partial(mirror_ascent, steps=6, step_size=4.0, early_stop=False))
+    _: KW_ONLY
+    noise: float = 0.0
+    features: nn.Module | None = None
 
-    def default_attack(self) -> Attack:
-        return partial(mirror_ascent, steps=6, step_size=4.0, early_stop=False)
+    def __post_init__(self) -> None:
+        checks.positive("noise", self.noise, zero=True)
+        super().__post_init__()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the attacked minibatch, or the mixture with the features."""
@@ -267,6 +252,7 @@ class WassersteinAT(PGDAT):
         return 0.9 * F.cross_entropy(logits, y) + 0.1 * divergence(clean, moved).mean()
 
 
+@dataclass(eq=False)
 class IWDD(PGDAT):
     r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
 
@@ -295,22 +281,12 @@ class IWDD(PGDAT):
     """
 
     sees_clean = True
+    kind = InternalWassersteinBall
+    positive = ("beta",)
 
-    def __init__(
-        self,
-        ball: InternalWassersteinBall,
-        eps: Schedule | None = None,
-        attack: Attack | None = None,
-        *,
-        beta: float = 0.1,
-    ):
-        InternalWassersteinBall.require(ball)
-        checks.positive("beta", beta)
-        super().__init__(ball, eps, attack)
-        self.beta = beta
-
-    def default_attack(self) -> Attack:
-        return partial(pgd, steps=10, early_stop=False)
+    ball: InternalWassersteinBall
+    attack: Attack = field(default=partial(pgd, steps=10, early_stop=False))
+    beta: float = field(default=0.1, kw_only=True)
 
     def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the attacked images, and beta times that of the clean ones."""

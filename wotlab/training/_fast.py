@@ -1,5 +1,7 @@
 """Adversarial training at about the price of standard training: fast and free."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,10 +9,10 @@ from torch.nn import functional as F
 from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab.attacks import Objective
-from wotlab.balls import LinfBall
-from wotlab.training._defenses import LinfDefense, Schedule, bare
+from wotlab.training._defenses import LinfDefense, bare
 
 
+@dataclass(eq=False)
 class FastAT(LinfDefense):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
@@ -33,10 +35,9 @@ class FastAT(LinfDefense):
         For a ball of another kind, or step <= 0.
     """
 
-    def __init__(self, ball: LinfBall, eps: Schedule | None = None, *, step: float = 1.25):
-        checks.positive("step", step)
-        super().__init__(ball, eps)
-        self.step = step
+    positive = ("step",)
+
+    step: float = field(default=1.25, kw_only=True)
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch after the one step."""
@@ -52,6 +53,7 @@ class FastAT(LinfDefense):
         return F.cross_entropy(model(self.attacked(model, x, y)), y)
 
 
+@dataclass(eq=False)
 class FreeAT(LinfDefense):
     r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
 
@@ -61,10 +63,10 @@ class FreeAT(LinfDefense):
     Parameters
     ----------
     ball : LinfBall
-    repeats : int >= 1
-        m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
     eps
         As for `PGDAT`.
+    repeats : int >= 1
+        m in the paper: 8 there on CIFAR-10. Take a `repeats`-th of the epochs.
 
     Raises
     ------
@@ -72,10 +74,11 @@ class FreeAT(LinfDefense):
         For a ball of another kind, or repeats < 1.
     """
 
-    def __init__(self, ball: LinfBall, repeats: int = 8, *, eps: Schedule | None = None):
-        checks.count("repeats", repeats)
-        super().__init__(ball, eps)
-        self.repeats = repeats
+    repeats: int = field(default=8, kw_only=True)
+
+    def __post_init__(self) -> None:
+        checks.count("repeats", self.repeats)
+        super().__post_init__()
         self.change: Tensor | None = None
         self.last: Tensor | None = None
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -62,7 +62,6 @@ def fit(
     lr: float = 0.1,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     schedule: Schedule | None = None,
-    ema: float | None = None,
     validate: Callable[[nn.Module], object] | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -95,9 +94,6 @@ def fit(
     schedule : function of the epoch, optional
         Factor on the learning rate; constant by default. Asked at each minibatch: 0 is the first
         one, 2.5 the middle of the third epoch, `epochs` the end.
-    ema : float in (0, 1), optional
-        Decay of an exponential moving average of the weights, such as 0.999. The model ends with
-        the averaged weights, and these are validated.
     validate : function of the model, optional
         Called after each epoch in eval mode; returns a number (or a `Share`), the larger, the
         better, such as the accuracy under an attack on images kept aside. The model ends with the
@@ -138,17 +134,13 @@ def fit(
     checks.count("batch_size", batch_size)
     checks.positive("lr", lr)
     checks.positive("save_every", save_every)
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"ema must lie between 0 and 1; got {ema!r}")
     fabric = fabric or _alone(next(model.parameters()).device)
     if batch_size < fabric.world_size:
         raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
-    if optimizer is None:
-        optimiser: Optimizer = SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    else:
-        optimiser = optimizer(model)
+    usual = partial(SGD, lr=lr, momentum=0.9, weight_decay=5e-4)
+    optimiser = optimizer(model) if optimizer else usual(model.parameters())
     run = _Run(
-        model, data, defense or Standard(), fabric, optimiser, schedule, ema, validate, batch_size,
+        model, data, defense or Standard(), fabric, optimiser, schedule, validate, batch_size,
         seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
     )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)
@@ -173,7 +165,6 @@ class _Run:
     fabric: Fabric
     optimiser: Optimizer
     schedule: Schedule | None
-    ema: float | None
     validate: Callable[[nn.Module], object] | None
     batch_size: int
     seed: int
@@ -197,13 +188,6 @@ class _Run:
             "model": self.model, "optimizer": self.optimiser, "scheduler": self.scheduler,
             "precision": self.fabric.strategy.precision,
         }  # fmt: skip
-        self.average = None
-        if self.ema is not None:
-            # one step's weights count less and less: average.module is what is kept
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True
-            )
-            self.parts["average"] = self.average
         if isinstance(self.defense, checkpoints.Stateful):
             self.parts["defense"] = self.defense
         if self.checkpoint is not None:
@@ -219,7 +203,6 @@ class _Run:
             **settings.describe("optimizer", settings.of_optimizer(self.optimiser)),
             **settings.describe("defense", self.defense),
             "schedule": settings.over_epochs(self.schedule),
-            "ema": settings.of_number(self.ema),
             "validate": "None" if self.validate is None else "given",
             "data": settings.of_data(self.data),
             "batch_size": settings.of_number(self.batch_size),
@@ -244,9 +227,8 @@ class _Run:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self.epoch(epoch, places, bar)
         self.stepper.zero_grad()  # leave no gradients behind
-        final = self.best or (self.average and self.average.module.state_dict())
-        if final:
-            self.model.load_state_dict(final)
+        if self.best:
+            self.model.load_state_dict(self.best)
 
     def places(self, epoch: int) -> Places:
         """The minibatches of an epoch."""
@@ -311,8 +293,6 @@ class _Run:
             self.stepper.zero_grad()
             self.fabric.backward(share * loss)
             self.stepper.step()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
             self.tally["loss"] += mean * size
             self.tally["seen"] += size
 
@@ -359,16 +339,16 @@ class _Run:
         entry = self.entry(self.gather())
         self.position, self.tally = 0, _tally()
         if self.validate is not None:
-            candidate = self.model if self.average is None else self.average.module
-            with eval_mode(candidate), torch.enable_grad():
-                value = inputs.as_number(self.validate(candidate))
+            with eval_mode(self.model), torch.enable_grad():
+                value = inputs.as_number(self.validate(self.model))
             entry["validation"] = self.fabric.broadcast(value)
             self.counter.images = 0  # an attack that validates is no training
             values = [past["validation"] for past in self.done.history]
             values = [value for value in values if not math.isnan(value)]
             if entry["validation"] > max(values, default=-math.inf):
                 self.done.best = epoch
-                self.best = {k: w.detach().cpu().clone() for k, w in candidate.state_dict().items()}
+                state = self.model.state_dict()
+                self.best = {name: w.detach().cpu().clone() for name, w in state.items()}
         self.done.history.append(entry)
         self.save()
 

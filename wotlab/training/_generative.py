@@ -1,5 +1,6 @@
 """IWDD by its Algorithm 2: a generator of adversarial images, trained beside the classifier."""
 
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -71,6 +72,7 @@ class Generator(nn.Module):
         return Walls.apply(x + GAIN * z)
 
 
+@dataclass(eq=False)
 class GenerativeIWDD(Grown):
     r"""E[beta CE(model(x), y) + CE(model(g(x, n)), y)], g from a game (Tan et al., Algorithm 2).
 
@@ -120,24 +122,19 @@ class GenerativeIWDD(Grown):
 
     grown = ("players", "down", "up")
 
-    def __init__(
-        self,
-        cost: PatchCost | None = None,
-        *,
-        beta: float = 0.1,
-        tau: float = 0.1,
-        critic_steps: int = 5,
-        lr: float = RATE,
-        penalty: float = PENALTY,
-    ):
-        cost = cost or PatchCost()
-        checks.instance("cost", cost, PatchCost)
-        numbers = {"beta": beta, "tau": tau, "lr": lr, "penalty": penalty}
-        for name, value in numbers.items():
-            checks.positive(name, value)
-        checks.count("critic_steps", critic_steps)
-        self.cost, self.beta, self.tau = cost, beta, tau
-        self.critic_steps, self.lr, self.penalty = critic_steps, lr, penalty
+    cost: PatchCost = PatchCost()  # noqa: RUF009, frozen
+    _: KW_ONLY
+    beta: float = 0.1
+    tau: float = 0.1
+    critic_steps: int = 5
+    lr: float = RATE
+    penalty: float = PENALTY
+
+    def __post_init__(self) -> None:
+        checks.instance("cost", self.cost, PatchCost)
+        for name in ("beta", "tau", "lr", "penalty"):
+            checks.positive(name, getattr(self, name))
+        checks.count("critic_steps", self.critic_steps)
 
     def begin(self, x: Tensor) -> None:
         """Make generator and critic for such images, or take up the stored ones."""
@@ -165,8 +162,11 @@ class GenerativeIWDD(Grown):
         with eval_mode(model), torch.autocast(x.device.type, enabled=False):
             with torch.enable_grad():
                 z = self.generator(wide, noise)
-                self.criticise(*self.patches(wide, z.detach()))
-                value = self.value(model, wide, z, y, x.dtype)
+                u, v = self.patches(wide, z.detach())
+                for _ in range(self.critic_steps):
+                    critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
+                odds, _ = Objective(model, y, False, "ce").value(z.to(x.dtype))
+                value = gap(self.critic, *self.patches(wide, z)).mean() - self.tau * odds.mean()
                 weights = list(self.generator.parameters())
                 slopes = torch.autograd.grad(value, weights)  # none for the classifier's weights
             for weight, slope in zip(weights, slopes, strict=True):
@@ -177,15 +177,3 @@ class GenerativeIWDD(Grown):
     def patches(self, *images: Tensor) -> tuple[Tensor, ...]:
         """Patches of all images of a minibatch together, (1, B N, d)."""
         return tuple(self.cost.cut(each).flatten(0, 1)[None] for each in images)
-
-    def criticise(self, u: Tensor, v: Tensor) -> None:
-        """The critic's steps."""
-        for _ in range(self.critic_steps):
-            critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
-
-    def value(
-        self, model: nn.Module, x: Tensor, z: Tensor, y: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """What the generator lowers: the gap, minus tau times the log-odds of an error."""
-        odds, _ = Objective(model, y, False, "ce").value(z.to(dtype))
-        return gap(self.critic, *self.patches(x, z)).mean() - self.tau * odds.mean()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ def linear(size: int) -> nn.Linear:
     return phi
 
 
+@dataclass(eq=False)
 class GOT(Grown):
     r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
 
@@ -91,33 +93,27 @@ class GOT(Grown):
     """
 
     grown = ("phi", "climber")
-    phi: nn.Module
-    climber: torch.optim.Optimizer
 
-    def __init__(
-        self,
-        inner: PGDAT,
-        term: JointTransport | None = None,
-        *,
-        beta: float = 10.0,
-        alpha: float = 1.0,
-        clean: float = 0.0,
-        latent: str | None = None,
-        potential: Callable[[int], nn.Module] | None = None,
-        ascent: int = 1,
-        lr: float = 1e-3,
-        hold: bool = True,
-    ):
-        if not isinstance(inner, PGDAT):
-            raise ValueError(f"inner must be PGDAT, TRADES or MART; got {type(inner).__name__}")
-        for name, value in (("beta", beta), ("alpha", alpha), ("clean", clean)):
-            checks.positive(name, value, zero=True)
-        checks.count("ascent", ascent)
-        checks.positive("lr", lr)
-        self.inner, self.term = inner, term or JointTransport()
-        self.beta, self.alpha, self.clean, self.latent = beta, alpha, clean, latent
-        self.potential = potential or linear
-        self.ascent, self.lr, self.hold = ascent, lr, hold
+    inner: PGDAT
+    term: JointTransport = field(default_factory=JointTransport)
+    _: KW_ONLY
+    beta: float = 10.0
+    alpha: float = 1.0
+    clean: float = 0.0
+    latent: str | None = None
+    potential: Callable[[int], nn.Module] = linear
+    ascent: int = 1
+    lr: float = 1e-3
+    hold: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, PGDAT):
+            found = type(self.inner).__name__
+            raise ValueError(f"inner must be PGDAT, TRADES or MART; got {found}")
+        for name in ("beta", "alpha", "clean"):
+            checks.positive(name, getattr(self, name), zero=True)
+        checks.count("ascent", self.ascent)
+        checks.positive("lr", self.lr)
 
     @classmethod
     def paper(cls, variant: str, data: str) -> "GOT":
@@ -161,11 +157,11 @@ class GOT(Grown):
             total = total + self.clean * nn.functional.cross_entropy(logits, y)
         if self.term.kind == "semi-dual":
             self.climb(u, v, y)
-        return total + self.beta * self.term(u, v, (y, y), self.seen).to(total.dtype)
 
-    def seen(self, z: Tensor) -> Tensor:
-        """phi at the latents, as the weights' step sees it."""
-        return self.phi(z.detach() if self.hold else z)
+        def phi(z: Tensor) -> Tensor:  # as the weights' step sees it
+            return self.phi(z.detach() if self.hold else z)
+
+        return total + self.beta * self.term(u, v, (y, y), phi).to(total.dtype)
 
     def watch(self, model: nn.Module) -> AbstractContextManager[list[Tensor]]:
         """A record of the latents of the calls that follow."""

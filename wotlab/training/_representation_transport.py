@@ -1,7 +1,7 @@
 """Transport between two batches of (latent, prediction) pairs: the term that GOT adds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ class JointCost:
         return (q * log_q).sum(1)[None, :] - log_p @ q.T
 
 
+@dataclass(frozen=True)
 class JointTransport:
     r"""Transport cost between the laws of two batches of pairs (latent, prediction).
 
@@ -111,23 +112,21 @@ class JointTransport:
     are 0 between a batch and itself.
     """
 
-    def __init__(
-        self,
-        kind: str = "semi-dual",
-        cost: JointCost | None = None,
-        *,
-        reg: float = 0.1,
-        match_labels: bool = False,
-    ):
-        cost = cost or JointCost()
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-        if kind == "divergence" and not cost.symmetric:
+    kind: str = "semi-dual"
+    cost: JointCost = JointCost()
+    _: KW_ONLY
+    reg: float = 0.1
+    match_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+        if self.kind == "divergence" and not self.cost.symmetric:
             raise ValueError(
-                f'the divergence needs a symmetric cost, prediction="l1"; got {cost.prediction!r}'
+                f'the divergence needs a symmetric cost, prediction="l1"; '
+                f"got {self.cost.prediction!r}"
             )
-        checks.positive("reg", reg)
-        self.kind, self.cost, self.reg, self.match_labels = kind, cost, reg, match_labels
+        checks.positive("reg", self.reg)
 
     def __call__(
         self,
