@@ -72,7 +72,6 @@ NUMBERS = {
     training.JointCost: {"latent": "cosine", "prediction": "kl", "lam": 1.0},
     training.AdversarialTransport: {"copies": 1, "steps": 1, "place": "cpu"},
     training.fit: {"batch_size": 128, "lr": 0.1, "seed": 0, "save_every": 300.0},
-    evaluate.wilson: {"confidence": 0.95},
     evaluate.success_rate: {"targeted": False},
     ot.sinkhorn: {"tol": 1e-6, "max_iter": 10_000},
     ot.sinkhorn_divergence: {"tol": 1e-6, "max_iter": 10_000},

@@ -1,6 +1,6 @@
 """Can this claim be true? Checks that an evaluation of robustness must pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from wotlab._base.precision import full_precision
 from wotlab.attacks import Attack, Objective
 from wotlab.balls import Ball
 from wotlab.evaluate._accuracy import are_right
-from wotlab.evaluate._shares import Share, share
+from wotlab.evaluate._shares import share
 
 TRIALS = 20  # random images of the ball in the black-box check
 FLAT = 0.1  # share of images whose gradient may be zero
@@ -104,48 +104,83 @@ def sanity(
     """
     if claim is not None and not 0 <= claim <= 1:
         raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
+    doubts: list[Doubt] = []
+
+    def doubt(reason: bool, check: str, says: str) -> None:
+        if reason:
+            doubts.append(Doubt(check, says))
+
     with eval_mode(model):
-        doubts = [*_of_the_model(model, x)]
-        if any(doubt.check == "probabilities" for doubt in doubts):
+        logits = logits_of(model, x)
+        same, soft = torch.equal(logits, logits_of(model, x)), are_probabilities(logits)
+        doubt(
+            not same, "random model",
+            "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
+        )  # fmt: skip
+        doubt(
+            soft, "probabilities",
+            "the model returns probabilities. Return the logits: behind a soft-max gradients "
+            "vanish, and attacks fail for no merit of the network",
+        )  # fmt: skip
+        if soft:
             return doubts  # attacks refuse such a model
         right, y = are_right(model, x, y), y.long()
-        doubts += _of_gradients(model, x[right], y[right])
+        odds, plain = _flat(model, x[right], y[right])
+    doubt(
+        odds > FLAT, "zero gradients",
+        f"on {odds:.0%} of the images the gradient is exactly zero. Attack a smooth copy of "
+        "the network, or use an attack without gradients",
+    )  # fmt: skip
+    doubt(
+        odds <= FLAT < plain, "zero gradients",
+        f"on {plain:.0%} of the images the gradient of the cross-entropy is exactly zero: p "
+        "rounds to 1. The attacks here climb log((1 - p) / p), which is not flat there; those "
+        "of other libraries may fail",
+    )  # fmt: skip
     done = attack(model, x, y, ball)
     stands = right & ~done.success
-    doubts += _of_the_number(y, ball, share(int(stands.sum()), len(x)), claim)
+    left, claimed = share(int(stands.sum()), len(x)), claim or 0.0
+    doubt(claimed > left.high, "claim", f"{claimed:.1%} is claimed; this attack leaves {left}")
+    most, stated = float(y.bincount().max()) / len(y), max(left.value, claimed)
+    doubt(
+        ball.eps >= (ball.whole or torch.inf) / 2 and stated > most, "grey image",
+        f"at eps {ball.eps:g} the image that is 0.5 everywhere is in every ball, so that at "
+        f"most {most:.1%} (the most frequent label) can stand; {stated:.1%} do. The attack "
+        "misses images that exist",
+    )  # fmt: skip
     if ball.eps > 0 and bool(stands.any()):
-        doubts += _of_the_steps(float(done.cost[stands].median()) / ball.eps)
+        moved = float(done.cost[stands].median()) / ball.eps
+        doubt(
+            moved < SPENT, "short steps",
+            f"of the images that it does not break, the attack moves half by at most {moved:.0%} "
+            "of eps. Take more or longer steps (steps * step size >= eps), or a random start",
+        )  # fmt: skip
     far = ball.whole if far is None else far
     if far is not None:
         at_far = attack(model, x, y, replace(ball, eps=far))
-        doubts += _of_the_far_end(y, far, share(int((right & ~at_far.success).sum()), len(x)))
+        left = share(int((right & ~at_far.success).sum()), len(x))
+        doubt(
+            left.low > most, "not to chance",
+            f"at eps {far:g} the ball holds images of every class, and the attack leaves {left}; "
+            f"at most {most:.1%} can stand. Gradients are masked, or the attack does not use its "
+            "budget",
+        )  # fmt: skip
     rivals = {"random images of the ball": _random(model, x, y, ball, generator)}
-    for name, other in (others or {}).items():
-        rivals[name] = other(model, x, y, ball).success
+    rivals |= {name: other(model, x, y, ball).success for name, other in (others or {}).items()}
     for name, broken in rivals.items():
-        doubts += _of_a_rival(name, int((broken & stands).sum()), len(x))
+        missed = int((broken & stands).sum())
+        doubt(
+            missed > max(1, MISSED * len(x)), "black box",
+            f"{name}: breaks {missed} images that the attack does not. Gradients are masked; trust "
+            "neither number",
+        )  # fmt: skip
     return doubts
 
 
-def _of_the_model(model: nn.Module, x: Tensor) -> Iterator[Doubt]:
-    logits = logits_of(model, x)
-    if not torch.equal(logits, logits_of(model, x)):
-        yield Doubt(
-            "random model",
-            "two calls in eval mode differ. Fix its randomness, or attack the mean over many calls",
-        )
-    if are_probabilities(logits):
-        yield Doubt(
-            "probabilities",
-            "the model returns probabilities. Return the logits: behind a soft-max gradients "
-            "vanish, and attacks fail for no merit of the network",
-        )
-
-
-def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
-    """Of the loss that attacks here climb, and of the cross-entropy that others climb."""
+def _flat(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """The share of images at which a loss is flat: that which attacks here climb, and others'."""
     if not len(x):
-        return
+        return 0.0, 0.0
 
     def flat(loss: Callable[[Tensor], Tensor]) -> float:
         with torch.enable_grad():
@@ -154,66 +189,7 @@ def _of_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Doubt]:
         return float((g.flatten(1).abs().amax(1) == 0).double().mean())
 
     odds = flat(lambda z: Objective(model, y, False, "ce").value(z)[0])
-    plain = flat(lambda z: F.cross_entropy(logits_of(model, z), y, reduction="none"))
-    if odds > FLAT:
-        yield Doubt(
-            "zero gradients",
-            f"on {odds:.0%} of the images the gradient is exactly zero. Attack a smooth copy of "
-            "the network, or use an attack without gradients",
-        )
-    elif plain > FLAT:
-        yield Doubt(
-            "zero gradients",
-            f"on {plain:.0%} of the images the gradient of the cross-entropy is exactly zero: p "
-            "rounds to 1. The attacks here climb log((1 - p) / p), which is not flat there; those "
-            "of other libraries may fail",
-        )
-
-
-def _of_the_number(y: Tensor, ball: Ball, accuracy: Share, claim: float | None) -> Iterator[Doubt]:
-    if claim is not None and claim > accuracy.high:
-        yield Doubt("claim", f"{claim:.1%} is claimed; this attack leaves {accuracy}")
-    most, stated = _most_frequent(y), max(accuracy.value, claim or 0)
-    if ball.whole and ball.eps >= ball.whole / 2 and stated > most:
-        yield Doubt(
-            "grey image",
-            f"at eps {ball.eps:g} the image that is 0.5 everywhere is in every ball, so that at "
-            f"most {most:.1%} (the most frequent label) can stand; {stated:.1%} do. The attack "
-            "misses images that exist",
-        )
-
-
-def _of_the_steps(moved: float) -> Iterator[Doubt]:
-    if moved < SPENT:
-        yield Doubt(
-            "short steps",
-            f"of the images that it does not break, the attack moves half by at most {moved:.0%} "
-            "of eps. Take more or longer steps (steps * step size >= eps), or a random start",
-        )
-
-
-def _of_the_far_end(y: Tensor, far: float, left: Share) -> Iterator[Doubt]:
-    most = _most_frequent(y)
-    if left.low > most:
-        yield Doubt(
-            "not to chance",
-            f"at eps {far:g} the ball holds images of every class, and the attack leaves {left}; "
-            f"at most {most:.1%} can stand. Gradients are masked, or the attack does not use its "
-            "budget",
-        )
-
-
-def _of_a_rival(name: str, missed: int, total: int) -> Iterator[Doubt]:
-    if missed > max(1, MISSED * total):
-        yield Doubt(
-            "black box",
-            f"{name}: breaks {missed} images that the attack does not. Gradients are masked; trust "
-            "neither number",
-        )
-
-
-def _most_frequent(y: Tensor) -> float:
-    return float(y.bincount().max()) / len(y)
+    return odds, flat(lambda z: F.cross_entropy(logits_of(model, z), y, reduction="none"))
 
 
 def _random(

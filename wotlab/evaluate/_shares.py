@@ -25,14 +25,13 @@ class Share:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}), {self.count} of {self.total}"
 
 
-def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, which stays right near 0 and 1.
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share, which stays right near 0 and 1.
 
     Parameters
     ----------
     count, total : int
         Successes and trials, 0 <= count <= total, total >= 1.
-    confidence : float in (0, 1)
 
     Raises
     ------
@@ -41,9 +40,7 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if total < 1 or not 0 <= count <= total:
         raise ValueError(f"count must lie in 0..total and total be >= 1; got {count} of {total}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1; got {confidence!r}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     share = count / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
