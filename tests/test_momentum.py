@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wotlab.projections._momentum import Momentum
+from wotlab.projections._ascent import Momentum
 
 
 def test_two_steps_by_hand_and_a_restart_where_the_gradient_is_against_the_move():

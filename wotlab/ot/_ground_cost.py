@@ -92,11 +92,8 @@ class GroundCost:
         """
         b, c, h, w = image.shape
         down, right = self.radii(h, w)
-        found = F.unfold(
-            image.reshape(b * c, 1, h, w),
-            (2 * down + 1, 2 * right + 1),
-            padding=(down, right),
-        )
+        window = 2 * down + 1, 2 * right + 1
+        found = F.unfold(image.reshape(b * c, 1, h, w), window, padding=(down, right))
         return found.reshape(b, c, -1, h, w)
 
     def scatter(self, mass: Tensor) -> Tensor:
@@ -106,13 +103,8 @@ class GroundCost:
         """
         b, c, k, h, w = mass.shape
         down, right = self.radii(h, w)
-        image = F.fold(
-            mass.reshape(b * c, k, h * w),
-            (h, w),
-            (2 * down + 1, 2 * right + 1),
-            padding=(down, right),
-        )
-        return image.reshape(b, c, h, w)
+        window, sent = (2 * down + 1, 2 * right + 1), mass.reshape(b * c, k, h * w)
+        return F.fold(sent, (h, w), window, padding=(down, right)).reshape(b, c, h, w)
 
     def axis(self, size: int, device: Device = None, dtype: Dtype = None) -> Tensor:
         """The cost |i - j|^p along one row or column of `size` pixels: (size, size)."""

@@ -69,38 +69,30 @@ class OTResult:
 
 
 class Optimum(torch.autograd.Function):
-    """The rows' optimal values (P,), with the gradient that the envelope theorem gives.
+    """The rows' optimal values (P,) of a, b and a cost, with the gradient of the envelope theorem.
 
     `slopes()` gives the derivatives in a and b, `plans()` that in a row's cost matrix. They are
     built when a gradient is asked for.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        a: Tensor,
-        b: Tensor,
-        cost: Tensor,
-        slopes: Callable,
-        plans: Callable,
-    ) -> Tensor:
+    def forward(ctx: Any, slopes: Callable, plans: Callable, value: Tensor, *of: Tensor) -> Tensor:
         ctx.slopes, ctx.plans = slopes, plans
-        ctx.save_for_backward(a, b, cost)
+        ctx.save_for_backward(*of)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         of_a = of_b = of_cost = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
             of_a, of_b = (
                 gradient[:, None, None] * FirstOrder.apply(slope, *inputs) for slope in ctx.slopes()
             )
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[5]:
             of_cost = gradient[:, None, None] * FirstOrder.apply(ctx.plans(), *inputs)
             of_cost = of_cost if inputs[2].ndim == 3 else of_cost.sum(0)
-        return None, of_a, of_b, of_cost, None, None
+        return None, None, None, of_a, of_b, of_cost
 
 
 class FirstOrder(torch.autograd.Function):
@@ -182,7 +174,7 @@ class Problem:
     def optimum(self, value: Tensor, slopes: Callable, plans: Callable) -> Tensor:
         """The rows' values, (P,), with their gradient. See `Optimum`."""
         cost = self.axes[0] if isinstance(self.cost, Tensor) else self.a.new_zeros(0)
-        return Optimum.apply(value, self.a, self.b, cost, slopes, plans)
+        return Optimum.apply(slopes, plans, value, self.a, self.b, cost)
 
     @cached_property
     def logs(self) -> tuple[Tensor, Tensor]:

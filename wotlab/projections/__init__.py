@@ -10,7 +10,7 @@ reference for all of them, for small images.
 
 from wotlab.projections._dual import dual_projection
 from wotlab.projections._exact import exact_projection
-from wotlab.projections._result import Projection
+from wotlab.projections._problem import Projection
 from wotlab.projections._sinkhorn import constrained_sinkhorn, projected_sinkhorn
 from wotlab.projections._unbalanced import unbalanced_sinkhorn
 

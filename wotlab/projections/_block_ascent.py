@@ -24,10 +24,8 @@ from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
 from wotlab.ot.marginals import wright_omega
 from wotlab.plans import Moves
-from wotlab.projections._momentum import Momentum
-from wotlab.projections._multiplier import multiplier
-from wotlab.projections._result import Projection
-from wotlab.projections._scaling import column, scaled
+from wotlab.projections._ascent import Momentum, multiplier
+from wotlab.projections._problem import Projection, column, scaled
 
 
 class _Active(Batch):
@@ -44,17 +42,16 @@ class _Active(Batch):
     def rows(self, slack: float) -> tuple[Tensor, Tensor]:
         """Block 1: the plan's shares (K, N), and the log of what the softmax divided by (N,)."""
         moves, reach = self.moves, _reach(self.moves, self.beta)
-        last: list[Tensor] = []
 
-        def spent(psi: Tensor) -> tuple[Tensor, Tensor]:
-            last[:] = shares, _ = _softmax(reach - psi[moves.image_index] * moves.costs)
+        def spent(psi: Tensor) -> tuple[Tensor, ...]:
+            shares, lse = _softmax(reach - psi[moves.image_index] * moves.costs)
             mean = (shares * moves.costs).sum(0)
             spread = (shares * moves.costs**2).sum(0) - mean**2
-            return moves.total(mean * moves.mass), -moves.total(spread * moves.mass)
+            return moves.total(mean * moves.mass), -moves.total(spread * moves.mass), shares, lse
 
-        self.psi = multiplier(spent, self.eps, self.psi, slack)
-        self.column = moves.push_forward(last[0]) / self.mass
-        return last[0], last[1]
+        self.psi, shares, lse = multiplier(spent, self.eps, self.psi, slack)
+        self.column = moves.push_forward(shares) / self.mass
+        return shares, lse
 
     def columns(self, lam: float, momentum: bool) -> None:
         """Block 2, and a step of momentum beyond it, given up where it no longer climbs.
@@ -109,7 +106,7 @@ def block_ascent(
     lam = 1 / reg  # as the papers write it
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
-    beta, psi = _start(task.x, x, warm)
+    beta, psi = _start(task.x, warm)
     cap = 1 / task.mass if bound else torch.full_like(task.mass, torch.inf)
     moves = Moves(task.x, ground_cost)
     index, age = torch.arange(len(x), device=x.device), torch.ones_like(psi)
@@ -152,19 +149,19 @@ def block_ascent(
     return Projection(image, moves.plan(shares), value, duals, *ends).to(x.dtype)
 
 
-def _start(scaled: Tensor, x: Tensor, warm: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _start(like: Tensor, warm: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
     """beta and psi to start from: 0 and 1, or those of an earlier call."""
-    beta, psi = torch.zeros_like(scaled), torch.ones_like(scaled[:, 0, 0, 0])
+    beta, psi = torch.zeros_like(like), torch.ones_like(like[:, 0, 0, 0])
     if warm is None:
         return beta, psi
-    for name, like in (("beta", beta), ("psi", psi)):
+    for name, shape in (("beta", beta.shape), ("psi", psi.shape)):
         value = warm.get(name)
-        if not isinstance(value, Tensor) or value.shape != like.shape:
+        if not isinstance(value, Tensor) or value.shape != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"warm must hold {name!r} of shape {tuple(like.shape)}, as in the duals of an "
+                f"warm must hold {name!r} of shape {tuple(shape)}, as in the duals of an "
                 f"earlier call on images of this shape; got {found}"
             )
         if not bool(value.isfinite().all()):
             raise ValueError(f"warm[{name!r}] must be finite")
-    return warm["beta"].to(scaled, copy=True), warm["psi"].to(scaled).clamp_min(0)
+    return warm["beta"].to(like, copy=True), warm["psi"].to(like).clamp_min(0)

@@ -7,10 +7,8 @@ from wotlab._base import checks
 from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
 from wotlab.plans import Moves, TransportPlan
-from wotlab.projections._momentum import Momentum
-from wotlab.projections._multiplier import multiplier
-from wotlab.projections._result import Projection
-from wotlab.projections._scaling import Scaled, scaled
+from wotlab.projections._ascent import Momentum, multiplier
+from wotlab.projections._problem import Projection, Scaled, scaled
 
 
 @torch.no_grad()
@@ -87,7 +85,7 @@ def dual_projection(
     for turn in range(1, max_iter + 1):
         if len(at.index) == 0:
             break
-        rows, at.psi = _solve(at.moves, stepped - at.moves.gather(at.phi), at.eps, at.psi)
+        at.psi, rows = _solve(at.moves, stepped - at.moves.gather(at.phi), at.eps, at.psi)
         over = at.moves.push_forward(rows / at.moves.mass) - 1
         over = over if bound else torch.full_like(over, -1.0)  # room everywhere: phi stays 0
         at.climb = over / at.mass
@@ -113,20 +111,17 @@ def dual_projection(
     return Projection(image, moves.plan(shares), value, {"psi": psi, "phi": phi}, *ends).to(x.dtype)
 
 
-def _solve(moves: Moves, score: Tensor, eps: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """The plan (K, N) nearest to `score` that costs eps, and its multiplier psi."""
-    plan: list[Tensor] = []
+def _solve(moves: Moves, score: Tensor, eps: Tensor, psi: Tensor) -> tuple[Tensor, ...]:
+    """The multiplier psi at which the plan (K, N) nearest to `score` costs eps, and that plan."""
 
-    def spent(psi: Tensor) -> tuple[Tensor, Tensor]:
+    def spent(psi: Tensor) -> tuple[Tensor, ...]:
         rows, active = simplex(score - psi[moves.image_index] * moves.costs, moves.mass)
-        plan[:] = [rows]
         number = active.sum(0)
         mean = (active * moves.costs).sum(0) / number
         spread = (active * moves.costs**2).sum(0) - number * mean**2
-        return moves.total((rows * moves.costs).sum(0)), -moves.total(spread)
+        return moves.total((rows * moves.costs).sum(0)), -moves.total(spread), rows
 
-    psi = multiplier(spent, eps, psi, 1e-9)
-    return plan[0], psi
+    return multiplier(spent, eps, psi, 1e-9)
 
 
 def simplex(score: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

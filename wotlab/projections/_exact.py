@@ -7,8 +7,7 @@ from torch import Tensor
 
 from wotlab.ot import GroundCost
 from wotlab.plans import Moves, TransportPlan
-from wotlab.projections._result import Projection
-from wotlab.projections._scaling import scaled
+from wotlab.projections._problem import Projection, scaled
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wotlab.ot import GroundCost
 from wotlab.projections._block_ascent import block_ascent
-from wotlab.projections._result import Projection
+from wotlab.projections._problem import Projection
 
 RULES = ("plan", "published", "dual")
 

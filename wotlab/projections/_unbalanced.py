@@ -10,8 +10,7 @@ from wotlab._base.batch import Batch
 from wotlab.ot import GroundCost
 from wotlab.ot.marginals import KL, L2, Marginal, wright_omega
 from wotlab.plans import TransportPlan
-from wotlab.projections._result import Projection
-from wotlab.projections._scaling import scaled
+from wotlab.projections._problem import Projection, scaled
 
 VARIANTS = ("corrected", "printed", "l2")
 FLOOR = 1e-12  # of z where its logarithm is taken: stepped images have pixels at and below 0
