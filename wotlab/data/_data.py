@@ -89,7 +89,8 @@ def load(
     if name == "digits":
         return _digits(split)
     if name == "photographs":
-        return _photographs()
+        pixels = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+        return Images(name, pixels, torch.arange(2), ["china", "flower"])
     if name == "scenes":
         return _scenes(size or 256)
     if name in published.IDX:
@@ -108,12 +109,6 @@ def _digits(split: str) -> Images:
     part = slice(None, DIGITS_TRAIN) if split == "train" else slice(DIGITS_TRAIN, None)
     pixels = torch.from_numpy(bunch.images[part]).float()[:, None] / 16
     return Images("digits", pixels, torch.from_numpy(bunch.target[part]), list("0123456789"))
-
-
-def _photographs() -> Images:
-    bunch = load_sample_images()
-    pixels = torch.from_numpy(np.stack(bunch.images)).permute(0, 3, 1, 2)
-    return Images("photographs", pixels, torch.arange(2), ["china", "flower"])
 
 
 def _scenes(size: int) -> Images:

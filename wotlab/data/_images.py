@@ -40,12 +40,7 @@ class Images(Dataset):
     """Images held in memory: `data[i]` is (image float32 (C, H, W) in [0, 1], label)."""
 
     def __init__(
-        self,
-        name: str,
-        pixels: Tensor,
-        labels: Tensor,
-        classes: Sequence[str],
-        where: object = None,
+        self, name: str, pixels: Tensor, labels: Tensor, classes: Sequence[str], where: object = ""
     ):
         where = where or name  # the files that a message should name
         if len(pixels) != len(labels):

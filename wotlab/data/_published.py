@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
@@ -46,26 +45,17 @@ class Cifar(NamedTuple):
     labels: int  # bytes before the pixels of an image; the last one is its class
 
 
+KRIZ = "https://www.cs.toronto.edu/~kriz/"
 CIFAR = {
     "cifar10": Cifar(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
-        folder="cifar-10-batches-bin",
-        train=[f"data_batch_{k}.bin" for k in range(1, 6)],
-        test=["test_batch.bin"],
-        names="batches.meta.txt",
-        labels=1,
+        KRIZ + "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin",
+        [f"data_batch_{k}.bin" for k in range(1, 6)], ["test_batch.bin"], "batches.meta.txt", 1,
     ),
-    "cifar100": Cifar(
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
-        folder="cifar-100-binary",
-        train=["train.bin"],
-        test=["test.bin"],
-        names="fine_label_names.txt",
-        labels=2,  # coarse, then fine
+    "cifar100": Cifar(  # labels: coarse, then fine
+        KRIZ + "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary",
+        ["train.bin"], ["test.bin"], "fine_label_names.txt", 2,
     ),
-}
+}  # fmt: skip
 CIFAR_IMAGES = {"train": 50_000, "test": 10_000}
 TINY = {
     "url": "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -152,10 +142,8 @@ def cifar(name: str, split: str, root: Path, download: bool) -> Images:
 def svhn(split: str, root: Path, download: bool) -> Images:
     url, file, md5 = datasets.SVHN.split_list[split]
     path = _fetch(root / file, [url], md5, download)
-    content = loadmat(path)
-    pixels = torch.from_numpy(np.transpose(content["X"], (3, 2, 0, 1)).copy())
-    labels = torch.from_numpy(content["y"].astype(np.int64).ravel())
-    labels[labels == 10] = 0  # as the publisher writes it
+    read = datasets.SVHN(root, split)
+    pixels, labels = torch.from_numpy(read.data), torch.from_numpy(read.labels)
     return Images("svhn", pixels, labels, list("0123456789"), path)
 
 
@@ -206,10 +194,8 @@ class Listed(datasets.ImageFolder):
                 f"{path} gives images a class that wnids.txt does not list: {min(strange)!r}; "
                 f"delete the folder and load again"
             )
-        return [
-            (str(Path(directory) / "images" / file), class_to_idx[name])
-            for file, name, *box in cells
-        ]
+        images = Path(directory) / "images"
+        return [(str(images / file), class_to_idx[name]) for file, name, *box in cells]
 
 
 class Ten(datasets.ImageFolder):

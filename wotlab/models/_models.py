@@ -91,8 +91,6 @@ def build(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     weights: str | None = None,
     seed: int | None = None,
 ) -> nn.Module:
@@ -110,9 +108,6 @@ def build(
         10 by default; 1,000 for torchvision's networks.
     in_channels : int, optional
         1 for digits, 3 for colour by default; torchvision's networks take 3.
-    mean, std : sequence of float, optional
-        Normalisation inside the model, a value a channel; none by default, ImageNet's for
-        torchvision's networks.
     weights : "default", optional
         Only for torchvision's networks: their published weights, downloaded and checked.
     seed : int, optional
@@ -121,8 +116,9 @@ def build(
     Returns
     -------
     nn.Module
-        In train mode, as PyTorch makes it. Inception's auxiliary head is left out (its output
-        would be no logits of the model).
+        In train mode, as PyTorch makes it. Torchvision's networks hold ImageNet's normalisation;
+        for another one put `Normalise` before a network. Inception's auxiliary head is left out
+        (its output would be no logits of the model).
 
     Raises
     ------
@@ -136,8 +132,6 @@ def build(
     for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
         if count is not None:
             checks.count(what, count)
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together; got only one of them")
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -145,26 +139,10 @@ def build(
             if weights is not None:
                 raise ValueError(f"weights must be None for {name}: none are published with it")
             builder, channels = OWN[name]
-            channels = in_channels or channels
-            network = builder(channels, num_classes or 10)
-        else:
-            channels = 3
-            if in_channels not in (None, 3):
-                raise ValueError(f"in_channels must be 3 for {name}; got {in_channels}")
-            network = _torchvision(name, num_classes, weights)
-            if isinstance(network, vision.Inception3):
-                # Its weights want (x - 0.5) / 0.5, which it makes itself from ImageNet's
-                # normalisation; so the layer before it is that of the other networks.
-                network.transform_input = mean is None
-            if mean is None or std is None:
-                mean, std = IMAGENET
-    if mean is None or std is None:
-        return network
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ValueError(
-            f"mean and std must hold {channels} values, std above 0; got {mean}, {std}"
-        )
-    return nn.Sequential(Normalise(mean, std), network)
+            return builder(in_channels or channels, num_classes or 10)
+        if in_channels not in (None, 3):
+            raise ValueError(f"in_channels must be 3 for {name}; got {in_channels}")
+        return nn.Sequential(Normalise(*IMAGENET), _torchvision(name, num_classes, weights))
 
 
 def _torchvision(name: str, classes: int | None, weights: str | None) -> nn.Module:
@@ -186,6 +164,8 @@ def _torchvision(name: str, classes: int | None, weights: str | None) -> nn.Modu
         network.load_state_dict(state)
     if isinstance(network, vision.Inception3):
         network.aux_logits, network.AuxLogits = False, None
+        # its weights want (x - 0.5) / 0.5, which it makes itself from ImageNet's normalisation
+        network.transform_input = True
     return network
 
 
