@@ -17,8 +17,8 @@ import wotlab
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
 from wotlab.gibbs import Chain
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, AdversarialTransport, Standard, fit
+from wotlab.training._checkpoints import describe, of_data, over_epochs
 from wotlab.training._defenses import pgd_adversary
-from wotlab.training._settings import describe, of_data, over_epochs
 
 
 def test_resumed_equals_uninterrupted(tmp_path):

@@ -297,8 +297,12 @@ def test_the_attack_of_subramanyam_takes_the_sign_step(run, monkeypatch):
 
     monkeypatch.setattr(subramanyam.attacks, "pgd", attack)
     perform(run, subramanyam.table_1(run))
-    monkeypatch.setattr(training, "fit", lambda model, data, defense, **_: defense.attack)
-    monkeypatch.setattr(subramanyam, "spent", lambda fit, images: given.append(fit.keywords) or {})
+
+    def fitted(model, data, defense, path, **options):
+        given.append(defense.attack.keywords)
+        return model, {}
+
+    monkeypatch.setattr(subramanyam, "fitted", fitted)
     perform(run, subramanyam.defense(run))
     assert len(given) == len(subramanyam.VARIANTS) + 1
     for options in given:

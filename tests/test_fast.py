@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from wotlab import InternalWassersteinBall, L2Ball, LinfBall, WassersteinBall, models
 from wotlab.training import FastAT, FreeAT, fit
-from wotlab.training._batches import Places
+from wotlab.training._inputs import Places
 
 BALL = LinfBall(0.15)
 

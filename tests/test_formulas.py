@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from wotlab import InternalWassersteinBall, LinfBall, attacks
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, JointTransport, fit
-from wotlab.training._batches import Gradients, Places
 from wotlab.training._defenses import pgd_adversary
+from wotlab.training._inputs import Gradients, Places
 
 BALL = LinfBall(0.15)
 

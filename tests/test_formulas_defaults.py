@@ -78,7 +78,7 @@ NUMBERS = {
     ot.unbalanced_sinkhorn: {"marginals": "kl", "tol": 1e-6, "max_iter": 10_000},
     ot.c_transform: {"reg": 0},
     ot.semi_dual: {"reg": 0},
-    iwd.critic: {"steps": 500, "lr": 5e-4, "penalty": 10.0, "hidden": 64},
+    iwd.critic: {"steps": 500, "lr": 5e-4, "penalty": 10.0},
     iwd.entropic: {"reg": 0.05, "max_iter": 1000},
     iwd.sliced: {"directions": 100},
     iwd.tiled: {"tile": 32},

@@ -25,9 +25,9 @@ from wotlab.training import (
 from wotlab.training import (
     _checkpoints as checkpoints,
 )
-from wotlab.training._batches import Places
+from wotlab.training._checkpoints import over_epochs
 from wotlab.training._got import linear as linear_potential
-from wotlab.training._settings import over_epochs
+from wotlab.training._inputs import Places
 
 
 def images(count, seed=0):

@@ -18,23 +18,16 @@ from wotlab.plans import TransportPlan
 
 SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
-_PLAIN = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # same bytes each run
+_PLAIN = {"Date": None, "Creator": None}  # the same bytes each run
 
 
-def use_style(fmt: str = "svg") -> None:
-    """Set the book's style for all figures that follow, and in a notebook their format.
+def use_style() -> None:
+    """Set the book's style for all figures that follow, in a notebook as vector graphics (SVG).
 
     White opaque background (readable on a dark page), thin axes, fixed colours: `SOURCE` red,
     `TARGET` blue, `MOVED` violet, mass from white to black. Figures of the same content are the
-    same bytes. `fmt` is "svg" (default; small vector figures) or "png" (photographs).
-
-    Raises
-    ------
-    ValueError
-        For another format.
+    same bytes.
     """
-    if fmt not in _PLAIN:
-        raise ValueError(f'fmt must be "svg" or "png"; got {fmt!r}')
     mpl.rcParams.update(
         {
             "axes.edgecolor": NEUTRAL,
@@ -64,7 +57,7 @@ def use_style(fmt: str = "svg") -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # outside Jupyter there is no inline figure to set
         return
-    set_matplotlib_formats(fmt, metadata=_PLAIN[fmt])
+    set_matplotlib_formats("svg", metadata=_PLAIN)
 
 
 def show_images(
@@ -199,6 +192,6 @@ class Slider:
 
 def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=_PLAIN["svg"])
+    figure.savefig(buffer, format="svg", metadata=_PLAIN)
     plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -21,9 +21,7 @@ Key = str | float | bool | None  # a value of a key
 Keys = dict[str, Key]
 KEBAB = re.compile(r"[a-z0-9][a-z0-9.-]*")
 PACKAGES = ("torch", "torchvision", "POT", "numpy")
-PATH = re.compile(
-    r"(^|[\s=\"'])(/|~|[A-Za-z]:\\)\S*"
-)  # a path of one machine, which nobody else has
+PATH = re.compile(r"(^|[\s=\"'])(/|~|[A-Za-z]:\\)\S*")  # of one machine, which nobody else has
 
 
 @dataclass(frozen=True)
@@ -254,17 +252,9 @@ def device() -> str:
 
 def _commit() -> str | None:
     """Commit of the checkout that this file lies in; None for an installed package."""
-    ask = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    ask, here = ["git", "describe", "--always", "--dirty", "--abbrev=40"], Path(__file__).parent
     try:
-        done = subprocess.run(ask, capture_output=True, text=True, check=True)
+        done = subprocess.run(ask, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wotlab import GroundCost, attacks, evaluate, transformations, wasserstein_distance
-from wotlab.balls import WassersteinBall, hu_step
+from wotlab import GroundCost, attacks, evaluate, transformations
+from wotlab.balls import L2Ball, WassersteinBall, hu_step
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.projections import Projection, constrained_sinkhorn, projected_sinkhorn
 from wotlab.results import Keys
@@ -114,11 +114,8 @@ def released(run: Run) -> tuple[float, dict]:
         rows = list(csv.DictReader(file, delimiter="\t"))[: run.images]
     found = torch.tensor([float(row["radius"]) for row in rows])
     right = found[found > 0].clamp(max=grow(STEPS - 1))
-    accuracy = {b: evaluate.share(int((found > b / PIXELS).sum()), len(found)) for b in EIGHT}
-    return float(right.mean()), {
-        "radii": listed(found),
-        "accuracy": {b: 100 * share.value for b, share in accuracy.items()},
-    }
+    accuracy = {b: 100 * float((found > b / PIXELS).double().mean()) for b in EIGHT}
+    return float(right.mean()), {"radii": listed(found), "accuracy": accuracy}
 
 
 def listed(radius: Tensor) -> list[float | None]:
@@ -175,19 +172,11 @@ def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> I
 
 def moved(x: Tensor, z: Tensor) -> Tensor:
     """Exact W of images scaled to the same mass."""
-    scale = torch.maximum(x, z).amax((1, 2, 3), keepdim=True)
-    x, z = (x / scale).double(), (z / scale).double()
-    low = torch.minimum(x.sum((1, 2, 3), keepdim=True), z.sum((1, 2, 3), keepdim=True))
-    x, z = (v * low / v.sum((1, 2, 3), keepdim=True) for v in (x, z))
-    return wasserstein_distance(x, z, GroundCost(None))
-
-
-def length(x: Tensor, z: Tensor) -> Tensor:
-    return (z - x).flatten(1).norm(dim=1)
+    return WassersteinBall(0.0).spent(x.double(), z.double())
 
 
 MEASURES = {  # and their units
     "w": (moved, "pixels"),
-    "l2": (length, "brightness"),
+    "l2": (L2Ball(0.0).distance, "brightness"),
     "procrustes": (transformations.procrustes, "dissimilarity"),
 }

@@ -181,9 +181,9 @@ def settings(run: Run, few: int) -> Iterator[Setting]:
     yield Setting(replace(run, dataset=SMALL), "cifar-small")
 
 
-def perform(name: str, model: nn.Module, x: Tensor, y: Tensor, d: float, **options: Any) -> (
-    AttackResult
-):  # fmt: skip
+def perform(
+    name: str, model: nn.Module, x: Tensor, y: Tensor, d: float, **options: Any
+) -> AttackResult:
     """The attack by its name, with the budget that belongs to the distance d if it has one.
 
     The result's cost is IWD (of large images its upper bound), whatever the attack's own ball.
@@ -197,16 +197,13 @@ def perform(name: str, model: nn.Module, x: Tensor, y: Tensor, d: float, **optio
     return replace(done, cost=ball(0.0, x).distance(x, done.x_adv.clamp(0, 1)))
 
 
-def once(given: Callable[[], tuple], name: str, d: float, **options: Any) -> (
-    Callable[[], AttackResult]
-):  # fmt: skip
+Given = Callable[[], tuple[nn.Module, Tensor, Tensor, dict]]
+Once = Callable[[], AttackResult]
+
+
+def once(given: Given, name: str, d: float, **options: Any) -> Once:
     """The attack on what is given, for cells that share it: performed where it is asked for."""
-
-    def performed() -> AttackResult:
-        model, x, y, _ = given()
-        return perform(name, model, x, y, d, **options)
-
-    return cache(performed)
+    return cache(lambda: perform(name, *given()[:3], d, **options))
 
 
 def another(y: Tensor, classes: int) -> Tensor:
@@ -221,7 +218,7 @@ def near(done: AttackResult, d: float) -> AttackResult:
 
 
 def broken(
-    done: Callable[[], AttackResult], d: float, model: nn.Module, x: Tensor, y: Tensor,
+    done: Once, d: float, model: nn.Module, x: Tensor, y: Tensor,
     counted: dict,
 ) -> tuple[evaluate.Share, dict]:  # fmt: skip
     """The share of images broken within d.

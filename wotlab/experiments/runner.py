@@ -105,9 +105,11 @@ class Run:
         count = min(count, len(images))
         return images.tensors([k * len(images) // count for k in range(count)])
 
+    @lru_cache(maxsize=1)  # noqa: B019, the rows of a table train on the same images
     def training_images(self, count: int | None) -> tuple[Tensor, Tensor, int]:
         """The same of the training images, on the CPU, and the number of classes."""
-        return _training_images(self, count)
+        images = self.load("train")
+        return *self.some(images, count), len(images.classes)
 
     @property
     def sorted(self) -> bool:
@@ -240,12 +242,6 @@ def record(cell: Cell, given: tuple) -> None:
         details=details,
     ), cell.run.out)  # fmt: skip
     print(f"{cell.what} {cell.name}: {value:.4g} {cell.unit}", flush=True)
-
-
-@lru_cache(maxsize=1)  # the rows of a table train on the same images
-def _training_images(run: Run, count: int | None) -> tuple[Tensor, Tensor, int]:
-    images = run.load("train")
-    return *run.some(images, count), len(images.classes)
 
 
 def command() -> str:

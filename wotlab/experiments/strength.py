@@ -5,7 +5,6 @@ And the training of the last network of that table: Wong's, on MNIST, on two cor
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import WassersteinBall
 from wotlab.experiments.runner import NETWORKS, Cell, Run, printed
-from wotlab.experiments.trials import judged
+from wotlab.experiments.trials import fitted, judged
 from wotlab.results import Keys
 
 PIXELS = 784
@@ -86,16 +85,14 @@ def measure(
     if not len(left):
         return evaluate.share(0, len(x)), {"left": [], "broken": 0, "attack_seconds": 0.0}
     done = attack(model, x[left], y[left], ball)
-    won = done.success.nonzero()[:, 0]
+    broken = done.success.clone()
     evidence = {"left": left.tolist(), "broken": 0, "attack_seconds": done.seconds}
-    if len(won):
-        seen = certify(x[left[won]], done.x_adv[won], ball)
-        won = won[seen.inside]
-        keep = torch.ones(len(left), dtype=torch.bool, device=x.device)
-        keep[won] = False
+    if bool(broken.any()):
+        seen = certify(x[left[broken]], done.x_adv[broken], ball)
+        broken[done.success] = seen.inside
         evidence |= {
-            "left": left[keep].tolist(),
-            "broken": len(won),
+            "left": left[~broken].tolist(),
+            "broken": int(broken.sum()),
             "refused_by_exact_lp": int((~seen.inside).sum()),
             "largest_exact_w_over_eps": float(seen.cost.max()) / ball.eps,
             "largest_mass_error": float(seen.mass_error.max()),
@@ -118,22 +115,15 @@ def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
     """The network, and what its training took, with the weights' checksum."""
     path = run.checkpoints / NETWORKS["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
-    start = time.perf_counter()
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
-    fit = training.fit(
+    model, took = fitted(
         model, run.load("train").tensors(),
-        training.WassersteinAT(WassersteinBall(EPS), budget, attack),
+        training.WassersteinAT(WassersteinBall(EPS), budget, attack), path,
         epochs=EPOCHS, batch_size=128, schedule=rate, seed=seed,
         optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3),
-        checkpoint=path.with_suffix(".checkpoint"), progress=True,
     )  # fmt: skip
-    models.save_weights(model, path)
-    return model, {
-        "eps": EPS, "epochs": EPOCHS,
-        "training_seconds": sum(entry["seconds"] for entry in fit.history),
-        "last_run_seconds": time.perf_counter() - start, "threads": torch.get_num_threads(),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }  # fmt: skip
+    seal = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, {"eps": EPS, "epochs": EPOCHS, "sha256": seal, **took}
 
 
 def wasserstein_at(run: Run) -> Iterator[Cell]:

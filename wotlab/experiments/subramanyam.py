@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 from wotlab.experiments.runner import NETWORKS, Cell, Missing, Run, printed
-from wotlab.experiments.trials import judged, spent
+from wotlab.experiments.trials import fitted, judged
 from wotlab.projections import Projection, unbalanced_sinkhorn
 from wotlab.results import Keys
 
@@ -115,15 +115,11 @@ def train(run: Run) -> tuple[nn.Module, dict]:
     )  # fmt: skip
     *_, features, _ = model.children()
     defense = training.WassersteinAT(BALL, attack=attack, noise=NOISE, features=features)
-    images, labels = run.load("train").tensors(slice(0, None if run.whole else SHORT_IMAGES))
-    fit = training.fit(
-        model, (images, labels), defense, epochs=epochs, batch_size=BATCH, lr=lr,
-        checkpoint=path.with_suffix(".checkpoint"), progress=True,
-    )  # fmt: skip
-    models.save_weights(model, path)
-    return model.eval(), {
+    images = run.load("train").tensors(slice(0, None if run.whole else SHORT_IMAGES))
+    model, took = fitted(model, images, defense, path, epochs=epochs, batch_size=BATCH, lr=lr)
+    return model, {
         "attack_rule": RULE, "attack_step": STEP, "attack_steps": INNER, "attack_window": WINDOW,
-        "epochs": epochs, **spent(fit, images),
+        "epochs": epochs, **took,
     }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Train a network against l-infinity attacks, and record what it stands."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from wotlab import attacks, evaluate, models, results, training
+from wotlab._base.dataset import as_dataset
 from wotlab.balls import Ball
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.results import Keys
@@ -83,17 +85,11 @@ def trial(run: Run, row: Trial) -> Iterator[Cell]:
 def judged(
     run: Run, attack: Callable | None, ball: Any, model: nn.Module, details: dict
 ) -> tuple[evaluate.Share, dict]:
-    """The share of test images that a network stands, and what was known of it before."""
-    return stands(model, *run.test_images(), attack, ball), details
-
-
-def stands(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Callable | None = None, ball: Any = None
-) -> evaluate.Share:
-    """The share of images that one attack leaves; without an attack, accuracy."""
+    """Accuracy, or the share of test images that one attack leaves; what was known before."""
+    x, y = run.test_images()
     if attack is None:
-        return evaluate.accuracy(model, (x, y))
-    return evaluate.accuracy_curve(model, x, y, attack, ball, [ball.eps]).shares[0]
+        return evaluate.accuracy(model, (x, y)), details
+    return evaluate.accuracy_curve(model, x, y, attack, ball, [ball.eps]).shares[0], details
 
 
 def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
@@ -102,14 +98,12 @@ def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
     start = train(run, row.start)[0].train() if row.start else None
     x, y, classes = run.training_images(row.images)
     model = start or models.build(row.network, seed=row.seed, num_classes=classes)
-    fit = training.fit(
-        model.to(run.device), Shifted(x, y) if row.augment else (x, y), row.defense,
+    model, took = fitted(
+        model.to(run.device), Shifted(x, y) if row.augment else (x, y), row.defense, path,
         epochs=row.epochs, batch_size=row.batch, lr=row.lr, optimizer=row.optimizer,
         schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs), seed=row.seed,
-        checkpoint=path.with_suffix(".checkpoint"), workers=4 if row.augment else 0,
-        progress=True,
+        workers=4 if row.augment else 0,
     )  # fmt: skip
-    models.save_weights(model, path)
     details = {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
         "start": row.start and results.name(row.start.keys),
@@ -118,7 +112,23 @@ def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
     }  # fmt: skip
     if isinstance(judge := row.judges.get("autoattack"), partial):
         details["autoattack_parts"] = judge.keywords.get("attacks", "standard")
-    return model.eval(), details | spent(fit, y)
+    return model, details | took
+
+
+def fitted(
+    model: nn.Module, data: Dataset | tuple[Tensor, Tensor], defense: Any, path: Path,
+    **options: Any,
+) -> tuple[nn.Module, dict]:  # fmt: skip
+    """Train, or go on, and keep the weights: the network, and what it took, for its records."""
+    checkpoint = path.with_suffix(".checkpoint")
+    fit = training.fit(model, data, defense, checkpoint=checkpoint, progress=True, **options)
+    models.save_weights(model, path)
+    return model.eval(), {
+        "training_images": len(as_dataset(data)),
+        "training_seconds": sum(entry["seconds"] for entry in fit.history),
+        "back_propagations": sum(entry["gradients"] for entry in fit.history),
+        "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 class Shifted(Dataset):
@@ -135,13 +145,3 @@ class Shifted(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.change(self.images[index]), int(self.labels[index])
-
-
-def spent(fit: training.Fit, images: Sequence | Tensor) -> dict:
-    """What a training took, for its records."""
-    return {
-        "training_images": len(images),
-        "training_seconds": sum(entry["seconds"] for entry in fit.history),
-        "back_propagations": sum(entry["gradients"] for entry in fit.history),
-        "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
-    }  # fmt: skip

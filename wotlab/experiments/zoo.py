@@ -27,10 +27,11 @@ Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 
 
-def strong() -> dict[str, Callable]:
-    """What the networks on digits are judged by."""
-    judge = partial(STRONG, ball=LinfBall(0.15), step_size=0.015)
-    return {"pgd, 40 steps of eps / 10, l-infinity 0.15": judge}
+BALL = LinfBall(0.15)
+JUDGES: dict[str, Callable] = {  # of the networks on digits
+    "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
+}
+DIGITS = "digits", lambda split: data.load("digits", split).tensors()
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,8 @@ class Recipe:
     start: str | None = None
     drawn: torch.dtype = torch.double
     seed: int = 0
-    source: tuple[str, Callable[[str], Pair]] = field(
-        default_factory=lambda: ("digits", lambda split: data.load("digits", split).tensors())
-    )
-    judges: dict[str, Callable] = field(default_factory=strong)
+    source: tuple[str, Callable[[str], Pair]] = DIGITS
+    judges: dict[str, Callable] = field(default_factory=lambda: JUDGES)
     watch: tuple[str, Callable] | None = None
 
 
@@ -105,7 +104,6 @@ def pieces(split: str) -> Pair:
     return torch.stack(cut), which
 
 
-BALL = LinfBall(0.15)
 GROWS = "eps grows over the first half"
 
 

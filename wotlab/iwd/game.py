@@ -15,6 +15,7 @@ from wotlab.iwd._patches import PatchCost
 
 RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
 LEAK = 0.2  # slope of the rectifiers below zero
+HIDDEN = 64  # width of the critics' layers
 WIDTH, KERNEL = 32, 3  # of the generator's convolutions
 GAIN = 0.05  # of its output, so that the critics keep up
 PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
@@ -28,11 +29,9 @@ class PatchCritics(nn.Module):
     Three layers with two leaky rectifiers. Their parameters have the image as first dimension.
     """
 
-    def __init__(
-        self, count: int, d: int, hidden: int = 64, *, like: Tensor, generator: Generator = None
-    ):
+    def __init__(self, count: int, d: int, *, like: Tensor, generator: Generator = None):
         super().__init__()
-        sizes = (d, hidden, hidden, 1)
+        sizes = (d, HIDDEN, HIDDEN, 1)
         for k, (n, m) in enumerate(pairwise(sizes)):
             weight = draws.normal(like.new_empty(count, n, m), generator) * (2 / n) ** 0.5
             setattr(self, f"weight{k}", nn.Parameter(weight))
@@ -91,7 +90,6 @@ def critic(
     steps: int = 500,
     lr: float = RATE,
     penalty: float = PENALTY,
-    hidden: int = 64,
     generator: Generator = None,
     progress: bool = False,
 ) -> Tensor:
@@ -108,8 +106,6 @@ def critic(
     penalty : float
         Weight of R, see `wotlab.iwd.game.slope_penalty`; subtracted: printed with the sign that
         rewards flat critics. 10 as in Gulrajani et al. (2017); the paper does not say.
-    hidden : int
-        Width of the two hidden layers.
     generator : torch.Generator, optional
         Of first weights and of rho.
     progress : bool
@@ -123,16 +119,15 @@ def critic(
     Raises
     ------
     ValueError
-        For images or patches as `exact`; for steps, lr, penalty or hidden that are not positive.
+        For images or patches as `exact`; for steps, lr or penalty that are not positive.
     """
     cost = cost or PatchCost()
     checks.image_pair(black=True, x=x, z=z)
     checks.count("steps", steps)
-    checks.count("hidden", hidden)
     checks.positive("lr", lr)
     checks.positive("penalty", penalty)
     u, v = cost.cut(x.detach()), cost.cut(z.detach())
-    critics = PatchCritics(len(x), u.shape[2], hidden, like=u, generator=generator)
+    critics = PatchCritics(len(x), u.shape[2], like=u, generator=generator)
     adam = Adam(critics.parameters(), lr, BETAS, maximize=True)
     with torch.enable_grad():
         for _ in tqdm(range(steps), disable=not progress, leave=False):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab.gibbs import Chain, sample, soft_maximum
-from wotlab.training._batches import reduced
 from wotlab.training._defenses import LinfDefense, bare
+from wotlab.training._inputs import reduced
 
 CHUNK = 4096  # images at a time when processes share what they remember
 

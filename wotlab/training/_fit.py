@@ -21,8 +21,6 @@ from wotlab._base.dataset import MapDataset, as_dataset
 from wotlab._base.modes import eval_mode
 from wotlab.training import _checkpoints as checkpoints
 from wotlab.training import _inputs as inputs
-from wotlab.training import _settings as settings
-from wotlab.training._batches import Gradients, Places, minibatches, reduced
 from wotlab.training._defenses import Defense, Schedule, Standard
 
 CLEAN_EVERY = 20  # minibatches between two looks at the loss on clean images
@@ -175,7 +173,7 @@ class _Run:
     def __post_init__(self) -> None:
         if hasattr(self.defense, "prepare"):
             self.defense.prepare(len(self.data))
-        self.counter, self.done, self.position = Gradients(self.model), Fit(), 0
+        self.counter, self.done, self.position = inputs.Gradients(self.model), Fit(), 0
         self.tally, self.classes = _tally(), 0
         self.best: dict[str, Tensor] = {}
         # a compiled model stays as it is: attacks and steps then call the one that is watched
@@ -199,14 +197,14 @@ class _Run:
         if hasattr(self.defense, "at_epoch"):
             self.defense.at_epoch(0)  # one that has been used before is described as a new one
         self.words = {
-            "network": settings.of_network(self.model),
-            **settings.describe("optimizer", settings.of_optimizer(self.optimiser)),
-            **settings.describe("defense", self.defense),
-            "schedule": settings.over_epochs(self.schedule),
+            "network": checkpoints.of_network(self.model),
+            **checkpoints.describe("optimizer", checkpoints.of_optimizer(self.optimiser)),
+            **checkpoints.describe("defense", self.defense),
+            "schedule": checkpoints.over_epochs(self.schedule),
             "validate": "None" if self.validate is None else "given",
-            "data": settings.of_data(self.data),
-            "batch_size": settings.of_number(self.batch_size),
-            "seed": settings.of_number(self.seed),
+            "data": checkpoints.of_data(self.data),
+            "batch_size": checkpoints.of_number(self.batch_size),
+            "seed": checkpoints.of_number(self.seed),
         }
         if checkpoint.exists():
             rest = checkpoints.resume(checkpoint, self.parts, self.words)
@@ -230,17 +228,17 @@ class _Run:
         if self.best:
             self.model.load_state_dict(self.best)
 
-    def places(self, epoch: int) -> Places:
+    def places(self, epoch: int) -> inputs.Places:
         """The minibatches of an epoch."""
-        return Places(
+        return inputs.Places(
             len(self.data), self.batch_size, self.seed * 1_000_003 + epoch,
             self.fabric.global_rank, self.fabric.world_size,
         )  # fmt: skip
 
-    def epoch(self, epoch: int, places: Places, bar: tqdm) -> None:
+    def epoch(self, epoch: int, places: inputs.Places, bar: tqdm) -> None:
         count = len(places)
         places.skip(self.position)
-        batches = minibatches(self.data, places, self.workers)
+        batches = inputs.minibatches(self.data, places, self.workers)
         for size in places.sizes:
             start = time.perf_counter()
             # all that is random from here to the next one: the same, resumed or not
@@ -273,8 +271,9 @@ class _Run:
         x, y, index = (self.fabric.to_device(part) for part in (x, y, index))
         x = x.to(next(w for w in self.model.parameters() if w.is_floating_point()).dtype)
         if not self.classes:
-            with self.fabric.autocast(), torch.random.fork_rng(range(torch.cuda.device_count())):
-                self.classes = inputs.classes_of(self.model, x[:8])
+            some, devices = x[:8], range(torch.cuda.device_count())
+            with self.fabric.autocast(), torch.random.fork_rng(devices), eval_mode(self.model):
+                self.classes = checks.logits(self.model(some), some)
         checks.classes(y, self.classes)
         if self.position % CLEAN_EVERY == 0:
             self.look(x, y)
@@ -283,7 +282,7 @@ class _Run:
         for _ in range(getattr(self.defense, "repeats", 1)):
             with self.fabric.autocast():
                 loss = self.defense.loss(self.wrapped, x, y, index)
-            mean = float(reduced(self.fabric, share * loss.detach(), "mean"))
+            mean = float(inputs.reduced(self.fabric, share * loss.detach(), "mean"))
             if not math.isfinite(mean):
                 raise FloatingPointError(
                     f"the loss is {mean} at minibatch {self.position} of epoch "
@@ -327,7 +326,7 @@ class _Run:
         self.counter.images = 0
         names = ("clean_loss", "clean_seen", "gradients")
         mine = torch.tensor([self.tally[n] for n in names], dtype=torch.float64)
-        sums = reduced(self.fabric, mine).tolist()
+        sums = inputs.reduced(self.fabric, mine).tolist()
         whole = self.tally | dict(zip(names, sums, strict=True))
         first = self.fabric.global_rank == 0
         self.tally = whole if first else self.tally | dict.fromkeys(names, 0)
