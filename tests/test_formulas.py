@@ -111,7 +111,8 @@ def test_their_own_attacks_are_the_papers(make, steps, kind, sample):
     wanted = {"steps": steps, "loss": kind, "random_start": True, "early_stop": False}
     assert options == wanted and make(BALL).attack.func is attacks.pgd
     model = sure()
-    with Gradients(model) as count, torch.random.fork_rng():
+    count = Gradients()
+    with model.register_forward_hook(count.watch), torch.random.fork_rng():
         make(BALL).attacked(model, x, y)
     assert count.images == steps * len(x)
 

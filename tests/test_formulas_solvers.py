@@ -224,7 +224,7 @@ def test_the_search_for_the_multiplier_is_told_the_right_slope(project, monkeypa
         checked.append(torch.allclose(slope, rise, rtol=1e-3, atol=1e-5))
         return real(spent, eps, psi, slack)
 
-    module = "_dual" if project is dual_projection else "_block_ascent"
+    module = "_dual" if project is dual_projection else "_sinkhorn"
     monkeypatch.setattr(f"wotlab.projections.{module}.multiplier", seen)
     x = random(3, 1, 4, 4)
     w = x + 2 * (random(3, 1, 4, 4, seed=1) - 0.5)

@@ -13,24 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wotlab import attacks, evaluate, models
+from wotlab import attacks, evaluate, models, training
 from wotlab.attacks import AttackResult
 from wotlab.balls import TOLERANCE, InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import trials
 from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.experiments.trials import Trial
 from wotlab.results import Key, Keys
-from wotlab.training import (
-    IWDD,
-    MART,
-    PGDAT,
-    TRADES,
-    FastAT,
-    FreeAT,
-    GenerativeIWDD,
-    Standard,
-    pgd_adversary,
-)
 
 LINF = LinfBall(8 / 255)
 INTERNAL = InternalWassersteinBall(0.1, tile=4)  # of IWDD; tiles keep a minibatch's matchings cheap
@@ -99,19 +88,20 @@ JUDGES: dict[str, Callable[..., AttackResult]] = {  # of table 3, beside clean i
 }
 
 
-def iwdd(steps: int, beta: float = 0.1) -> IWDD:
-    return IWDD(INTERNAL, attack=partial(attacks.pgd, steps=steps, early_stop=False), beta=beta)
+def iwdd(steps: int, beta: float = 0.1) -> training.IWDD:
+    attack = partial(attacks.pgd, steps=steps, early_stop=False)
+    return training.IWDD(INTERNAL, attack=attack, beta=beta)
 
 
 DEFENSES: dict[str, Callable[[int], Any]] = {  # by the paper's names, with a number of steps
-    "natural": lambda steps: Standard(),
-    "free": lambda steps: FreeAT(LINF, repeats=REPEATS),
-    "fast": lambda steps: FastAT(LINF),
-    "pgd": lambda steps: PGDAT(LINF, attack=pgd_adversary(steps)),
-    "trades": lambda steps: TRADES(LINF, attack=pgd_adversary(steps, "kl")),
-    "mart": lambda steps: MART(LINF, attack=pgd_adversary(steps)),
+    "natural": lambda steps: training.Standard(),
+    "free": lambda steps: training.FreeAT(LINF, repeats=REPEATS),
+    "fast": lambda steps: training.FastAT(LINF),
+    "pgd": lambda steps: training.PGDAT(LINF, attack=training.pgd_adversary(steps)),
+    "trades": lambda steps: training.TRADES(LINF, attack=training.pgd_adversary(steps, "kl")),
+    "mart": lambda steps: training.MART(LINF, attack=training.pgd_adversary(steps)),
     "iwdd": iwdd,  # against the direct attack
-    "iwdd-generator": lambda steps: GenerativeIWDD(),  # as printed, Algorithm 2
+    "iwdd-generator": lambda steps: training.GenerativeIWDD(),  # as printed, Algorithm 2
 }
 
 
@@ -143,7 +133,7 @@ class Setting:
     def trial(self, name: str) -> Trial:
         """The training of a row, by its defense's name."""
         start = Trial(
-            "iwd-table-3", self.keys(training="natural"), self.network, LINF, Standard(),
+            "iwd-table-3", self.keys(training="natural"), self.network, LINF, training.Standard(),
             200 if self.whole else FIRST, {}, batch=128, lr=0.1, augment=self.whole,
         )  # fmt: skip
         if name == "natural":

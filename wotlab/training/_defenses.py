@@ -323,10 +323,7 @@ class Grown:
 def watched(layer: nn.Module, before: bool = False) -> Iterator[list[Tensor]]:
     """What a layer returns at each call, or what it is given, in a list."""
     seen: list[Tensor] = []
-    hook = layer.register_forward_hook(
+    with layer.register_forward_hook(
         lambda module, given, result: seen.append(given[0] if before else result)
-    )
-    try:
+    ):
         yield seen
-    finally:
-        hook.remove()

@@ -142,7 +142,8 @@ def fit(
         seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
     )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)
-    with run.counter, bar, inputs.train_mode(model), torch.enable_grad():
+    counted = model.register_forward_hook(run.counter.watch)
+    with counted, bar, inputs.train_mode(model), torch.enable_grad():
         run.train(epochs, bar)
     return run.done
 
@@ -173,7 +174,7 @@ class _Run:
     def __post_init__(self) -> None:
         if hasattr(self.defense, "prepare"):
             self.defense.prepare(len(self.data))
-        self.counter, self.done, self.position = inputs.Gradients(self.model), Fit(), 0
+        self.counter, self.done, self.position = inputs.Gradients(), Fit(), 0
         self.tally, self.classes = _tally(), 0
         self.best: dict[str, Tensor] = {}
         # a compiled model stays as it is: attacks and steps then call the one that is watched

@@ -12,19 +12,7 @@ from torch.optim import Adam
 from wotlab._base import checks, draws
 from wotlab._base.modes import eval_mode
 from wotlab.attacks import Objective
-from wotlab.iwd import PatchCost
-from wotlab.iwd.game import (
-    BETAS,
-    GAIN,
-    KERNEL,
-    LEAK,
-    PENALTY,
-    RATE,
-    WIDTH,
-    PatchCritics,
-    critic_step,
-    gap,
-)  # fmt: skip
+from wotlab.iwd import PatchCost, game
 from wotlab.training._defenses import Grown, bare
 
 
@@ -54,10 +42,10 @@ class Generator(nn.Module):
 
     def __init__(self, channels: int, *, like: Tensor):
         super().__init__()
-        sizes = (2 * channels, WIDTH, WIDTH, WIDTH, channels)
+        sizes = (2 * channels, game.WIDTH, game.WIDTH, game.WIDTH, channels)
         for k, (n, m) in enumerate(pairwise(sizes)):
-            scale = 0 if k == len(sizes) - 2 else (2 / (n * KERNEL**2)) ** 0.5
-            weight = scale * draws.normal(like.new_empty(m, n, KERNEL, KERNEL))
+            scale = 0 if k == len(sizes) - 2 else (2 / (n * game.KERNEL**2)) ** 0.5
+            weight = scale * draws.normal(like.new_empty(m, n, game.KERNEL, game.KERNEL))
             setattr(self, f"weight{k}", nn.Parameter(weight))
             setattr(self, f"bias{k}", nn.Parameter(like.new_zeros(m)))
         self.layers = len(sizes) - 1
@@ -66,10 +54,10 @@ class Generator(nn.Module):
         """Images (B, C, H, W) in [0, 1] from images and noise of that shape."""
         z = torch.cat([x, noise], 1)
         for k in range(self.layers):
-            z = F.leaky_relu(z, LEAK) if k else z
-            z = F.pad(z, [KERNEL // 2] * 4, mode="replicate")
+            z = F.leaky_relu(z, game.LEAK) if k else z
+            z = F.pad(z, [game.KERNEL // 2] * 4, mode="replicate")
             z = F.conv2d(z, getattr(self, f"weight{k}"), getattr(self, f"bias{k}"))
-        return Walls.apply(x + GAIN * z)
+        return Walls.apply(x + game.GAIN * z)
 
 
 @dataclass(eq=False)
@@ -127,8 +115,8 @@ class GenerativeIWDD(Grown):
     beta: float = 0.1
     tau: float = 0.1
     critic_steps: int = 5
-    lr: float = RATE
-    penalty: float = PENALTY
+    lr: float = game.RATE
+    penalty: float = game.PENALTY
 
     def __post_init__(self) -> None:
         checks.instance("cost", self.cost, PatchCost)
@@ -142,9 +130,9 @@ class GenerativeIWDD(Grown):
         # stored weights must not take random numbers that the run before did not take
         with torch.random.fork_rng(devices, enabled=self._stored is not None):
             self.generator = Generator(x.shape[1], like=x)
-            self.critic = PatchCritics(1, x.shape[1] * self.cost.size**2, like=x)
-        self.down = Adam(self.generator.parameters(), self.lr, BETAS)
-        self.up = Adam(self.critic.parameters(), self.lr, BETAS, maximize=True)
+            self.critic = game.PatchCritics(1, x.shape[1] * self.cost.size**2, like=x)
+        self.down = Adam(self.generator.parameters(), self.lr, game.BETAS)
+        self.up = Adam(self.critic.parameters(), self.lr, game.BETAS, maximize=True)
         self.players = nn.ModuleDict({"generator": self.generator, "critic": self.critic})
         self.take_up()
 
@@ -164,9 +152,11 @@ class GenerativeIWDD(Grown):
                 z = self.generator(wide, noise)
                 u, v = self.patches(wide, z.detach())
                 for _ in range(self.critic_steps):
-                    critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
+                    game.critic_step(self.up, self.critic, u, v, self.cost, self.penalty, None)
                 odds, _ = Objective(model, y, False, "ce").value(z.to(x.dtype))
-                value = gap(self.critic, *self.patches(wide, z)).mean() - self.tau * odds.mean()
+                value = (
+                    game.gap(self.critic, *self.patches(wide, z)).mean() - self.tau * odds.mean()
+                )
                 weights = list(self.generator.parameters())
                 slopes = torch.autograd.grad(value, weights)  # none for the classifier's weights
             for weight, slope in zip(weights, slopes, strict=True):

@@ -5,7 +5,7 @@ These are the same for any number of processes, and from any of them on.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self, cast
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -152,17 +152,12 @@ def reduced(fabric: Fabric, part: Tensor, how: str = "sum") -> Tensor:
 
 
 class Gradients:
-    """Counts the images whose loss is propagated back through the network, whoever asks for it."""
+    """Counts the images whose loss is propagated back through a network, whoever asks for it.
 
-    def __init__(self, model: nn.Module):
-        self.model, self.images = model, 0
+    `watch` is a forward hook of that network.
+    """
 
-    def __enter__(self) -> Self:
-        self.hook = self.model.register_forward_hook(self.watch)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.hook.remove()
+    images = 0
 
     def watch(self, model: nn.Module, given: tuple, logits: Tensor) -> None:
         if logits.requires_grad:
