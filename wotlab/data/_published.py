@@ -87,8 +87,11 @@ def idx(name: str, split: str, root: Path, download: bool) -> Images:
             continue
         plain = folder / file.removesuffix(".gz")
         if plain.exists():
-            raw = plain.read_bytes()
-            _check_unpacked(name, plain, raw)
+            raw, wanted = plain.read_bytes(), UNPACKED.get(plain.name)
+            if name == "mnist" and wanted and hashlib.md5(raw).hexdigest() != wanted:
+                raise ValueError(
+                    f"{plain} is not the published file (md5); delete it and load again"
+                )
         else:
             urls = [mirror + file for mirror in kind.mirrors]
             packed = _fetch(folder / file, urls, md5, download, also=UNPACKED.get(plain.name))
@@ -107,12 +110,6 @@ def _parse_idx(path: Path, raw: bytes, dims: int) -> Tensor:
     if not shape or raw[:4] != bytes([0, 0, 8, dims]) or len(raw) != begin + math.prod(shape):
         raise ValueError(f"{path} is truncated or no idx file; delete it and load again")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=begin).copy()).view(shape)
-
-
-def _check_unpacked(name: str, path: Path, raw: bytes) -> None:
-    wanted = UNPACKED.get(path.name) if name == "mnist" else None
-    if wanted and hashlib.md5(raw).hexdigest() != wanted:
-        raise ValueError(f"{path} is not the published file (md5); delete it and load again")
 
 
 def cifar(name: str, split: str, root: Path, download: bool) -> Images:

@@ -1,7 +1,5 @@
 """The exact Euclidean projection onto a Wasserstein ball, by a quadratic program."""
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -78,7 +76,15 @@ def exact_projection(
 
 def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor, float, int]:
     """Shares (K, N) of one image's best plan, the multiplier of the budget, the iterations."""
-    cp, sparse = _solvers()
+    try:
+        import clarabel  # noqa: F401
+        import cvxpy as cp
+        from scipy import sparse
+    except ImportError as error:
+        raise ImportError(
+            "exact_projection solves a quadratic program with cvxpy and Clarabel: "
+            "pip install cvxpy clarabel. Without them take constrained_sinkhorn"
+        ) from error
     usable = ~moves.outside
     step, source = (part.cpu().numpy() for part in usable.nonzero(as_tuple=True))
     numbers = torch.arange(goal.numel(), device=goal.device, dtype=goal.dtype).reshape(goal.shape)
@@ -100,16 +106,3 @@ def _solve(moves: Moves, goal: Tensor, eps: float, bound: bool) -> tuple[Tensor,
     shares[usable] = torch.as_tensor(flow.value).to(goal).clamp_min(0)
     shares, _ = moves.within(shares / shares.sum(0), eps)  # off by the solver's tolerance
     return shares, float(spend.dual_value), problem.solver_stats.num_iters or 0
-
-
-def _solvers() -> tuple[ModuleType, ModuleType]:
-    try:
-        import clarabel  # noqa: F401
-        import cvxpy
-        from scipy import sparse
-    except ImportError as error:
-        raise ImportError(
-            "exact_projection solves a quadratic program with cvxpy and Clarabel: "
-            "pip install cvxpy clarabel. Without them take constrained_sinkhorn"
-        ) from error
-    return cvxpy, sparse
