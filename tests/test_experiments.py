@@ -74,7 +74,7 @@ def quick(single_thread, monkeypatch, tmp_path):
 
 
 def test_strength_falls_with_the_budget_and_is_certified(run, small):
-    perform(run, strength.strength(run))
+    perform(run, strength.robust_accuracy(run))
     records = results.table(strength.WHAT, "budget", "window", folder=run.out)
     narrow = {b: records.pop((b, 5)) for b in (200, 1600)}
     found = {b: record for (b, _), record in records.items()}
@@ -96,21 +96,21 @@ def test_strength_falls_with_the_budget_and_is_certified(run, small):
 
 
 def test_what_is_recorded_is_not_measured_again(run, monkeypatch):
-    perform(run, strength.strength(run))
+    perform(run, strength.robust_accuracy(run))
     (last, *_), before = sorted(files(run)), set(files(run))
     value = json.loads(last.read_text())["value"]
     last.unlink()  # as if killed before it
     calls = []
     measure = strength.measure
     monkeypatch.setattr(strength, "measure", lambda *a: calls.append(a) or measure(*a))
-    perform(run, strength.strength(run))
+    perform(run, strength.robust_accuracy(run))
     assert len(calls) == 1 and set(files(run)) == before
     assert json.loads(last.read_text())["value"] == pytest.approx(value)
 
 
 def test_a_budget_alone_is_tried_on_all_images(run):
     alone = replace(run, only="*-budget-200-window-9")
-    perform(alone, strength.strength(alone))
+    perform(alone, strength.robust_accuracy(alone))
     (record,) = results.read(strength.WHAT, run.out)
     assert record.keys["budget"] == 200 and record.details["total"] == 6
     assert record.details["broken"] + record.details["count"] == 6
@@ -231,7 +231,7 @@ def test_whole_trainings_have_records_and_weights_of_their_own(run, monkeypatch)
 def test_every_defense_gets_the_same_work(run, monkeypatch):
     rows = []
     monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or [])
-    assert not list(dro.equal_gradients(run))
+    assert not list(dro.linf_training(run))
     assert {row.keys["training"] for row in rows} == set(dro.DEFENSES)
     x, y = (part[:8] for part in run.load("train").tensors())
     for row in rows[1:]:

@@ -42,7 +42,7 @@ def toy(run):
 
 @pytest.fixture
 def toys(monkeypatch):
-    monkeypatch.setitem(command.EXPERIMENTS, "strength", toy)
+    monkeypatch.setitem(command.EXPERIMENTS, "mnist-robust-accuracy", toy)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def toys(monkeypatch):
         (("--images", "-5"), "argument --images: must be a positive integer; got '-5'"),
         (("--images", "all"), "argument --images: must be a positive integer; got 'all'"),
         (("--epochs", "0"), "argument --epochs: must be a positive integer; got '0'"),
-        (("--epochs", "2"), "argument --epochs: strength does not take it"),
+        (("--epochs", "2"), "argument --epochs: mnist-robust-accuracy does not take it"),
         (("--device", "foo"), "argument --device: 'foo' is not at hand"),
         (("--out", "file"), "argument --out: no folder can be made at file"),
         (("--out", "file/below"), "argument --out: no folder can be made at file/below"),
@@ -62,14 +62,14 @@ def toys(monkeypatch):
     ],
 )
 def test_bad_words_are_refused_in_one_line(call, toys, tmp_path, words, says):
-    status, lines = call("strength", *words)
+    status, lines = call("mnist-robust-accuracy", *words)
     assert status == 2 and len(lines) == 1
     assert lines[0].startswith(f"error: {says}")
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_bad_data_and_names_are_refused_in_one_line(call):
-    assert call("strength", data="nowhere") == (
+    assert call("mnist-robust-accuracy", data="nowhere") == (
         2, ["error: argument --data: there is no folder nowhere"]
     )  # fmt: skip
     status, lines = call("hu-table-7")
@@ -78,7 +78,7 @@ def test_bad_data_and_names_are_refused_in_one_line(call):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(call, toys):
-    status, lines = call("strength", "--device", "cuda")
+    status, lines = call("mnist-robust-accuracy", "--device", "cuda")
     assert status == 2 and len(lines) == 1 and "'cuda' is not at hand" in lines[0]
 
 
@@ -99,27 +99,27 @@ def test_numbers_are_measured_once_and_anew_where_asked(call, toys, tmp_path):
     def dates():
         return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
 
-    assert call("strength")[0] == 0
+    assert call("mnist-robust-accuracy")[0] == 0
     first = dates()
     assert len(first) == 3
-    status, lines = call("strength")
+    status, lines = call("mnist-robust-accuracy")
     assert status == 0 and dates() == first
     assert lines == ["everything is recorded already in results; --anew measures it again"]
     for only, changed in (("fast-*", 2), ("slow-clean", 1), ("fast", None)):
         before = dates()
-        status, lines = call("strength", "--only", only, "--anew")
+        status, lines = call("mnist-robust-accuracy", "--only", only, "--anew")
         assert status == (0 if changed else 2)
         assert sum(dates()[name] != before[name] for name in before) == (changed or 0)
         assert changed or lines[0].startswith("error: argument --only: no case is 'fast'")
-    assert call("strength", "--only", "fast-*") == (
+    assert call("mnist-robust-accuracy", "--only", "fast-*") == (
         0, ["everything is recorded already in results; --anew measures it again"]
     )  # fmt: skip
-    assert call("strength", "--anew")[0] == 0
+    assert call("mnist-robust-accuracy", "--anew")[0] == 0
     assert all(dates()[name] != first[name] for name in first)
 
 
 def test_a_case_alone_is_measured_where_nothing_is_recorded(call, toys, tmp_path):
-    call("strength", "--only", "fast-pgd", "--out", "new")
+    call("mnist-robust-accuracy", "--only", "fast-pgd", "--out", "new")
     (record,) = results.read("toy", tmp_path / "new")
     assert record.keys == {"training": "fast", "attack": "pgd"}
     assert "--only fast-pgd" in record.command and "new" not in record.command
@@ -142,8 +142,8 @@ def test_without_networks_nothing_ends_well(call, monkeypatch):
     x = torch.rand(20, 1, 28, 28)
     images = data.Images("mnist", x, torch.zeros(20).long(), list("0123456789"))
     monkeypatch.setattr(runner.Run, "load", lambda run, split: images)
-    assert call("strength", "--images", "20", "--checkpoints", "nets") == (
-        2, ["error: strength found nothing to do: it needs networks in nets"]
+    assert call("mnist-robust-accuracy", "--images", "20", "--checkpoints", "nets") == (
+        2, ["error: mnist-robust-accuracy found nothing to do: it needs networks in nets"]
     )  # fmt: skip
     status, lines = call("hu-table-2", "--images", "20", "--checkpoints", "nets")
     assert status == 2 and lines[0].startswith(
@@ -154,7 +154,7 @@ def test_without_networks_nothing_ends_well(call, monkeypatch):
 
 
 def test_a_row_alone_is_trained(call, monkeypatch, tmp_path):
-    """Of `equal-gradients` only the network that is asked for, and only what is asked of it."""
+    """Of `linf-training` only the network that is asked for, and only what is asked of it."""
     trained, judged = [], []
 
     def train(run, row):
@@ -167,9 +167,9 @@ def test_a_row_alone_is_trained(call, monkeypatch, tmp_path):
 
     monkeypatch.setattr(trials, "train", train)
     monkeypatch.setattr(trials, "judged", judge)
-    assert call("equal-gradients", "--only", "fast-*")[0] == 0
+    assert call("linf-training", "--only", "fast-*")[0] == 0
     assert trained == ["fast"] and len(judged) == 5
-    assert call("equal-gradients", "--only", "fast-autoattack", "--anew")[0] == 0
+    assert call("linf-training", "--only", "fast-autoattack", "--anew")[0] == 0
     assert trained == ["fast"] * 2 and len(judged) == 6
     (record,) = [r for r in results.read("linf-training", tmp_path / "results")
                  if r.keys["attack"] == "autoattack"]  # fmt: skip
@@ -187,16 +187,18 @@ def test_help_lists_every_experiment_with_what_it_needs(call):
     status, lines = call("--help")
     assert status == 0
     listed = {line.split()[0]: line for line in lines if line.startswith("  ") and line.split()}
+    about = [lines[lines.index(listed[name]) + 1].strip() for name in command.EXPERIMENTS]
+    assert len(set(about)) == len(about) and "" not in about  # each says its own
     for paper, rows in command.PAPERS.items():
         assert paper in lines
         for name, (needs, _) in rows.items():
             assert needs in listed[name]
-    assert listed["strength"].endswith(" min")  # its records' time
+    assert listed["mnist-robust-accuracy"].endswith(" min")  # its records' time
 
 
 def test_data_is_asked_for_only_where_it_is_needed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["experiments", "strength"])
+    monkeypatch.setattr(sys, "argv", ["experiments", "mnist-robust-accuracy"])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: argument --data: strength needs it\n"
+    assert capsys.readouterr().err == "error: argument --data: mnist-robust-accuracy needs it\n"

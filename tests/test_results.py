@@ -166,5 +166,5 @@ def test_records_ship_with_the_package():
 
 
 def test_an_experiment_without_records_is_named():
-    with pytest.raises(ValueError, match=r"no records of 'strength'; .*mnist-robust-accuracy"):
-        results.table("strength", "network")
+    with pytest.raises(ValueError, match=r"no records of 'got-table-2'; .*mnist-robust-accuracy"):
+        results.table("got-table-2", "training")

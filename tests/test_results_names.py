@@ -4,6 +4,7 @@ The names come from the code: each experiment is gone through without measuring 
 which numbers it would record.
 """
 
+import re
 import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ import torch
 import wotlab
 from wotlab import data, models, results, training
 from wotlab.experiments import hu, runner, strength, subramanyam
-from wotlab.experiments.__main__ import EXPERIMENTS, OF_EPOCHS
+from wotlab.experiments.__main__ import ABOUT, EXPERIMENTS, OF_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = results.read(folder=ROOT / "results")
@@ -85,6 +86,20 @@ def test_every_case_is_one_that_its_experiment_would_record(numbers):
         assert fnmatchcase(cell.name, pattern), (record.command, cell.name)
 
 
+def test_every_folder_is_called_like_its_experiment_or_help_names_it(numbers):
+    for name in EXPERIMENTS:
+        for what in {what for what, _ in numbers(name, None)} - {name}:
+            assert what in ABOUT[name], (name, what)
+
+
+def test_every_command_in_prose_is_one_of_the_code():
+    text = "".join(
+        path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("book/*.[im][pd]*"))
+    )
+    named = re.findall(r"python -m wotlab\.experiments ([a-z][a-z0-9-]+)", text)
+    assert len(named) > 5 and set(named) <= {*EXPERIMENTS, "zoo"}
+
+
 def test_every_printed_number_is_the_papers(numbers):
     """A cell has what stands in the CSV of the paper and the table that its source names."""
     files = {title: paper for paper, title in runner.PAPERS.items()}
@@ -114,7 +129,7 @@ def test_attacks_of_the_library_have_the_papers_settings():
 def test_every_experiment_has_numbers(numbers):
     for name in EXPERIMENTS:
         assert numbers(name, None), name
-    strengths = {case for what, case in numbers("strength", None) if what == strength.WHAT}
+    strengths = {case for what, case in numbers(strength.WHAT, None) if what == strength.WHAT}
     assert strengths >= {f"ours-{attack}-budget-{b}-window-5" for attack in strength.ATTACKS
                          for b in strength.BUDGETS}  # fmt: skip
     assert "hu2020-transport-budget-400-window-9" in strengths

@@ -32,7 +32,7 @@ PAPERS: dict[str, Rows] = {
         **tables("hu", WONG, hu.table, 1, 2, 3, 5),
         **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
         **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
-        "strength": (WONG, strength.strength),
+        strength.WHAT: (WONG, strength.robust_accuracy),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },
     "Subramanyam (2021)": {
@@ -53,7 +53,7 @@ PAPERS: dict[str, Rows] = {
     },
     "Regniez et al. (2022), distributional robustness": {
         "digits-chain-steps": (NOTHING, digits.chain_steps),
-        "equal-gradients": (MNIST, dro.equal_gradients),
+        "linf-training": (MNIST, dro.linf_training),
         **tables("regniez", MNIST, dro.regniez, 1, 4),
         **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
@@ -69,6 +69,34 @@ PAPERS: dict[str, Rows] = {
     },
 }  # fmt: skip
 EXPERIMENTS = {name: cells for paper in PAPERS.values() for name, (_, cells) in paper.items()}
+
+ABOUT = {  # what --help says of a paper's tables that one function measures
+    "hu-table-1": "Mean radii of Wong's robust network: Wong's attack, and Hu's. In hu-growing.",
+    "hu-table-2": "Mean radii without a defense: from Wong's attack to Hu's. In hu-growing.",
+    "hu-table-3": "Mean radii of Wong's robust network: long steps, too. In hu-growing.",
+    "hu-table-4": "Accuracy on images that are shifted, turned or blurred.",
+    "hu-table-5": "Mean radii of Hu's robust network: four lengths of a step. In hu-growing.",
+    "hu-table-6": "Mean distances of those images, exact W and l2.",
+    "subramanyam-table-2": "Eight usual attacks on a network without a defense.",
+    "subramanyam-table-3": "Five attacks at eps 0.3, five networks; his: subramanyam-defense.",
+    "subramanyam-table-4": "The eight attacks on two networks; his: subramanyam-defense.",
+    "subramanyam-table-5": "Accuracy on images that are shifted or turned.",
+    "subramanyam-table-6": "Mean distances of those images, Procrustes' and exact W.",
+    "iwd-table-1": "What each attack breaks: no defense, free and fast training.",
+    "iwd-table-2": "What each attack breaks: PGD-AT and TRADES.",
+    "regniez-table-1": "The chain beside PGD-40, architecture A; table 3 has the same networks.",
+    "regniez-table-2": "The chain beside PGD-40, ResNet-18.",
+    "regniez-table-4": "The chain beside PGD-40, architecture B.",
+    "regniez-table-5": "The chain beside PGD-40, WideResNet-34-10.",
+    "got-table-1": "PGD-AT, TRADES, MART and the four variants of GOT.",
+    "got-table-2": "PGD-AT, TRADES and the four variants of GOT, ResNet-18.",
+    "got-table-3": "The four variants of GOT, WideResNet-34-10.",
+    "got-table-4": "GOT with a middle layer as its latent. In got-table-1, beside the last layer.",
+    "got-table-5": "GOT with three other costs. In got-table-1, beside the paper's cost.",
+    "got-table-6": "PGD over eps on networks of table 1, as printed and with steps that reach it.",
+    "got-table-7": "PGD over eps on networks of table 3, the same two ways.",
+    "got-table-8": "PGD over eps on networks of table 2, the same two ways.",
+}
 
 BY_ITSELF = {n for rows in PAPERS.values() for n, (needs, _) in rows.items() if needs == NOTHING}
 
@@ -86,13 +114,13 @@ class Parser(runner.Parser):
                 took = record.seconds, record.details.get("training_seconds", 0.0)
                 spent.setdefault(shlex.split(record.command)[3], set()).update(took)
         lines = [
-            "\nexperiments, what they need, and the minutes that those took which are recorded:"
+            "\nexperiments, what they need, and the minutes that those took which are recorded; a "
+            "record's folder\nhas the name of its experiment, where none other is named:"
         ]
         for paper, rows in PAPERS.items():
             lines.append(f"\n{paper}")
             for name, (needs, cells) in sorted(rows.items()):
-                function = cells.func if isinstance(cells, partial) else cells
-                about = (function.__doc__ or "").split("\n")[0]
+                about = ABOUT.get(name) or (cells.__doc__ or "").split("\n")[0]
                 minutes = f"{math.ceil(sum(spent[name]) / 60):,} min" if name in spent else ""
                 lines += [f"  {name:21} {needs:32} {minutes:>9}".rstrip(), f"      {about}"]
         lines.append("\n  zoo                   the networks that ship; see zoo --help\n")

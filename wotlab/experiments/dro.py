@@ -53,7 +53,7 @@ def judges(step: float, *parts: str) -> dict[str, Callable]:
     }  # fmt: skip
 
 
-def equal_gradients(run: Run) -> Iterator[Cell]:
+def linf_training(run: Run) -> Iterator[Cell]:
     """Every defense on Wong's network, with the same number of back-propagations an image.
 
     Without a defense ten epochs are enough.

@@ -33,7 +33,7 @@ PRINTED = {"wong2019": 1, "hu2020": 5}  # Hu's tables of their attack on these n
 EPOCHS, EPS, GROW = 12, 0.16, 3  # of our training
 
 
-def strength(run: Run) -> Iterator[Cell]:
+def robust_accuracy(run: Run) -> Iterator[Cell]:
     """Robust accuracy of every network under every attack.
 
     Moves go up to two pixels, as published. `transport` may move mass by up to four from the budget

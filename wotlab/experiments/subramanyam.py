@@ -27,7 +27,7 @@ ITERATIONS, WINDOW = 10, 1
 BALL = WassersteinBall(EPS, GroundCost(WINDOW))
 VARIANTS = ("printed", "corrected", "l2")
 
-LINF = "linf-training-pgd-40"  # what `equal-gradients` trained with PGD-40
+LINF = "linf-training-pgd-40"  # what `linf-training` trained with PGD-40
 INNER, NOISE = 20, 0.01  # steps of the attack in training
 # His learning rate and epochs are for a GPU; on a CPU the first images, and fewer epochs.
 WHOLE = {"mnist": (0.01, 40), "fashion-mnist": (3e-4, 60)}
