@@ -1,5 +1,6 @@
 """The command line of the experiments: what is wrong is said in one line, before anything runs."""
 
+import re
 import sys
 from functools import partial
 
@@ -31,6 +32,9 @@ def call(tmp_path, monkeypatch, capsys):
         return status, (said.err or said.out).splitlines()
 
     return run
+
+
+BEFORE = ["data", "file", "nets"]  # what lies there before a call, and after one that failed
 
 
 def toy(run):
@@ -65,7 +69,7 @@ def test_bad_words_are_refused_in_one_line(call, toys, tmp_path, words, says):
     status, lines = call("mnist-robust-accuracy", *words)
     assert status == 2 and len(lines) == 1
     assert lines[0].startswith(f"error: {says}")
-    assert not list(tmp_path.rglob("*.json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == BEFORE
 
 
 def test_bad_data_and_names_are_refused_in_one_line(call):
@@ -132,10 +136,11 @@ def noting(given, run):
 
 @pytest.mark.parametrize("name", sorted(command.EXPERIMENTS.keys() - command.BY_ITSELF))
 def test_without_data_and_networks_nothing_ends_well(call, name, tmp_path):
-    status, lines = call(name, "--checkpoints", "nets", "--device", "cpu")
+    status, lines = call(name, "--device", "cpu")
     assert status == 2, name
     assert len(lines) == 1 and lines[0].startswith("error: ")
-    assert not list(tmp_path.rglob("*.json"))
+    assert not re.search(r"download|root=|WOTLAB_DATA", lines[0])  # no options of this command
+    assert sorted(path.name for path in tmp_path.iterdir()) == BEFORE
 
 
 def test_without_networks_nothing_ends_well(call, monkeypatch):

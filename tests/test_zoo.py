@@ -78,3 +78,10 @@ def test_one_command_makes_a_network_again(tmp_path):
     assert made.keys() == told.keys()
     # another processor ends in other weights of the same kind
     assert abs(made["clean"]["value"] - told["clean"]["value"]) < 0.05
+
+
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        zoo.main(["--out", str(tmp_path / "file" / "below")])
+    assert "argument --out: no folder can be made at" in capsys.readouterr().err

@@ -187,9 +187,7 @@ def main() -> None:
         words.error(f"argument --data: {name} needs it")
     given["checkpoints"] = given["checkpoints"] or Path("checkpoints")
     for option in ("checkpoints", "out"):
-        try:
-            given[option].mkdir(parents=True, exist_ok=True)
-        except OSError:
+        if not runner.has_room(given[option]):
             words.error(f"argument --{option}: no folder can be made at {given[option]}")
     run = Run(**given)
     try:

@@ -1,6 +1,7 @@
 """What all experiments share: cells, the settings of a call, and what measures and records them."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -49,6 +50,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {' '.join(message.split())}\n")
 
 
+def has_room(folder: Path) -> bool:
+    """Whether a folder is there or can be made; it is made with the first file in it."""
+    whole = folder.absolute()
+    there = next(each for each in (whole, *whole.parents) if each.exists())
+    return there.is_dir() and (there == whole or os.access(there, os.W_OK))
+
+
 class Refused(Exception):
     """What a call asks for cannot be had."""
 
@@ -84,7 +92,14 @@ class Run:
     def load(self, split: str) -> Images | ImageFolder:
         """The data set; a folder below `data` for what is no name of `wotlab.data`."""
         if self.dataset in data.NAMES:
-            return data.load(self.dataset, split, self.data, download=False, size=self.size)
+            try:
+                return data.load(self.dataset, split, self.data, download=False, size=self.size)
+            except FileNotFoundError as error:  # behind its semicolon: what `load` could be told
+                raise Refused(
+                    f"{str(error).partition(';')[0]}; name another root by --data, or call "
+                    f"wotlab.data.load({self.dataset!r}, {split!r}, {str(self.data)!r}), which "
+                    f"fetches what can be fetched"
+                ) from error
         return data.load(f"folder:{self.data / self.dataset}", split)
 
     def test_images(self) -> tuple[Tensor, Tensor]:

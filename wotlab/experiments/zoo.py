@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wotlab import attacks, data, evaluate, models, results, training
 from wotlab._base.files import replacing
 from wotlab.balls import InternalWassersteinBall, LinfBall
-from wotlab.experiments.runner import Parser
+from wotlab.experiments.runner import Parser, has_room
 from wotlab.gibbs import Chain
 from wotlab.training import pgd_adversary
 
@@ -300,6 +300,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", choices=list(RECIPES), help="one network; by default all")
     parser.add_argument("--out", type=Path, default=models.SHIPPED, help="folder of the weights")
     given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
+    if not has_room(given.out):
+        parser.error(f"argument --out: no folder can be made at {given.out}")
     for name in [given.only] if given.only else RECIPES:
         make(name, given.out)
