@@ -37,7 +37,7 @@ NUMBERS = {
         "targeted": False, "loss": "margin", "optimizer": "lbfgs", "steps": 200, "tau": 0.05,
         "lr": 0.05, "early_stop": True,
     },
-    attacks.iwda: {  # Tan et al. (2023); critics as in Gulrajani et al. (2017)
+    attacks.iwda: {  # Tan et al. (2021); critics as in Gulrajani et al. (2017)
         "targeted": False, "tau": 0.1, "steps": 100, "critic_steps": 5, "most_scales": 3,
         "samples": 1, "lr": 5e-4, "penalty": 10.0, "early_stop": True,
     },
@@ -52,7 +52,7 @@ NUMBERS = {
     },
     projections.dual_projection: {"tol": 1e-6, "max_iter": 2000, "bound": True},
     projections.exact_projection: {"bound": True},
-    projections.unbalanced_sinkhorn: {  # Subramanyam (2021)
+    projections.unbalanced_sinkhorn: {  # Subramanyam (2022)
         "variant": "corrected", "gamma": 0.5, "reg": 0.001, "tau": 0.01, "max_iter": None,
         "tol": 1e-9,
     },
@@ -61,11 +61,11 @@ NUMBERS = {
     training.WassersteinAT: {"noise": 0.0},
     training.FastAT: {"step": 1.25},  # Wong, Rice and Kolter (2020)
     training.FreeAT: {"repeats": 8},  # Shafahi et al. (2019)
-    training.IWDD: {"beta": 0.1},  # Tan et al. (2023)
+    training.IWDD: {"beta": 0.1},  # Tan et al. (2021)
     training.GenerativeIWDD: {
         "beta": 0.1, "tau": 0.1, "critic_steps": 5, "lr": 5e-4, "penalty": 10.0,
     },
-    training.GOT: {  # Muhammad et al. (2021)
+    training.GOT: {  # GOT
         "beta": 10.0, "alpha": 1.0, "clean": 0.0, "ascent": 1, "lr": 1e-3, "hold": True,
     },
     training.JointTransport: {"kind": "semi-dual", "reg": 0.1, "match_labels": False},

@@ -1,4 +1,4 @@
-"""The notation page gives names that exist; the API page leaves none out."""
+"""The notation page gives names that exist, the API page leaves none out; a paper has one year."""
 
 import dataclasses
 import importlib
@@ -53,3 +53,17 @@ def test_api_page_shows_every_public_name():
     page = (PAGE.parent / "api.md").read_text()
     shown = set(re.findall(r"^\.\. auto\w+:: (?:wotlab\.)?(\w+)$", page, re.MULTILINE))
     assert shown == set(wotlab.__all__)
+
+
+def test_papers_have_the_years_of_the_bibliography():
+    """In docstrings, comments, pages and records, wherever an author of the list is named."""
+    root, years = PAGE.parents[1], {}
+    entries = (PAGE.parent / "references.bib").read_text()
+    for author, year in re.findall(r"author\s*= {([\w-]+),.*?year\s*= {(\d+)", entries, re.S):
+        years.setdefault(author, set()).add(year)
+    folders = ("wotlab/**/*.py", "tests/*.py", "benchmarks/*.py", "*.md", "book/*.md")
+    files = [path for pattern in (*folders, "results/*/*.json") for path in root.glob(pattern)]
+    dated = re.compile(r"\b([A-Z]\w+)(?: et al\.|(?:, \w+)* and \w+)?,?\s+\(?((?:19|20)\d\d)\b")
+    found = {(path, *at) for path in files for at in dated.findall(path.read_text())}
+    assert len(found) > 50
+    assert not {at for at in found if at[1] in years and at[2] not in years[at[1]]}

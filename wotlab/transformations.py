@@ -156,7 +156,7 @@ def rotate(
     degrees : float >= 0
     exactly : bool
         True: by `degrees` to one side or the other, as in Hu et al. (2020). False: by an angle
-        drawn from [-degrees, degrees], as in Subramanyam (2021). Neither paper says so; their
+        drawn from [-degrees, degrees], as in Subramanyam (2022). Neither paper says so; their
         accuracies do.
     generator : torch.Generator, optional
 
@@ -206,7 +206,7 @@ def procrustes(x: Tensor, z: Tensor) -> Tensor:
     """Procrustes dissimilarity of each pair, rows of an image taken as points: (B,).
 
     What is left of the squared difference of two matrices after shifting, scaling and rotating
-    their rows as points of a W-dimensional space, in [0, 1] (Subramanyam, 2021, table VI). Its
+    their rows as points of a W-dimensional space, in [0, 1] (Subramanyam, 2022, table VI). Its
     rotations are not those of the image.
 
     Raises

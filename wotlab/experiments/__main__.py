@@ -35,7 +35,7 @@ PAPERS: dict[str, Rows] = {
         strength.WHAT: (WONG, strength.robust_accuracy),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },
-    "Subramanyam (2021)": {
+    "Subramanyam (2022)": {
         "subramanyam-defense": (MNIST, subramanyam.defense),
         "subramanyam-table-1": (WONG, subramanyam.table_1),
         **tables("subramanyam", WONG, subramanyam.table, 2, 3),

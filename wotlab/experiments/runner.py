@@ -39,7 +39,7 @@ PAPERS = {  # by their files in results/printed
     "hu": "Hu et al. (2020)",
     "got": "GOT",
     "regniez": "Regniez et al. (2022)",
-    "subramanyam": "Subramanyam (2021)",
+    "subramanyam": "Subramanyam (2022)",
 }
 
 

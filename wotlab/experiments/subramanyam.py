@@ -1,4 +1,4 @@
-"""Subramanyam (2021), tables I to IV: his attack, his defense, and the usual attacks beside them.
+"""Subramanyam (2022), tables I to IV: his attack, his defense, and the usual attacks beside them.
 
 Each step of the attack is one of FGSM, 0.02 along the gradient's sign, and then ten iterations of
 his projection. His plan has the full cost matrix. At his weights it moves no mass, so that a plan

@@ -29,7 +29,7 @@ def unbalanced_sinkhorn(
     max_iter: int | None = None,
     tol: float = 1e-9,
 ) -> Projection:
-    r"""Trade distance from w for unbalanced transport cost from x (Subramanyam, 2021).
+    r"""Trade distance from w for unbalanced transport cost from x (Subramanyam, 2022).
 
     min over Pi, z >= 0 of <Pi, C> + reg sum Pi (log Pi - 1) + tau KL(Pi 1 | x)
     + tau KL(Pi^T 1 | z) + gamma/2 |z - w|^2, with KL(a | b) = sum a log(a / b) - a + b.
