@@ -68,7 +68,6 @@ def test_only_the_files_of_a_measurement_are_opened(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "eps-0.1.json").write_text("{")
     assert [r.what for r in results.read("toy", tmp_path)] == ["toy"]
-    assert results.read("to", tmp_path) == []
 
 
 def test_the_same_record_is_the_same_bytes(tmp_path):
@@ -168,3 +167,5 @@ def test_records_ship_with_the_package():
 def test_an_experiment_without_records_is_named():
     with pytest.raises(ValueError, match=r"no records of 'got-table-2'; .*mnist-robust-accuracy"):
         results.table("got-table-2", "training")
+    with pytest.raises(ValueError, match=r"no records of 'strength'; .*mnist-robust-accuracy"):
+        results.read("strength")

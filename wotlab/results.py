@@ -146,12 +146,15 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
     Raises
     ------
     ValueError
-        For a file that is no record; the message names file and field.
+        For an experiment without records, and for a file that is no record; the message names
+        those that there are, or file and field.
     """
     place = _place(folder)
     folders = place.iterdir() if what is None else [place.joinpath(what)]
-    files = [file for each in folders if each.is_dir() for file in each.iterdir()]
-    records = [_parse(file) for file in files if file.name.endswith(".json")]
+    records = [_parse(file) for each in folders for file in _files(each)]
+    if what is not None and not records:
+        there = sorted(each.name for each in place.iterdir() if _files(each))
+        raise ValueError(f"there are no records of {what!r}; there are some of {', '.join(there)}")
     return sorted(records, key=lambda r: (r.what, [_rank(v) for v in r.keys.values()]))
 
 
@@ -178,9 +181,6 @@ def table(
         stand in one place.
     """
     records = read(what, folder)
-    if not records:
-        there = sorted(each.name for each in _place(folder).iterdir() if each.is_dir())
-        raise ValueError(f"there are no records of {what!r}; there are some of {', '.join(there)}")
     known = {key for record in records for key in record.keys}
     for key in (*by, *where):
         if key not in known:
@@ -262,6 +262,12 @@ def _commit() -> str | None:
 
 def _place(folder: str | Path | None = None) -> Traversable:
     return resources.files("wotlab.records") if folder is None else Path(folder)
+
+
+def _files(folder: Traversable) -> list[Traversable]:
+    """Those of its records; of what is no folder none."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in inside if file.name.endswith(".json")]
 
 
 def _rank(value: Key) -> tuple[float, str]:
