@@ -1,10 +1,14 @@
 """What may import what, as CONTRIBUTING draws it; and what `import wotlab` brings along."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -77,6 +81,27 @@ def test_every_module_has_a_floor_and_contributing_names_it():
 
 def test_files_stay_short():
     assert not [path for path in FILES if len(path.read_text().splitlines()) >= 400]
+
+
+MODULES = [m.name for m in pkgutil.walk_packages([str(PACKAGE)], "wotlab.")]
+PUBLIC = [name for name in MODULES if not re.search(r"\._|\.(experiments|records)", name)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_module_lists_all_that_it_defines_and_all_that_others_take_from_it(name):
+    module = importlib.import_module(name)
+    wanted = {n for n, thing in vars(module).items()
+              if (inspect.isfunction(thing) or inspect.isclass(thing))
+              and thing.__module__.startswith(name)}  # fmt: skip
+    inside = ROOT.joinpath(*name.split("."))
+    for path in FILES:
+        if inside not in path.parents:
+            taken = [node for node in ast.walk(ast.parse(path.read_text()))
+                     if isinstance(node, ast.ImportFrom) and node.module == name]  # fmt: skip
+            wanted |= {alias.name for node in taken for alias in node.names}
+    wanted = {n for n in wanted if not n.startswith("_") and not is_module(f"{name}.{n}")}
+    wanted = {n for n in wanted if get_origin(vars(module)[n]) is None}  # names of types are free
+    assert wanted <= set(module.__all__) <= set(vars(module))
 
 
 LOOK = f"""

@@ -14,6 +14,8 @@ from torch import Tensor
 from wotlab._base import checks, draws
 from wotlab._base.draws import Generator
 
+__all__ = ["Chain", "fold", "like", "sample", "soft_maximum"]
+
 RULES = ("sign", "projected", "reflected", "mala")
 Place = tuple[Tensor, Tensor, Tensor]  # z, gradient, loss
 
@@ -140,11 +142,11 @@ def sample(
     lo, hi = lo.expand_as(z), hi.expand_as(z)
     if chain.rule != "mala":  # one gradient a step
         for _ in range(steps):
-            z = chain.move(*at(loss, z)[:2], lo, hi, generator)
+            z = chain.move(*_at(loss, z)[:2], lo, hi, generator)
         return z
-    now = at(loss, z)
+    now = _at(loss, z)
     for _ in range(steps):
-        then = at(loss, chain.move(*now[:2], lo, hi, generator))
+        then = _at(loss, chain.move(*now[:2], lo, hi, generator))
         go = chain.accept(now, then, lo, hi, generator)
         z, gradient, value = (
             torch.where(like(go, b), b, a) for a, b in zip(now, then, strict=True)
@@ -153,7 +155,7 @@ def sample(
     return now[0]
 
 
-def at(loss: Callable[[Tensor], Tensor], z: Tensor) -> Place:
+def _at(loss: Callable[[Tensor], Tensor], z: Tensor) -> Place:
     """(z, gradient, loss), detached."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()

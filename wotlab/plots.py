@@ -16,6 +16,18 @@ from torch import Tensor
 
 from wotlab.plans import TransportPlan
 
+__all__ = [
+    "MASS",
+    "MOVED",
+    "NEUTRAL",
+    "SOURCE",
+    "TARGET",
+    "Slider",
+    "show_images",
+    "show_plan",
+    "use_style",
+]
+
 SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
 _PLAIN = {"Date": None, "Creator": None}  # the same bytes each run

@@ -17,6 +17,20 @@ import torch
 
 from wotlab._base.files import replacing
 
+__all__ = [
+    "Key",
+    "Keys",
+    "Record",
+    "device",
+    "find",
+    "name",
+    "printed",
+    "provenance",
+    "read",
+    "table",
+    "write",
+]
+
 Key = str | float | bool | None  # a value of a key
 Keys = dict[str, Key]
 KEBAB = re.compile(r"[a-z0-9][a-z0-9.-]*")

@@ -9,6 +9,17 @@ from torch.nn import functional as F
 
 from wotlab._base import checks, draws
 
+__all__ = [
+    "Transformations",
+    "blur",
+    "compose",
+    "procrustes",
+    "rotate",
+    "roughness",
+    "translate",
+    "warp",
+]
+
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
     r"""z(s) = x(s + flow(s)), bilinearly: (B, C, H, W). Differentiable in both.

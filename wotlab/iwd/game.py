@@ -13,6 +13,21 @@ from wotlab._base import checks, draws
 from wotlab._base.draws import Generator
 from wotlab.iwd._patches import PatchCost
 
+__all__ = [
+    "BETAS",
+    "GAIN",
+    "KERNEL",
+    "LEAK",
+    "PENALTY",
+    "RATE",
+    "WIDTH",
+    "PatchCritics",
+    "critic",
+    "critic_step",
+    "gap",
+    "slope_penalty",
+]
+
 RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
 LEAK = 0.2  # slope of the rectifiers below zero
 HIDDEN = 64  # width of the critics' layers

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["KL", "L2", "Balanced", "Marginal", "wright_omega"]
+
 
 def wright_omega(z: Tensor) -> Tensor:
     """The w > 0 with w + log w = z: Lambert's W of exp(z), with no overflow for any real z.
