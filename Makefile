@@ -14,9 +14,14 @@ CHECK = JUPYTER_PATH=$(CURDIR)/_build/alone OMP_NUM_THREADS=1 $(BIN)/python -m p
 
 # The site, from the outputs that the notebooks store: `make execute` makes them, `make test` checks
 # them. A build that fails forgets what it parsed, so that its warnings come again.
-book: .venv/installed
+book: .venv/installed _build/.look
 	$(BIN)/jupyter-book build -n -W --keep-going . || { status=$$?; rm -rf _build/.doctrees; exit $$status; }
 	@echo "Open $(CURDIR)/_build/html/index.html"
+
+# Sphinx copies these only with a page that it writes, and every page has their checksums.
+_build/.look: $(wildcard book/_static/* book/_static/*/* book/_root/* book/_ext/*.py)
+	rm -rf _build/.doctrees
+	@mkdir -p _build && touch $@
 
 # Every notebook by itself in an empty folder, and an environment with the wheel to run it in.
 alone: .venv/installed

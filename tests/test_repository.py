@@ -85,6 +85,14 @@ def test_the_branch_for_colab_differs_in_install_lines_and_links_alone(tmp_path)
     assert f"({URL})" in (tmp_path / "branch" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("file", ["_static/book.css", "_static/fonts.css", "_root/index.html"])
+def test_every_page_is_built_anew_where_its_look_has_changed(file):
+    dry = ["make", "--dry-run", f"--what-if=book/{file}", "book"]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True)
+    forgets, builds = (done.stdout.find(text) for text in ("rm -rf _build/.doctrees\n", "build -n"))
+    assert 0 <= forgets < builds
+
+
 @pytest.mark.parametrize("forge", [FORGE, {}], ids=["forge", "no address"])
 def test_site_has_the_buttons_where_the_address_is_known_and_none_elsewhere(tmp_path, forge):
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
