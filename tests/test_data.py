@@ -51,6 +51,7 @@ def test_folders_without_images_are_named(tmp_path):
 
 def test_what_ships_with_libraries():
     train, test = (data.load("digits", split) for split in ("train", "test"))
+    assert repr(test) == "Images(digits: 297 images of 10 classes)"
     assert (len(train), len(test)) == (1500, 297)
     x, y = test.tensors(slice(0, 5))
     assert x.shape == (5, 1, 8, 8) and x.dtype == torch.float32 and y.dtype == torch.int64

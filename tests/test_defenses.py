@@ -260,3 +260,26 @@ def test_wasserstein_at_makes_a_network_more_robust():
 def test_a_number_is_no_ball(defense):
     with pytest.raises(ValueError, match="ball must be a threat model"):
         defense(0.1)
+
+
+@pytest.mark.parametrize(
+    ("defense", "says"),
+    [
+        (Standard(), "Standard()"),
+        (FreeAT(BALL), "FreeAT(ball=LinfBall(eps=0.15))"),
+        (MART(BALL, attack=attacks.fgsm, beta=2.0),
+         "MART(ball=LinfBall(eps=0.15), attack=fgsm, beta=2.0)"),
+        (PGDAT(BALL, lambda epoch: 0.1, partial(attacks.pgd, steps=3)),
+         "PGDAT(ball=LinfBall(eps=0.15), eps=<lambda>, attack=pgd(steps=3))"),
+        (training.GOT(TRADES(BALL, attack=attacks.pgd), alpha=2.0),
+         "GOT(inner=TRADES(ball=LinfBall(eps=0.15), attack=pgd), "
+         f"term={training.JointTransport()}, alpha=2.0)"),
+    ],
+)  # fmt: skip
+def test_a_defense_is_printed_as_the_call_that_makes_it(defense, says):
+    assert repr(defense) == says
+
+
+def test_no_defense_is_printed_as_an_address():
+    for name in set(training.__all__) - {"Defense", "fit", "pgd_adversary"}:
+        assert getattr(training, name).__repr__ is not object.__repr__, name

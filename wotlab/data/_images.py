@@ -59,6 +59,9 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self._labels)
 
+    def __repr__(self) -> str:
+        return f"Images({self.name}: {len(self):,} images of {len(self.classes)} classes)"
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return unit(self._pixels[index]), int(self._labels[index])
 
@@ -87,6 +90,9 @@ class ImageFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({self.name}: {len(self):,} images of {len(self.classes)} classes)"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:

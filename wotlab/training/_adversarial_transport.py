@@ -17,7 +17,7 @@ from wotlab.training._inputs import reduced
 CHUNK = 4096  # images at a time when processes share what they remember
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AdversarialTransport(LinfDefense):
     r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
 

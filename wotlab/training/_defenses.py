@@ -15,6 +15,7 @@ from wotlab._base import checks, draws
 from wotlab._base.networks import divergence
 from wotlab.attacks import Attack, mirror_ascent, pgd
 from wotlab.balls import Ball, InternalWassersteinBall, LinfBall, WassersteinBall
+from wotlab.training._readable import Readable
 
 Schedule = Callable[[float], float]
 
@@ -34,7 +35,7 @@ class Defense(Protocol):
         """Mean loss of the minibatch x, y, whose images have the places `index`."""
 
 
-class Standard:
+class Standard(Readable):
     """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ class Standard:
         return F.cross_entropy(model(x), y)
 
 
-@dataclass(eq=False)
-class BallDefense:
+@dataclass(eq=False, repr=False)
+class BallDefense(Readable):
     """A defense on a ball, `ball`, whose eps may follow the epoch: `now` is that of the moment.
 
     `kind` are the balls that it works on, `positive` its settings that are numbers above 0.
@@ -68,7 +69,7 @@ class BallDefense:
         self.now = self.ball if self.eps is None else replace(self.ball, eps=self.eps(epoch))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LinfDefense(BallDefense):
     """A defense that steps by signs of gradients, which suit an l-infinity ball alone."""
 
@@ -86,7 +87,7 @@ def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> At
     )  # fmt: skip
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PGDAT(BallDefense):
     r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
 
@@ -127,7 +128,7 @@ class PGDAT(BallDefense):
         return F.cross_entropy(moved, y)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TRADES(PGDAT):
     r"""E[CE(model(x), y) + beta max_{z in ball(x)} KL(p(x) | p(z))] (Zhang et al., 2019).
 
@@ -158,7 +159,7 @@ class TRADES(PGDAT):
         return F.cross_entropy(clean, y) + self.beta * divergence(clean, moved).mean()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class MART(PGDAT):
     r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
 
@@ -195,7 +196,7 @@ class MART(PGDAT):
         return (boosted + self.beta * missed * divergence(clean, moved)).mean()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WassersteinAT(PGDAT):
     r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
 
@@ -252,7 +253,7 @@ class WassersteinAT(PGDAT):
         return 0.9 * F.cross_entropy(logits, y) + 0.1 * divergence(clean, moved).mean()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class IWDD(PGDAT):
     r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
 
@@ -293,7 +294,7 @@ class IWDD(PGDAT):
         return self.beta * F.cross_entropy(clean, y) + F.cross_entropy(moved, y)
 
 
-class Grown:
+class Grown(Readable):
     """A defense with networks and optimizers of its own, made when the first minibatch is known.
 
     `grown` names them. What a checkpoint holds of them is put into them as they are made.

@@ -12,7 +12,7 @@ from wotlab.attacks import Objective
 from wotlab.training._defenses import LinfDefense, bare
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FastAT(LinfDefense):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
@@ -53,7 +53,7 @@ class FastAT(LinfDefense):
         return F.cross_entropy(model(self.attacked(model, x, y)), y)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FreeAT(LinfDefense):
     r"""One gradient for the weights and the attack alike (Shafahi et al., 2019).
 

@@ -60,7 +60,7 @@ class Generator(nn.Module):
         return Walls.apply(x + game.GAIN * z)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GenerativeIWDD(Grown):
     r"""E[beta CE(model(x), y) + CE(model(g(x, n)), y)], g from a game (Tan et al., Algorithm 2).
 

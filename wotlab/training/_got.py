@@ -42,7 +42,7 @@ def linear(size: int) -> nn.Linear:
     return phi
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GOT(Grown):
     r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
 
