@@ -1,10 +1,11 @@
-"""Checks of arguments: what counts as a number, and what each message says."""
+"""Checks of arguments: what counts as a number, and what each message says of what was found."""
 
 import numpy as np
 import pytest
 import torch
 
 import wotlab
+from wotlab import LinfBall, attacks, data, evaluate, gibbs, transformations
 from wotlab._base import checks
 
 
@@ -74,3 +75,62 @@ def test_labels_are_one_class_number_an_image():
     for y in bad:
         with pytest.raises(ValueError, match="y must be 2 class numbers, a tensor of dtype int64"):
             checks.labels("y", y, 2)
+
+
+X, Y, BALL = torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), LinfBall(0.1)
+MODEL = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+
+
+def sampled(**wrong):
+    right = {"loss": lambda z: z.flatten(1).sum(1), "z": X, "lo": 0 * X, "hi": 0 * X + 1,
+             "chain": gibbs.Chain(), "steps": 1}  # fmt: skip
+    return gibbs.sample(**(right | wrong))
+
+
+def curve(**wrong):
+    y = MODEL(X).argmax(1)  # all stand before the attack
+    right = {"model": MODEL, "x": X, "y": y, "attack": attacks.fgsm, "ball": BALL, "eps": [0.1]}
+    return evaluate.accuracy_curve(**(right | wrong))
+
+
+def doubts(**wrong):
+    right = {"model": MODEL, "x": X, "y": Y, "attack": attacks.fgsm, "ball": BALL}
+    return evaluate.sanity(**(right | wrong))
+
+
+PARTIAL = r"attack must be a function, such as functools\.partial\(.*pgd, steps=20\); got"
+WRONG_KINDS = [
+    (lambda: curve(eps=0.1), r"eps must be a list of budgets, such as \[0\.1\]; got 0\.1"),
+    (lambda: curve(eps=torch.tensor(0.1)), r"eps must be a list of budgets.*got tensor\(0\.1"),
+    (lambda: curve(attack="pgd"), f"{PARTIAL} 'pgd'"),
+    (lambda: curve(attack=attacks.AttackResult), f"{PARTIAL} the class AttackResult"),
+    (lambda: curve(attack=lambda *given: X), "what attack returns must be an AttackResult; got a "),
+    (lambda: curve(ball=0.1), r"ball must be a threat model, such as LinfBall\(0.1\); got float"),
+    (lambda: curve(x=0.1), r"images must be floating-point tensors in \[0, 1\]; got float"),
+    (lambda: doubts(attack="pgd"), f"{PARTIAL} 'pgd'"),
+    (lambda: doubts(others=[attacks.pgd]), r"others must be a dict; got a list"),
+    (lambda: doubts(others={"square": "square"}), f"{PARTIAL} 'square'"),
+    (lambda: doubts(ball=0.1), r"ball must be a threat model, such as LinfBall\(0.1\); got float"),
+    (lambda: doubts(claim="most"), r"claim must lie in \[0, 1\]; got 'most'"),
+    (
+        lambda: evaluate.success_rate(MODEL, X, Y, torch.rand(99)),
+        "done must be an AttackResult; got a Tensor",
+    ),
+    (lambda: evaluate.are_right(MODEL, X, Y, batch_size=0.5), "batch_size must be a positive"),
+    (lambda: sampled(lo=0), r"lo must be a tensor that broadcasts .*torch\.zeros_like\(z\); got 0"),
+    (lambda: sampled(hi=torch.ones(7)), r"hi must be a tensor that broadcasts .*got \(7,\)"),
+    (lambda: sampled(z=0.5), r"z must be a Tensor; got 0\.5"),
+    (lambda: sampled(loss=1.0), r"loss must be a function, such as lambda z: .*; got 1\.0"),
+    (lambda: sampled(chain="sign"), "chain must be a Chain; got 'sign'"),
+    (lambda: gibbs.soft_maximum(0.1, 1.0), r"losses must be a Tensor; got 0\.1"),
+    (lambda: transformations.warp(X, 0.5), r"flow must be a Tensor; got 0\.5"),
+    (lambda: transformations.translate(X, "far"), r"share must lie in \[0, 1\]; got 'far'"),
+    (lambda: data.load(3), "name must be a str; got 3"),
+]
+
+
+@pytest.mark.parametrize(("call", "says"), WRONG_KINDS)
+def test_what_is_of_another_kind_is_named(call, says):
+    """The argument, what it must be, and what was found: no TypeError from within."""
+    with pytest.raises(ValueError, match=says):
+        call()

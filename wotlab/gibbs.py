@@ -134,12 +134,16 @@ def sample(
     Raises
     ------
     ValueError
-        For steps < 1, or lo above hi.
+        For steps < 1, a loss that is no function, walls that are no tensors or do not broadcast
+        to the shape of z, or lo above hi.
     """
+    checks.function("loss", loss, "lambda z: -z.square().flatten(1).sum(1)")
+    checks.instance("chain", chain, Chain)
     checks.count("steps", steps)
+    checks.instance("z", z, Tensor)
+    lo, hi = _wall("lo", lo, z), _wall("hi", hi, z)
     if bool((lo > hi).any()):
         raise ValueError("lo must be at most hi everywhere")
-    lo, hi = lo.expand_as(z), hi.expand_as(z)
     if chain.rule != "mala":  # one gradient a step
         for _ in range(steps):
             z = chain.move(*_at(loss, z)[:2], lo, hi, generator)
@@ -153,6 +157,18 @@ def sample(
         )
         now = z, gradient, value
     return now[0]
+
+
+def _wall(name: str, wall: Tensor, z: Tensor) -> Tensor:
+    """A wall in the shape of z."""
+    try:
+        return wall.expand_as(z)
+    except (AttributeError, RuntimeError) as error:  # a number; another shape
+        found = tuple(wall.shape) if isinstance(wall, Tensor) else checks.found(wall)
+        raise ValueError(
+            f"{name} must be a tensor that broadcasts to the shape of z, {tuple(z.shape)}, such as "
+            f"torch.zeros_like(z); got {found}"
+        ) from error
 
 
 def _at(loss: Callable[[Tensor], Tensor], z: Tensor) -> Place:
@@ -176,4 +192,5 @@ def soft_maximum(losses: Tensor, lam: float) -> Tensor:
     entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
     """
     checks.positive("lam", lam)
+    checks.instance("losses", losses, Tensor)
     return (torch.logsumexp(lam * losses, 0) - math.log(len(losses))) / lam

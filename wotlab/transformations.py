@@ -35,6 +35,8 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     ValueError
         For a flow of another shape.
     """
+    for name, value in (("x", x), ("flow", flow)):
+        checks.instance(name, value, Tensor)
     count, _, height, width = x.shape
     if flow.shape != (count, 2, height, width):
         raise ValueError(
@@ -143,8 +145,7 @@ def translate(x: Tensor, share: float, *, generator: torch.Generator | None = No
     from torchvision.transforms import functional as vision
 
     checks.images("x", x)
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1]; got {share!r}")
+    checks.share("share", share)
     sizes = torch.tensor([x.shape[-1], x.shape[-2]])
     draw = draws.uniform(torch.empty(len(x), 2), generator)
     shifts = ((2 * draw - 1) * share * sizes).round().int().tolist()

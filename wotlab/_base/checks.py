@@ -25,10 +25,32 @@ def count(name: str, value: int, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {kind}; got {value!r}")
 
 
+def share(name: str, value: float) -> None:
+    """A number from 0 to 1."""
+    number = _plain(value)
+    if not isinstance(number, Real) or not 0 <= number <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]; got {found(value)}")
+
+
 def instance(name: str, value: object, kind: type) -> None:
     """An object of that kind."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be {one(kind)}; got {value!r}")
+        raise ValueError(f"{name} must be {one(kind)}; got {found(value)}")
+
+
+def function(name: str, value: object, example: str) -> None:
+    """Something that can be called as `example` shows; what a class makes may be, no class is."""
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{name} must be a function, such as {example}; got {found(value)}")
+
+
+def found(value: object) -> str:
+    """What was handed in: as it is printed, if that is short, else its kind."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    said = repr(value)
+    short = len(said) < 80 and "\n" not in said and " at 0x" not in said
+    return said if short else one(type(value))
 
 
 def one(kind: type) -> str:

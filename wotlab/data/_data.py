@@ -75,6 +75,7 @@ def load(
     if size is not None:
         checks.count("size", size)
         size = int(size)
+    checks.instance("name", name, str)
     if name.startswith("folder:"):
         return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
     if name not in NAMES:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -49,6 +50,7 @@ def accuracy(
         the model has no class for; for outputs that are not (B, classes) or hold NaN.
     """
     data, right = as_dataset(data), 0
+    checks.count("batch_size", batch_size)
     with eval_mode(model):
         for x, y in tqdm(DataLoader(data, batch_size), disable=not progress, leave=False):
             right += int(_right(model, x, y).sum())
@@ -75,7 +77,8 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) 
     ValueError
         As `accuracy` does.
     """
-    _check_labels(x, y)
+    _check(x, y)
+    checks.count("batch_size", batch_size)
     if not len(x):
         raise ValueError("x holds no images")
     with eval_mode(model):
@@ -85,10 +88,7 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) 
 
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The same for one minibatch, of a model in eval mode."""
-    _check_labels(x, y)
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {found}")
+    _check(x, y)
     logits = logits_of(model, x.to(next(model.parameters(), x).device))
     classes = checks.logits(logits, x)
     if bool(logits.isnan().any()):
@@ -97,8 +97,11 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return logits.argmax(1).to(y.device) == y
 
 
-def _check_labels(x: Tensor, y: Tensor) -> None:
-    """One class number per image. Labels (B, 1) would be compared with every prediction."""
+def _check(x: Tensor, y: Tensor) -> None:
+    """Images, one class number each. Labels (B, 1) would be compared with every prediction."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images must be floating-point tensors in [0, 1]; got {kind}")
     if not checks.are_integers(y) or y.shape != (len(x),):
         found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
@@ -166,11 +169,12 @@ def accuracy_curve(
     Raises
     ------
     ValueError
-        For no eps, or one that is negative; for an attack that returns several results an image;
-        as `accuracy` and the attack do.
+        For no eps, or one that is negative; for what is no attack or no ball; for an attack that
+        returns several results an image; as `accuracy` and the attack do.
     """
-    if not len(eps):
-        raise ValueError("eps must hold at least one budget")
+    Ball.require(ball, "a threat model, such as LinfBall(0.1)")
+    if np.ndim(eps) != 1 or not len(eps):
+        raise ValueError(f"eps must be a list of budgets, such as [0.1]; got {checks.found(eps)}")
     for value in eps:
         checks.positive("eps", value, zero=True)
     eps, left = tuple(sorted(eps)), []
@@ -179,7 +183,7 @@ def accuracy_curve(
         standing = standing.clone()
         at = standing.nonzero()[:, 0]
         if len(at):
-            done = attack(model, x[at], y[at], replace(ball, eps=value))
+            done = attacked(attack, model, x[at], y[at], replace(ball, eps=value))
             if len(done.success) != len(at):
                 raise ValueError(
                     f"attack must return one result an image; got {len(done.success)} for "
@@ -188,6 +192,14 @@ def accuracy_curve(
             standing[at[done.success]] = False
         left.append(standing)
     return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
+
+
+def attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> AttackResult:
+    """What an attack returns; ValueError for what is no attack."""
+    checks.function("attack", attack, "functools.partial(wotlab.attacks.pgd, steps=20)")
+    done = attack(model, x, y, ball)
+    checks.instance("what attack returns", done, AttackResult)
+    return done
 
 
 def success_rate(
@@ -212,9 +224,10 @@ def success_rate(
     Raises
     ------
     ValueError
-        For a result of another number of images; where nothing was left to break; as `accuracy`
-        does.
+        For what is no result, or one of another number of images; where nothing was left to
+        break; as `accuracy` does.
     """
+    checks.instance("done", done, AttackResult)
     if len(done.success) != len(x):
         raise ValueError(f"done must be a result for {len(x)} images; got {len(done.success)}")
     standing = are_right(model, x, y) != targeted

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab._base import draws
+from wotlab._base import checks, draws
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import are_probabilities, logits_of
 from wotlab._base.precision import full_precision
 from wotlab.attacks import Attack, Objective
 from wotlab.balls import Ball
-from wotlab.evaluate._accuracy import are_right
+from wotlab.evaluate._accuracy import are_right, attacked
 from wotlab.evaluate._shares import share
 
 TRIALS = 20  # random images of the ball in the black-box check
@@ -100,10 +100,12 @@ def sanity(
     Raises
     ------
     ValueError
-        For a claim out of range; as `accuracy` and the attack do.
+        For a claim out of range, for what is no attack or no ball; as `accuracy` and the attack
+        do.
     """
-    if claim is not None and not 0 <= claim <= 1:
-        raise ValueError(f"claim must lie in [0, 1]; got {claim!r}")
+    Ball.require(ball, "a threat model, such as LinfBall(0.1)")
+    checks.share("claim", claim or 0)
+    checks.instance("others", others or {}, dict)
     doubts: list[Doubt] = []
 
     def doubt(reason: bool, check: str, says: str) -> None:
@@ -137,7 +139,7 @@ def sanity(
         "rounds to 1. The attacks here climb log((1 - p) / p), which is not flat there; those "
         "of other libraries may fail",
     )  # fmt: skip
-    done = attack(model, x, y, ball)
+    done = attacked(attack, model, x, y, ball)
     stands = right & ~done.success
     left, claimed = share(int(stands.sum()), len(x)), claim or 0.0
     doubt(claimed > left.high, "claim", f"{claimed:.1%} is claimed; this attack leaves {left}")
@@ -157,7 +159,7 @@ def sanity(
         )  # fmt: skip
     far = ball.whole if far is None else far
     if far is not None:
-        at_far = attack(model, x, y, replace(ball, eps=far))
+        at_far = attacked(attack, model, x, y, replace(ball, eps=far))
         left = share(int((right & ~at_far.success).sum()), len(x))
         doubt(
             left.low > most, "not to chance",
@@ -166,7 +168,8 @@ def sanity(
             "budget",
         )  # fmt: skip
     rivals = {"random images of the ball": _random(model, x, y, ball, generator)}
-    rivals |= {name: other(model, x, y, ball).success for name, other in (others or {}).items()}
+    for name, other in (others or {}).items():
+        rivals[name] = attacked(other, model, x, y, ball).success
     for name, broken in rivals.items():
         missed = int((broken & stands).sum())
         doubt(
