@@ -21,7 +21,13 @@ Place = tuple[Tensor, Tensor, Tensor]  # z, gradient, loss
 
 
 def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Reflect z at the walls of the box until it lies inside; a flat box gives lo."""
+    """Reflect z at the walls of the box until it lies inside; a flat box gives lo.
+
+    Parameters
+    ----------
+    z, lo, hi : Tensor
+        Of shapes that broadcast; lo <= hi.
+    """
     width = hi - lo
     place = torch.remainder(z - lo, (2 * width).clamp_min(torch.finfo(z.dtype).tiny))
     return torch.minimum(torch.maximum(lo + width - (place - width).abs(), lo), hi)
@@ -181,7 +187,13 @@ def _at(loss: Callable[[Tensor], Tensor], z: Tensor) -> Place:
 
 
 def like(go: Tensor, part: Tensor) -> Tensor:
-    """One value an image, (B,), in a shape that broadcasts over `part` (B, ...)."""
+    """One value an image, (B,), in a shape that broadcasts over `part` (B, ...).
+
+    Parameters
+    ----------
+    go : Tensor (B,)
+    part : Tensor (B, ...)
+    """
     return go.reshape(-1, *[1] * (part.ndim - 1))
 
 
@@ -190,6 +202,11 @@ def soft_maximum(losses: Tensor, lam: float) -> Tensor:
 
     Theorem 3.1: for samples of the uniform law on the ball this estimates the value of the
     entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
+
+    Parameters
+    ----------
+    losses : Tensor (K, ...)
+    lam : float > 0
     """
     checks.positive("lam", lam)
     checks.instance("losses", losses, Tensor)

@@ -117,6 +117,10 @@ def name(keys: Keys) -> str:
 
     A word stands for itself, a number behind its key, True as its key; False and None are left
     out. `{"network": "ours", "attack": "transport", "eps": 0.1}` is "ours-transport-eps-0.1".
+
+    Parameters
+    ----------
+    keys : dict
     """
     words = []
     for key, value in keys.items():
@@ -133,6 +137,11 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     """Store a record as `folder`/WHAT/NAME.json, with commit, versions, device and date.
 
     The file is replaced whole or not at all. Returns its path.
+
+    Parameters
+    ----------
+    record : Record
+    folder : path
     """
     filled = asdict(record) | provenance()
     path = Path(folder) / record.what / f"{name(record.keys)}.json"
@@ -143,7 +152,17 @@ def write(record: Record, folder: str | Path = "results") -> Path:
 
 
 def find(what: str, keys: Keys, folder: str | Path | None = None) -> Record | None:
-    """The record of a cell, if it is there; no other file is opened."""
+    """The record of a cell, if it is there; no other file is opened.
+
+    Parameters
+    ----------
+    what : str
+        The experiment.
+    keys : dict
+        All keys of the record.
+    folder : path, optional
+        By default the records that ship with the package.
+    """
     file = _place(folder).joinpath(what, f"{name(keys)}.json")
     return _parse(file) if file.is_file() else None
 
@@ -222,6 +241,14 @@ def printed(
     `keys`, those of a cell, count as far as the rows have such columns. Rows whose value is no
     number are left out: there the paper prints a dash, or the text that it was read from is broken.
     `certain` says whether a number was read with certainty, `note` why not.
+
+    Parameters
+    ----------
+    paper : str
+        A file of results/printed, such as "hu".
+    keys : dict, optional
+    **where
+        Entries of columns, such as table=1.
 
     Raises
     ------

@@ -53,6 +53,11 @@ def compose(flow: Tensor, then: Tensor) -> Tensor:
     r"""The flow of warping by `flow` first and the result by `then`: then(s) + flow(s + then(s)).
 
     So an image that is warped many times is sampled once, and does not blur.
+
+    Parameters
+    ----------
+    flow, then : Tensor (B, 2, H, W)
+        As for `warp`.
     """
     return then + warp(flow, then)
 
@@ -63,6 +68,11 @@ def roughness(flow: Tensor) -> Tensor:
     The flow loss of stAdv (Xiao et al., 2018, equation 4) with each pair of neighbours counted
     once and one root a pixel. 0 for a flow that is the same everywhere; the root is smoothed by
     1e-6 of a pixel, where it would have no gradient.
+
+    Parameters
+    ----------
+    flow : Tensor (B, 2, H, W)
+        As for `warp`.
     """
     down = F.pad(flow.diff(dim=2), (0, 0, 0, 1))
     right = F.pad(flow.diff(dim=3), (0, 1))
@@ -220,6 +230,11 @@ def procrustes(x: Tensor, z: Tensor) -> Tensor:
     What is left of the squared difference of two matrices after shifting, scaling and rotating
     their rows as points of a W-dimensional space, in [0, 1] (Subramanyam, 2022, table VI). Its
     rotations are not those of the image.
+
+    Parameters
+    ----------
+    x, z : Tensor (B, C, H, W)
+        Images in [0, 1].
 
     Raises
     ------

@@ -51,6 +51,11 @@ class Ball(ABC):
     """What all threat models share: a budget, and all that attacks and certificates ask of it.
 
     A ball of a new kind says what its `distance` is and how to `project`; the rest has defaults.
+
+    Parameters
+    ----------
+    eps : float >= 0
+        The budget, in the units of the ball's distance.
     """
 
     keeps_mass: ClassVar[bool] = False  # of each channel: its images are made by transport plans

@@ -107,7 +107,17 @@ class WassersteinBall(Ball):
 
 
 def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
-    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less."""
+    """Step of Hu et al. (2020): `share` of each image's mass, eps / 2 of it where that is less.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Clean images in [0, 1].
+    eps : float >= 0
+        Budget of the attack.
+    share : float > 0
+        0.06 in the paper.
+    """
     return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
 
 

@@ -37,7 +37,19 @@ def unit(pixels: Tensor) -> Tensor:
 
 
 class Images(Dataset):
-    """Images held in memory: `data[i]` is (image float32 (C, H, W) in [0, 1], label)."""
+    """Images held in memory: `data[i]` is (image float32 (C, H, W) in [0, 1], label).
+
+    Parameters
+    ----------
+    name : str
+    pixels : Tensor (N, C, H, W)
+        Bytes from 0 to 255, or floats in [0, 1].
+    labels : Tensor (N,), integers
+    classes : sequence of str
+        Names of the classes, by label.
+    where : object, optional
+        What a message names as their source; the name by default.
+    """
 
     def __init__(
         self, name: str, pixels: Tensor, labels: Tensor, classes: Sequence[str], where: object = ""
@@ -75,7 +87,16 @@ class Images(Dataset):
 
 
 class ImageFolder(Dataset):
-    """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB."""
+    """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB.
+
+    Parameters
+    ----------
+    path : Path
+    size : int or None
+        Pixels of the shorter side after resizing; the centre is cut out. None: as they are.
+    kind : class
+        torchvision's ImageFolder, or one that looks elsewhere for classes and images.
+    """
 
     def __init__(self, path: Path, size: int | None, kind: Callable = datasets.ImageFolder):
         resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []

@@ -10,6 +10,12 @@ class Share:
     """A share `count / total` with its 95 % Wilson interval, from `low` to `high`.
 
     `float(share)` is its value, so that it serves where a number is asked for.
+
+    Attributes
+    ----------
+    value : float
+    low, high : float
+    count, total : int
     """
 
     value: float
@@ -48,6 +54,12 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def share(count: int, total: int) -> Share:
-    """`count` of `total` as a `Share`."""
+    """`count` of `total` as a `Share`.
+
+    Parameters
+    ----------
+    count, total : int
+        0 <= count <= total, total >= 1.
+    """
     low, high = wilson(count, total)
     return Share(count / total, low, high, count, total)

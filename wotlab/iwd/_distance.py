@@ -16,7 +16,15 @@ BATCH = 10_000_000  # costs that are computed at a time where problems are small
 
 
 def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
-    """`PatchCost.tiles` of these images, if they are small enough to be matched."""
+    """`PatchCost.tiles` of these images, if they are small enough to be matched.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+    cost : PatchCost
+    tile : int or None
+        Side of a square, in patches; None: one square for all.
+    """
     checks.instance("cost", cost, PatchCost)
     if tile is not None:
         checks.count("tile", tile)
@@ -201,6 +209,14 @@ def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tenso
     r"""F_m = (1/N) sum_j c(u_m(j), v_j) of patches u, v (B, N, d) and a matching m (B, N): (B,).
 
     Never less than the distance, whatever the matching. Differentiable in both.
+
+    Parameters
+    ----------
+    u, v : Tensor (B, N, d)
+        Patches.
+    pairs : Tensor (B, N), integers
+        m(j): which patch of u goes to patch j of v.
+    cost : PatchCost
     """
     matched = u.gather(1, pairs[:, :, None].expand_as(u))
     return cost.along(matched, v).mean(1)

@@ -42,6 +42,17 @@ class PatchCritics(nn.Module):
     """B networks, one an image: each gives a number to each patch of d numbers.
 
     Three layers with two leaky rectifiers. Their parameters have the image as first dimension.
+
+    Parameters
+    ----------
+    count, d : int
+        Images, and numbers of a patch.
+    hidden : int
+        Width of both hidden layers.
+    like : Tensor
+        Gives device and dtype.
+    generator : torch.Generator, optional
+        Of the first weights.
     """
 
     def __init__(self, count: int, d: int, *, like: Tensor, generator: Generator = None):
@@ -84,6 +95,16 @@ def slope_penalty(
     |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
     1-Lipschitz for |.|_1 where no partial derivative exceeds 1. The gradient is that of each
     patch, not of the image: `slope` takes patches (B, N, d) to as many gradients.
+
+    Parameters
+    ----------
+    slope : function of patches (B, N, d)
+        Gradients of f at them, (B, N, d).
+    u, v : Tensor (B, N, d)
+    cost : PatchCost
+        Its norm is the one whose dual is taken.
+    generator : torch.Generator, optional
+        Of rho.
     """
     rho = draws.uniform(u[:, :, :1], generator)
     w = (rho * u + (1 - rho) * v).detach()
@@ -92,7 +113,13 @@ def slope_penalty(
 
 
 def gap(critics: OnPatches, u: Tensor, v: Tensor) -> Tensor:
-    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,)."""
+    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,).
+
+    Parameters
+    ----------
+    critics : function of patches (B, N, d) that returns (B, N)
+    u, v : Tensor (B, N, d), (B, M, d)
+    """
     of_u, of_v = critics(torch.cat([u, v], 1)).split([u.shape[1], v.shape[1]], 1)
     return of_u.mean(1) - of_v.mean(1)
 
@@ -160,7 +187,19 @@ def critic_step(
     penalty: float,
     generator: Generator,
 ) -> None:
-    """One step of the critics, up."""
+    """One step of the critics, up.
+
+    Parameters
+    ----------
+    adam : torch.optim.Adam
+        Of the critics' weights, with `maximize=True`.
+    critics : PatchCritics
+    u, v : Tensor (B, N, d)
+    cost, generator
+        As for `slope_penalty`.
+    penalty : float > 0
+        Its weight.
+    """
     value = gap(critics, u, v) - penalty * slope_penalty(critics.slope, u, v, cost, generator)
     adam.zero_grad()
     value.sum().backward()

@@ -22,7 +22,13 @@ IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std a channel, so that the model takes pixels in [0, 1] as they are."""
+    """(x - mean) / std a channel, so that the model takes pixels in [0, 1] as they are.
+
+    Parameters
+    ----------
+    mean, std : sequence of float
+        One a channel.
+    """
 
     mean: Tensor
     std: Tensor
@@ -170,7 +176,14 @@ def _torchvision(name: str, classes: int | None, weights: str | None) -> nn.Modu
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Store a model's weights as safetensors; the file is replaced whole or not at all."""
+    """Store a model's weights as safetensors; the file is replaced whole or not at all.
+
+    Parameters
+    ----------
+    model : nn.Module
+    path : path
+        By convention with the suffix .safetensors, by which `load_weights` knows what it is.
+    """
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     with replacing(Path(path)) as part:
         part.write_bytes(safetensors.save(state))
@@ -241,6 +254,11 @@ def shipped() -> list[str]:
 
 def card(name: str) -> dict:
     """What is known of a network that ships.
+
+    Parameters
+    ----------
+    name : str
+        One of `shipped()`.
 
     Returns
     -------

@@ -20,6 +20,11 @@ def wright_omega(z: Tensor) -> Tensor:
 
     Newton's method on the concave left-hand side, from a start that makes it monotone; the
     result is exact to rounding for float32 and float64. Below z = -40, w = exp(z).
+
+    Parameters
+    ----------
+    z : Tensor
+        Of any shape; floats.
     """
     w = torch.where(z > 1, z - z.clamp_min(1).log(), z.clamp(-40, 1).exp() * 0.5)
     for _ in range(7):
@@ -52,7 +57,13 @@ class Balanced:
 
 @dataclass(frozen=True)
 class KL:
-    """tau KL(m | a) = tau sum m log(m / a) - m + a."""
+    """tau KL(m | a) = tau sum m log(m / a) - m + a.
+
+    Parameters
+    ----------
+    tau : float > 0
+        Weight of the penalty.
+    """
 
     tau: float
 
@@ -82,7 +93,13 @@ class KL:
 
 @dataclass(frozen=True)
 class L2:
-    """tau / 2 |m - a|^2."""
+    """tau / 2 |m - a|^2.
+
+    Parameters
+    ----------
+    tau : float > 0
+        Weight of the penalty.
+    """
 
     tau: float
 

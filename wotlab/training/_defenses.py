@@ -80,7 +80,16 @@ class LinfDefense(BallDefense):
 
 
 def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> Attack:
-    """`pgd` from a random start, by default with steps of 2.5 * eps / steps (Madry, 2018)."""
+    """`pgd` from a random start, by default with steps of 2.5 * eps / steps (Madry, 2018).
+
+    Parameters
+    ----------
+    steps : int >= 1
+    loss : "ce", "margin" or "kl"
+        As for `pgd`.
+    step : float > 0, optional
+        Length of a step, in brightness.
+    """
     return partial(
         pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
         random_start=True, early_stop=False,
