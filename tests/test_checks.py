@@ -5,8 +5,18 @@ import pytest
 import torch
 
 import wotlab
-from wotlab import LinfBall, attacks, data, evaluate, gibbs, transformations
+from wotlab import LinfBall, WassersteinBall, attacks, data, evaluate, gibbs, transformations
 from wotlab._base import checks
+from wotlab.training import (
+    GOT,
+    PGDAT,
+    TRADES,
+    AdversarialTransport,
+    JointTransport,
+    Standard,
+    WassersteinAT,
+    fit,
+)
 
 
 @pytest.mark.parametrize("number", [0.1, 3, np.float32(0.1), np.int64(3), torch.tensor(0.1)])
@@ -81,6 +91,10 @@ X, Y, BALL = torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), LinfBall(0.1)
 MODEL = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
 
 
+def fitted(**wrong):
+    return fit(MODEL, (X, Y), epochs=1, progress=False, **wrong)
+
+
 def sampled(**wrong):
     right = {"loss": lambda z: z.flatten(1).sum(1), "z": X, "lo": 0 * X, "hi": 0 * X + 1,
              "chain": gibbs.Chain(), "steps": 1}  # fmt: skip
@@ -100,6 +114,32 @@ def doubts(**wrong):
 
 PARTIAL = r"attack must be a function, such as functools\.partial\(.*pgd, steps=20\); got"
 WRONG_KINDS = [
+    (
+        lambda: fitted(defense=Standard),
+        "defense must be an object .*got the class Standard",
+    ),
+    (lambda: fitted(defense=attacks.pgd), "defense must be an object .*got a function"),
+    (lambda: fitted(schedule=0.1), r"schedule must be a function, such as lambda epoch:.*got 0\.1"),
+    (
+        lambda: fitted(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
+        r"optimizer must be a function, such as lambda model: torch\.optim.*; got a SGD",
+    ),
+    (lambda: fitted(optimizer=torch.optim.SGD), "optimizer must be a function.*got the class SGD"),
+    (lambda: fitted(optimizer=lambda model: None), "what optimizer returns must be an Optimizer"),
+    (lambda: fitted(validate=(X, Y)), "validate must be a function, such as lambda model: "),
+    (lambda: PGDAT(BALL, 0.1), "eps must be a function, such as lambda epoch:.*; got 0.1"),
+    (lambda: TRADES(BALL, attack="pgd"), f"{PARTIAL} 'pgd'"),
+    (
+        lambda: PGDAT(BALL, attack=lambda *given: X).loss(MODEL, X, Y, Y),
+        "what attack returns must be an AttackResult; got a Tensor",
+    ),
+    (lambda: WassersteinAT(WassersteinBall(0.1), features="3"), "features must be a Module"),
+    (lambda: AdversarialTransport(BALL, chain="sign"), "chain must be a Chain; got 'sign'"),
+    (lambda: AdversarialTransport(BALL, augment="flip"), "augment must be a function, such as"),
+    (lambda: GOT(PGDAT), "inner must be PGDAT, TRADES or MART; got the class PGDAT"),
+    (lambda: GOT(PGDAT(BALL), "exact"), "term must be a JointTransport; got 'exact'"),
+    (lambda: GOT(PGDAT(BALL), potential=64), "potential must be a function.*got 64"),
+    (lambda: JointTransport(cost="l2"), "cost must be a JointCost; got 'l2'"),
     (lambda: curve(eps=0.1), r"eps must be a list of budgets, such as \[0\.1\]; got 0\.1"),
     (lambda: curve(eps=torch.tensor(0.1)), r"eps must be a list of budgets.*got tensor\(0\.1"),
     (lambda: curve(attack="pgd"), f"{PARTIAL} 'pgd'"),

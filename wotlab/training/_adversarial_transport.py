@@ -68,8 +68,11 @@ class AdversarialTransport(LinfDefense):
         super().__post_init__()
         checks.count("copies", self.copies)
         checks.count("steps", self.steps)
+        checks.instance("chain", self.chain, Chain)
         if self.soft is not None:
             checks.positive("soft", self.soft)
+        if self.augment is not None:
+            checks.function("augment", self.augment, "lambda z: z.flip(3)")
         self.size = 0
         self.kept = self.known = self.touched = torch.empty(0)  # until the images' shape is known
 

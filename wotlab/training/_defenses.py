@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from wotlab._base import checks, draws
 from wotlab._base.networks import divergence
-from wotlab.attacks import Attack, mirror_ascent, pgd
+from wotlab.attacks import Attack, AttackResult, mirror_ascent, pgd
 from wotlab.balls import Ball, InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.training._readable import Readable
 
@@ -62,6 +62,8 @@ class BallDefense(Readable):
         self.kind.require(self.ball, wanted)
         for name in self.positive:
             checks.positive(name, getattr(self, name))
+        if self.eps is not None:
+            checks.function("eps", self.eps, "lambda epoch: 0.1 * min(1.0, epoch / 5)")
         self.at_epoch(0)
 
     def at_epoch(self, epoch: float) -> None:
@@ -122,9 +124,15 @@ class PGDAT(BallDefense):
 
     attack: Attack = field(default=pgd_adversary(40))
 
+    def __post_init__(self) -> None:
+        checks.function("attack", self.attack, "functools.partial(wotlab.attacks.pgd, steps=20)")
+        super().__post_init__()
+
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch, attacked."""
-        return self.attack(bare(model), x, y, self.now).x_adv
+        done = self.attack(bare(model), x, y, self.now)
+        checks.instance("what attack returns", done, AttackResult)
+        return done.x_adv
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean loss of the minibatch and its attacked images."""
@@ -246,6 +254,8 @@ class WassersteinAT(PGDAT):
 
     def __post_init__(self) -> None:
         checks.positive("noise", self.noise, zero=True)
+        if self.features is not None:
+            checks.instance("features", self.features, nn.Module)
         super().__post_init__()
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:

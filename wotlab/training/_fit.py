@@ -120,13 +120,16 @@ def fit(
     Raises
     ------
     ValueError
-        For numbers out of range, a model without weights that learn, data without labels or
-        places, images out of [0, 1], labels that are no classes of the model, a checkpoint that is
-        damaged or belongs to another network, defense, data set or setting; it says which.
+        For numbers out of range, what is no defense or no function where one is asked for, a
+        model without weights that learn, data without labels or places, images out of [0, 1],
+        labels that are no classes of the model, a checkpoint that is damaged or belongs to another
+        network, defense, data set or setting; it says which.
     FloatingPointError
         When the loss is no longer finite. The checkpoint then holds the last good state.
     """
     inputs.check_model(model)
+    defense = Standard() if defense is None else defense
+    inputs.check_functions(defense, optimizer, schedule, validate)
     data = as_dataset(data)
     checks.count("epochs", epochs)
     checks.count("batch_size", batch_size)
@@ -137,8 +140,9 @@ def fit(
         raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
     usual = partial(SGD, lr=lr, momentum=0.9, weight_decay=5e-4)
     optimiser = optimizer(model) if optimizer else usual(model.parameters())
+    checks.instance("what optimizer returns", optimiser, Optimizer)
     run = _Run(
-        model, data, defense or Standard(), fabric, optimiser, schedule, validate, batch_size,
+        model, data, defense, fabric, optimiser, schedule, validate, batch_size,
         seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
     )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)

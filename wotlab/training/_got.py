@@ -108,8 +108,11 @@ class GOT(Grown):
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, PGDAT):
-            found = type(self.inner).__name__
+            found = checks.found(self.inner)
             raise ValueError(f"inner must be PGDAT, TRADES or MART; got {found}")
+        checks.instance("term", self.term, JointTransport)
+        if not isinstance(self.potential, type):  # a class of networks would do
+            checks.function("potential", self.potential, "lambda size: nn.Linear(size, 1)")
         for name in ("beta", "alpha", "clean"):
             checks.positive(name, getattr(self, name), zero=True)
         checks.count("ascent", self.ascent)

@@ -41,6 +41,24 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("fit needs gradients: call it outside of torch.inference_mode()")
 
 
+def check_functions(
+    defense: object, optimizer: object = None, schedule: object = None, validate: object = None
+) -> None:
+    """ValueError for what is no defense, or stands where `fit` wants a function."""
+    if isinstance(defense, type) or not hasattr(defense, "loss"):
+        raise ValueError(
+            f"defense must be an object with a function `loss`, such as PGDAT(LinfBall(0.1)) or "
+            f"Standard(); got {checks.found(defense)}"
+        )
+    if optimizer is not None:
+        example = "lambda model: torch.optim.Adam(model.parameters(), 1e-3)"
+        checks.function("optimizer", optimizer, example)
+    if schedule is not None:
+        checks.function("schedule", schedule, "lambda epoch: 0.1 ** (epoch // 30)")
+    if validate is not None:
+        checks.function("validate", validate, "lambda model: evaluate.accuracy(model, data)")
+
+
 @contextmanager
 def train_mode(model: nn.Module) -> Iterator[None]:
     """A network that learns, and every part back in its own mode afterwards.

@@ -121,6 +121,7 @@ class JointTransport:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+        checks.instance("cost", self.cost, JointCost)
         if self.kind == "divergence" and not self.cost.symmetric:
             raise ValueError(
                 f'the divergence needs a symmetric cost, prediction="l1"; '
