@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import wotlab
-from wotlab import LinfBall, WassersteinBall, attacks, data, evaluate, gibbs, transformations
+from wotlab import LinfBall, WassersteinBall, attacks, data, evaluate, gibbs, iwd, transformations
 from wotlab._base import checks
+from wotlab.iwd import PatchCost
+from wotlab.projections import unbalanced_sinkhorn
 from wotlab.training import (
     GOT,
     PGDAT,
@@ -165,6 +167,15 @@ WRONG_KINDS = [
     (lambda: gibbs.soft_maximum(0.1, 1.0), r"losses must be a Tensor; got 0\.1"),
     (lambda: transformations.warp(X, 0.5), r"flow must be a Tensor; got 0\.5"),
     (lambda: transformations.translate(X, "far"), r"share must lie in \[0, 1\]; got 'far'"),
+    (lambda: transformations.roughness(0.5), r"flow must be a Tensor; got 0\.5"),
+    (lambda: doubts(x=0.1), r"x must be a torch tensor \(B, C, H, W\); got float"),
+    (lambda: unbalanced_sinkhorn(X, X, 5), "ground_cost must be a GroundCost; got 5"),
+    (lambda: iwd.project(X, X, 0.1, 3), "cost must be a PatchCost; got 3"),
+    (lambda: iwd.project(0.1, X, 0.1, PatchCost()), r"x must be a Tensor; got 0\.1"),
+    *(
+        (lambda find=find: find(X, X, 3), "cost must be a PatchCost; got 3")
+        for find in (iwd.exact, iwd.entropic, iwd.sliced, iwd.critic)
+    ),
     (lambda: data.load(3), "name must be a str; got 3"),
 ]
 

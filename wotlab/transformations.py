@@ -74,6 +74,7 @@ def roughness(flow: Tensor) -> Tensor:
     flow : Tensor (B, 2, H, W)
         As for `warp`.
     """
+    checks.instance("flow", flow, Tensor)
     down = F.pad(flow.diff(dim=2), (0, 0, 0, 1))
     right = F.pad(flow.diff(dim=3), (0, 1))
     square = down.square().sum(1) + right.square().sum(1)

@@ -103,6 +103,7 @@ def sanity(
         For a claim out of range, for what is no attack or no ball; as `accuracy` and the attack
         do.
     """
+    checks.tensor("x", x, 4, "(B, C, H, W)")
     Ball.require(ball, "a threat model, such as LinfBall(0.1)")
     checks.share("claim", claim or 0)
     checks.instance("others", others or {}, dict)

@@ -70,6 +70,7 @@ def matching(
     computed on the device of x, at most 3.2 GB of them at a time.
     """
     cost = cost or PatchCost()
+    checks.instance("cost", cost, PatchCost)
     checks.image_pair(black=True, x=x, z=z)
     found, threads = tiles(x, cost, tile), torch.get_num_threads()
     if found[-1].shape[1] == 1:  # each patch a tile of its own
@@ -251,6 +252,7 @@ def entropic(
         If a problem has not converged in `max_iter` iterations.
     """
     cost = cost or PatchCost()
+    checks.instance("cost", cost, PatchCost)
     checks.image_pair(black=True, x=x, z=z)
     u, v = cost.cut(x), cost.cut(z)
     weight = u.new_ones(u.shape[:2])
@@ -289,6 +291,7 @@ def sliced(
         For images or patches as `exact`; for directions < 1.
     """
     cost = cost or PatchCost()
+    checks.instance("cost", cost, PatchCost)
     checks.count("directions", directions)
     checks.image_pair(black=True, x=x, z=z)
     u, v = cost.cut(x), cost.cut(z)

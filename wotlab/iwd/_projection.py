@@ -44,6 +44,8 @@ def project(
         As `matching`; for eps < 0, w of another shape.
     """
     checks.positive("eps", eps, zero=True)
+    checks.instance("cost", cost, PatchCost)
+    checks.instance("x", x, Tensor)
     checks.tensor("w", w, 4, "(B, C, H, W)")
     checks.same_shape("w", w, "x", x)
     u = cost.cut(x)

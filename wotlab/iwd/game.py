@@ -164,6 +164,7 @@ def critic(
         For images or patches as `exact`; for steps, lr or penalty that are not positive.
     """
     cost = cost or PatchCost()
+    checks.instance("cost", cost, PatchCost)
     checks.image_pair(black=True, x=x, z=z)
     checks.count("steps", steps)
     checks.positive("lr", lr)

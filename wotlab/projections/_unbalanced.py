@@ -83,6 +83,7 @@ def unbalanced_sinkhorn(
         raise ValueError(f"variant must be one of {VARIANTS}; got {variant!r}")
     for name, value in (("gamma", gamma), ("reg", reg), ("tau", tau), ("tol", tol)):
         checks.positive(name, value)
+    checks.instance("ground_cost", ground_cost, GroundCost)
     limit = max_iter or (10 if variant == "printed" else 5000)
     checks.count("max_iter", limit if max_iter is None else max_iter)
     task = scaled(x, w, 0.0)
