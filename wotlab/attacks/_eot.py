@@ -77,5 +77,6 @@ def eot(
     checks.count("samples", samples)
 
     transform = transform or Transformations()
+    checks.function("transform", transform, "wotlab.transformations.Transformations()")
     expected = partial(Expected, transform=transform, samples=samples, generator=generator)
     return pgd(model, x, y, ball, generator=generator, objective=expected, **options)

@@ -158,6 +158,8 @@ def pgd(
         As for `mirror_ascent`; for an unknown rule; for restarts without a random start.
     """
     checks.count("restarts", restarts, zero=True)
+    if schedule is not None:
+        checks.function("schedule", schedule, "lambda t: 0.01 * (t + 1)")
     if restarts and not random_start:
         raise ValueError("restarts need random_start=True: from the same start all runs are one")
     if rule not in RULES:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import are_right, check
 from wotlab._base.precision import full_precision
@@ -50,6 +51,7 @@ def transfer(
     A network that breaks more often under another one's images than under its own gradients
     hides its gradients (`wotlab.evaluate.sanity`).
     """
+    checks.function("attack", attack, "functools.partial(wotlab.attacks.pgd, steps=20)")
     start = time.perf_counter()
     made = attack(source, x, y, ball, **options)
     with eval_mode(model):
