@@ -152,9 +152,9 @@ def adef(
     if overshoot < 1:
         raise ValueError(f"overshoot must be at least 1; got {overshoot!r}")
 
-    stage = climbing(Deform(sigma, overshoot), steps)
+    run = climbing(Deform(sigma, overshoot), steps)
     return attack(
-        [stage], model, x, y, not_on_mass(ball), targeted=targeted, loss="margin",
+        [run], model, x, y, not_on_mass(ball), targeted=targeted, loss="margin",
         batch_size=batch_size, early_stop=early_stop, progress=progress, exact=True,
         objective=partial(Nearest, candidates=candidates, sigma=sigma),
     )  # fmt: skip

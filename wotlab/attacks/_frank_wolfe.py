@@ -1,13 +1,13 @@
 """Frank-Wolfe on the plan (Wu et al., 2020), called FWAdv elsewhere."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from wotlab._base import checks
-from wotlab.attacks._loop import Moved, PlanStepper, attack, climbing, on_plans
-from wotlab.attacks._multipliers import plan_at
+from wotlab.attacks._loop import Moved, Stepper, attack, climbing, on_plans
 from wotlab.attacks._result import AttackResult, Last
 from wotlab.balls import WassersteinBall
 from wotlab.plans import Moves, repair
@@ -17,18 +17,24 @@ REPAIR = 5000  # steps of the final projection (Wu et al., 2020)
 
 
 @dataclass(eq=False)
-class FrankWolfe(PlanStepper):
+class FrankWolfe(Stepper):
     """Step towards the plan that is best for the gradient as it is now."""
 
+    ball: WassersteinBall
     reg: float = 1e-3
 
-    columns = ("shares",)
-
     def start(self, x: Tensor) -> Moved:
-        begin = super().start(x)
+        self.moves = Moves(x, self.ball.ground_cost)
         self.shares = self.moves.identity()
+        self.budget = x.new_full((len(x),), self.ball.eps)
         self.phi, self.psi = torch.zeros_like(x), torch.ones_like(self.budget)
-        return begin
+        return x, torch.zeros_like(self.budget)
+
+    def select(self, keep: Tensor) -> Self:
+        shares = self.shares[:, keep[self.moves.image_index]]  # its rows are steps, not images
+        del self.shares
+        super().select(keep).shares = shares
+        return self
 
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         self.follow(gradient, t)
@@ -83,6 +89,11 @@ class Published(FrankWolfe):
         scores = scores.masked_fill(self.moves.outside, -torch.inf)
         _, psi = bisected_multipliers(scores, self.moves, self.budget, torch.ones_like(self.psi))
         return plan_at(psi, scores, self.moves)
+
+
+def plan_at(psi: Tensor, scores: Tensor, moves: Moves) -> Tensor:
+    """Shares (K, N) proportional to exp(scores - psi C)."""
+    return torch.softmax(scores - psi[moves.image_index] * moves.costs, 0)
 
 
 def bisected_multipliers(
@@ -156,10 +167,10 @@ def frank_wolfe(
     ball = on_plans(ball)
     checks.positive("reg", reg)
     if published:
-        early_stop, stage = False, climbing(Published(ball, reg, steps), steps, kind=Last)
+        early_stop, run = False, climbing(Published(ball, reg, steps), steps, kind=Last)
     else:
-        stage = climbing(FrankWolfe(ball, reg), steps)
+        run = climbing(FrankWolfe(ball, reg), steps)
     return attack(
-        [stage], model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
+        [run], model, x, y, ball, targeted=targeted, loss=loss, batch_size=batch_size,
         early_stop=early_stop, progress=progress,
     )  # fmt: skip

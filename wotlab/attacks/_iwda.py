@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks
 from wotlab.attacks._adam_rows import keep_rows
-from wotlab.attacks._loop import Stage, attack
+from wotlab.attacks._loop import attack
 from wotlab.attacks._objective import Objective
 from wotlab.attacks._pyramid import SMALLEST, Generators, changed, resize, scales
 from wotlab.attacks._result import AttackResult, Best
@@ -116,7 +116,7 @@ def iwda(
         return game.best
 
     return attack(
-        [Stage(play)], model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size,
+        [play], model, x, y, ball, targeted=targeted, loss="ce", batch_size=batch_size,
         early_stop=early_stop, progress=progress, exact=True, samples=samples,
     )  # fmt: skip
 

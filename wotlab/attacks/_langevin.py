@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wotlab._base import checks, draws
+from wotlab._base import draws
 from wotlab.attacks._loop import Moved, Stepper, attack, climbing
 from wotlab.attacks._result import AttackResult
 from wotlab.balls import LinfBall
@@ -93,9 +93,8 @@ def langevin(
     LinfBall.require(ball)
     half = max(ball.eps / 2, 1e-30)
     chain = chain or Chain("sign", sigma=half, eta=half)
-    checks.instance("chain", chain, Chain)
-    stage = climbing(Langevin(ball, chain, targeted, random_start, generator), steps)
+    run = climbing(Langevin(ball, chain, targeted, random_start, generator), steps)
     return attack(
-        [stage], model, x, y, ball, targeted=targeted, loss="ce",
+        [run], model, x, y, ball, targeted=targeted, loss="ce",
         batch_size=batch_size, early_stop=early_stop, progress=progress,
     )  # fmt: skip

@@ -2,12 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
-from typing import ClassVar, NamedTuple
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from wotlab._base.precision import full_precision
 from wotlab.attacks._objective import Kind, Objective, objective_of
 from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.balls import Ball, WassersteinBall
-from wotlab.plans import Moves
 
 Moved = tuple[Tensor, Tensor]  # images (B, C, H, W), and what each has spent of its budget, (B,)
 
@@ -29,11 +26,9 @@ Moved = tuple[Tensor, Tensor]  # images (B, C, H, W), and what each has spent of
 class Stepper(ABC):
     """How the images of a batch follow the gradient; keeps its own state.
 
-    All tensors of its state, alone, in tuples or in dicts, have one row an image, but those named
-    in `columns`. `start` makes all of them anew: a stepper may climb again, on other images.
+    All tensors of its state, alone, in tuples or in dicts, have one row an image. `start` makes
+    all of them anew: a stepper may climb again, on other images.
     """
-
-    columns: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def start(self, x: Tensor) -> Moved:
@@ -43,29 +38,11 @@ class Stepper(ABC):
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         """The next images."""
 
-    def select(self, keep: Tensor) -> None:
+    def select(self, keep: Tensor) -> Self:
         """Forget the images that are not in `keep`, booleans (B,)."""
         for name, part in vars(self).items():
-            if name not in self.columns:
-                setattr(self, name, kept(part, keep))
-
-
-@dataclass(eq=False)
-class PlanStepper(Stepper):
-    """One whose images are made by plans: `columns` have one for each pixel that holds mass."""
-
-    ball: WassersteinBall
-
-    def start(self, x: Tensor) -> Moved:
-        self.moves = Moves(x, self.ball.ground_cost)
-        self.budget = x.new_full((len(x),), self.ball.eps)
-        return x, torch.zeros_like(self.budget)
-
-    def select(self, keep: Tensor) -> None:
-        columns = keep[self.moves.image_index]
-        for name in self.columns:
-            setattr(self, name, getattr(self, name)[:, columns])
-        super().select(keep)
+            setattr(self, name, kept(part, keep))
+        return self
 
 
 def climb(
@@ -119,25 +96,18 @@ def climb(
     return best
 
 
-class Stage(NamedTuple):
-    """One run of an attack: on all images, or after the first on those that still stand.
-
-    `run` is called with an objective, images, early_stop and progress, as `climb` is with its
-    stepper and steps bound. `aims` are the classes that the images shall go to, (B,).
-    """
-
-    run: Callable[..., Best]
-    aims: Tensor | None = None
+# A run of an attack: called with an objective, images, early_stop and progress, as `climb` is
+# with its stepper and steps bound
+Run = Callable[..., Best]
 
 
 def attack(
-    stages: list[Stage],
+    runs: list[Run],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     ball: Ball,
     *,
-    again: Callable[[Tensor, Tensor], Iterable[Stage]] | None = None,
     targeted: bool,
     loss: str,
     batch_size: int,
@@ -147,10 +117,10 @@ def attack(
     objective: Kind = Objective,
     samples: int = 1,
 ) -> AttackResult:
-    """Check what the user gave, run the stages part by part, judge.
+    """Check what the user gave, climb part by part, judge.
 
-    `again` makes further stages of a part from its images and labels. `objective` is the kind of
-    what is climbed. `exact` asks for the ball's distance, once and at the end, where the run has
+    Runs after the first are for the images that still stand. `objective` is the kind of what is
+    climbed. `exact` asks for the ball's distance, once and at the end, where the run has
     no cost of its own. `samples` are the results of each image. Images are float32 at least: a
     plan in half precision would lose more mass to rounding than the ball allows.
     """
@@ -163,32 +133,21 @@ def attack(
         for pair in zip(full_precision(x).split(batch_size), y.split(batch_size), strict=True):
             a, b = (each.repeat_interleave(samples, 0) for each in pair)
             climbed = objective_of(model, a, b, targeted, loss, objective)
-            first, *others = stages
-            best = first.run(climbed, a, early_stop=early_stop, progress=progress)
-            for stage in chain(others, again(a, b) if again else ()):
-                _run_again(stage, climbed, a, best, progress)
+            best = runs[0](climbed, a, early_stop=early_stop, progress=progress)
+            for run in runs[1:]:
+                left = (~best.broken).nonzero()[:, 0]
+                if len(left):
+                    more = run(climbed.select(left), a[left], early_stop=True, progress=progress)
+                    won = more.broken.nonzero()[:, 0]
+                    best.take(left[won], more, won)
             cost = ball.spent(a, best.x_adv) if exact else best.cost
             parts.append(judge(a, best, cost, ball, start))
     return join(parts, start)
 
 
-def _run_again(stage: Stage, objective: Objective, x: Tensor, best: Best, progress: bool) -> None:
-    """Run a stage on the images that still stand, and take what breaks."""
-    left = (~best.broken).nonzero()[:, 0]
-    if len(left):
-        some = objective.select(left)
-        if stage.aims is not None:
-            some = replace(some, aims=stage.aims[left])
-        more = stage.run(some, x[left], early_stop=True, progress=progress)
-        won = more.broken.nonzero()[:, 0]
-        best.take(left[won], more, won)
-
-
-def climbing(
-    stepper: Stepper, steps: int, aims: Tensor | None = None, kind: type[Best] = Best
-) -> Stage:
-    """The stage that climbs for `steps` gradients."""
-    return Stage(partial(climb, stepper, steps=steps, kind=kind), aims)
+def climbing(stepper: Stepper, steps: int, kind: type[Best] = Best) -> Run:
+    """The run that climbs for `steps` gradients."""
+    return partial(climb, stepper, steps=steps, kind=kind)
 
 
 def threat_model(ball: object) -> Ball:

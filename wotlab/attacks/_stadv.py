@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Adam
 
 from wotlab._base import checks
 from wotlab.attacks._adam_rows import keep_rows
-from wotlab.attacks._loop import Moved, Stage, Stepper, attack, climbing, not_on_mass
+from wotlab.attacks._loop import Moved, Stepper, attack, climbing, not_on_mass
 from wotlab.attacks._objective import Objective
 from wotlab.attacks._result import AttackResult, Best
 from wotlab.balls import Ball
@@ -42,9 +43,10 @@ class Bend(Stepper):
         z = warp(self.x, self.flow.detach()).clamp(0, 1)  # bilinear weights round
         return z, torch.zeros_like(loss)  # its distance: once, at the end
 
-    def select(self, keep: Tensor) -> None:
+    def select(self, keep: Tensor) -> Self:
         self.x = self.x[keep]
         keep_rows(self.adam, keep)
+        return self
 
 
 class _Broken(Exception):
@@ -146,10 +148,10 @@ def stadv(
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
 
     if optimizer == "adam":
-        stage = climbing(Bend(tau, lr), steps)
+        run = climbing(Bend(tau, lr), steps)
     else:
-        stage = Stage(partial(search, tau=tau, steps=steps))
+        run = partial(search, tau=tau, steps=steps)
     return attack(
-        [stage], model, x, y, not_on_mass(ball), targeted=targeted, loss=loss,
+        [run], model, x, y, not_on_mass(ball), targeted=targeted, loss=loss,
         batch_size=batch_size, early_stop=early_stop, progress=progress, exact=True,
     )  # fmt: skip

@@ -36,9 +36,10 @@ class LinfBall(Ball):
         """Largest change of a pixel: (B,)."""
         return (z - x).abs().amax((1, 2, 3))
 
-    def project(self, x: Tensor, w: Tensor) -> Tensor:
-        """The nearest image of the ball, pixel by pixel."""
-        return torch.minimum(torch.maximum(w, x - self.eps), x + self.eps).clamp(0, 1)
+    def project(self, x: Tensor, w: Tensor, eps: Tensor | None = None) -> Tensor:
+        """The nearest image of the ball, or of one an image of radius `eps` (B, 1, 1, 1)."""
+        far = self.eps if eps is None else eps
+        return torch.minimum(torch.maximum(w, x - far), x + far).clamp(0, 1)
 
     def walls(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest and the largest value that each pixel may take."""
@@ -74,11 +75,14 @@ class L2Ball(Ball):
         """Euclidean length of the change: (B,)."""
         return (z - x).flatten(1).norm(dim=1)
 
-    def project(self, x: Tensor, w: Tensor) -> Tensor:
-        """Clamped to [0, 1], then pulled towards x: in the ball, since x lies in [0, 1]."""
+    def project(self, x: Tensor, w: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Clamped to [0, 1], then pulled towards x: in the ball, since x lies in [0, 1].
+
+        With `eps` (B, 1, 1, 1) each image has a ball of its own radius.
+        """
         change = w.clamp(0, 1) - x
-        length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
-        return x + change * (self.eps / length).clamp(max=1)[:, None, None, None]
+        length = change.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+        return x + change * ((self.eps if eps is None else eps) / length).clamp(max=1)
 
     def step(self, gradient: Tensor, size: float) -> Tensor:
         """Steepest ascent: the gradient scaled to length `size`."""

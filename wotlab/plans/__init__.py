@@ -2,5 +2,6 @@
 
 from wotlab.plans._moves import Moves, repair
 from wotlab.plans._plan import TransportPlan
+from wotlab.plans._potential import PotentialPlans
 
-__all__ = ["Moves", "TransportPlan", "repair"]
+__all__ = ["Moves", "PotentialPlans", "TransportPlan", "repair"]
