@@ -12,6 +12,10 @@ from wotlab.gibbs import Chain
 from wotlab.transformations import Transformations
 
 CLIMB = {"targeted": False, "loss": "ce", "early_stop": True}
+SEARCH = {
+    "loss": "ce", "steps": 250, "restarts": 3, "window": 9, "patience": 15, "step_size": 1.0,
+    "momentum": 0.75,
+}  # fmt: skip
 NUMBERS = {
     # Goodfellow et al. (2015), Madry et al. (2018): no start of its own, no restart unless asked
     attacks.fgsm: {"targeted": False, "loss": "ce"},
@@ -21,12 +25,9 @@ NUMBERS = {
     },
     attacks.mirror_ascent: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.0},
     attacks.climb: {"early_stop": True},
-    attacks.Mirror: {"momentum": 0.0, "sweeps": 2, "noise": 0.0},
-    attacks.transport: CLIMB | {"steps": 100, "step_size": 1.0, "momentum": 0.75, "restarts": 3},
-    attacks.radius: {
-        "smallest": 0.01, "largest": 4.0, "growth": 0.2, "patience": 8, "steps": 250,
-        "loss": "ce", "step_size": 1.0, "momentum": 0.75,
-    },
+    attacks.Mirror: {"momentum": 0.0, "forget": 0.0, "noise": 0.0},
+    attacks.transport: SEARCH | {"targeted": False},
+    attacks.radius: SEARCH | {"ball": None},
     attacks.frank_wolfe: CLIMB | {"steps": 300, "reg": 1e-3, "published": False},  # Wu (2020)
     attacks.langevin: {"targeted": False, "steps": 40, "random_start": True, "early_stop": True},
     attacks.adef: {  # Alaifari et al. (2019)

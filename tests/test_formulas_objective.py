@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from wotlab import WassersteinBall, attacks
-from wotlab.attacks import Mirror, Objective, _loop
-from wotlab.plans import Moves
+from wotlab.attacks import Mirror, Objective
+from wotlab.attacks._growing import Closest, Search
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.0], [0.0, 9.0, 1.0, 2.0]], dtype=torch.double)
 CLEAN = torch.tensor([[2.0, 0.0, -1.0, 5.0], [1.0, 1.0, 0.0, -3.0]], dtype=torch.double)
@@ -84,15 +84,19 @@ class Fixed(nn.Module):
 
 
 @pytest.fixture
-def retries(monkeypatch):
-    """What `transport` asks for after its first run; none of it is done."""
+def runs(monkeypatch):
+    """The runs that `transport` asks for: their aims, whether from noise; each fails closely."""
     seen = []
 
-    def run_again(stage, *_):
-        (stepper,), steps = stage.run.args, stage.run.keywords["steps"]
-        seen.append((type(stepper).__name__, getattr(stepper, "noise", None), steps, stage.aims))
+    def run(search, objective, x, first, goal, noise, progress):
+        seen.append((objective.y.tolist(), objective.aims, noise, first.tolist()))
+        best = Closest(x, goal, search.patience)
+        wrong = objective.value(x)[1]
+        best.least = torch.where(wrong, 0, torch.full_like(best.least, 1.2 * goal))
+        best.broken |= wrong
+        return best
 
-    monkeypatch.setattr(_loop, "_run_again", run_again)
+    monkeypatch.setattr(Search, "run", run)
     return seen
 
 
@@ -107,44 +111,45 @@ def transported(**options):
     return attacks.transport(Fixed(ORDERED), x, y, WassersteinBall(0.1), **options)
 
 
-@pytest.mark.parametrize("restarts", [1, 2, 3, 5])
-def test_restarts_aim_at_the_likeliest_other_classes_first(restarts, retries):
-    transported(steps=4, restarts=restarts, step_size=0.5)
-    *runs, last = retries
-    assert len(runs) == restarts
-    for turn, (rule, noise, steps, aims) in enumerate(runs):
-        assert rule == "Mirror" and steps == 4
-        if turn < 3:  # four classes: three others
-            assert torch.equal(aims, OTHERS[:, turn]) and not noise
+@pytest.mark.parametrize("restarts", [0, 1, 4, 8])
+def test_runs_aim_at_other_classes_and_start_from_noise_in_turn(restarts, runs):
+    transported(restarts=restarts)
+    (_, aims, noise, first), *others = runs
+    assert aims is None and not noise and first == pytest.approx(3 * [0.1])
+    assert len(others) == restarts
+    for turn, (_, aims, noise, first) in enumerate(others):
+        assert first == pytest.approx(3 * [0.1])
+        if turn % 2 == 0 and turn // 2 < 3:  # four classes: three others, likeliest first
+            assert torch.equal(aims, OTHERS[:, turn // 2]) and not noise
         else:
-            assert aims is None and noise == 3.0 * 0.5
-    assert last[0] == "FrankWolfe" and last[2] == 8 and last[3] is None
+            assert aims is None and noise
 
 
-def test_targeted_restarts_start_from_noise(retries):
-    transported(steps=4, restarts=2, targeted=True, y=OTHERS[:, 0])
-    assert [(rule, noise, aims) for rule, noise, _, aims in retries[:-1]] == 2 * [
-        ("Mirror", 3.0, None)
-    ]
+def test_targeted_runs_start_from_noise(runs):
+    transported(restarts=2, targeted=True, y=OTHERS[:, 0])
+    assert [(aims, noise) for _, aims, noise, _ in runs] == [(None, False)] + 2 * [(None, True)]
 
 
-def test_no_restarts_no_second_run(retries):
-    transported(steps=4, restarts=0)
-    assert retries == []
-
-
-def test_the_images_that_still_stand_keep_their_own_aims(monkeypatch):
-    seen = []
-
-    def spy(self):
-        if self.aims is not None:
-            seen.append((self.y.tolist(), self.aims.tolist()))
-
-    monkeypatch.setattr(Objective, "__post_init__", spy)
+def test_the_images_that_still_stand_keep_their_own_aims(runs):
     y = BEST.clone()
     y[1] = 0  # misread as it is: no run for it
-    transported(steps=1, restarts=2, y=y)
+    transported(restarts=3, y=y)
+    seen = [(labels, aims.tolist()) for labels, aims, *_ in runs if aims is not None]
     assert seen == [([0, 1], [2, 2]), ([0, 1], [3, 3])]  # of images 0 and 2
+
+
+@pytest.mark.parametrize("cost, again", [(1.4, True), (1.6, False)])
+def test_what_needed_far_more_than_the_budget_is_not_tried_again(cost, again, runs, monkeypatch):
+    fails = Search.run
+
+    def run(*args):
+        best = fails(*args)
+        best.least = torch.where(best.least > 0, cost * 0.1, 0.0)
+        return best
+
+    monkeypatch.setattr(Search, "run", run)
+    transported(restarts=1)
+    assert len(runs) == 1 + again
 
 
 def mirrored(x, *gradients, **options):
@@ -160,15 +165,14 @@ def mirrored(x, *gradients, **options):
 def test_mirror_ascent_adds_up_its_gradients_with_momentum():
     generator = torch.Generator().manual_seed(0)
     x, *g = (torch.rand(2, 1, 4, 5, generator=generator, dtype=torch.double) for _ in range(4))
-    moves = Moves(x, WassersteinBall(0.2).ground_cost)
     n = [v / v.amax((1, 2, 3), keepdim=True) for v in g]
     for size, m in ((1.0, 0.0), (0.5, 0.75)):
         velocity = [n[0], m * n[0] + n[1], m * m * n[0] + m * n[1] + n[2]]
-        expected = sum(size * moves.gather(v) for v in velocity)
-        found = mirrored(x, *g, step_size=size, momentum=m).scores
-        inside = found.isfinite()
-        assert torch.equal(inside, ~moves.outside)
-        assert torch.allclose(found[inside], expected[inside])
+        found = mirrored(x, *g, step_size=size, momentum=m).G
+        assert torch.allclose(found, size * sum(velocity))
+        once, twice, third = (size * v for v in velocity)
+        found = mirrored(x, *g, step_size=size, momentum=m, forget=0.1).G
+        assert torch.allclose(found, 0.81 * once + 0.9 * twice + third)
 
 
 def test_dropped_images_leave_mirror_ascent_as_if_they_had_never_been():

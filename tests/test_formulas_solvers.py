@@ -5,8 +5,7 @@ import torch
 
 from wotlab import GroundCost, PatchCost, iwd, ot
 from wotlab.attacks import _pyramid as pyramid
-from wotlab.attacks._frank_wolfe import bisected_multipliers
-from wotlab.attacks._multipliers import plan_at
+from wotlab.attacks._frank_wolfe import bisected_multipliers, plan_at
 from wotlab.iwd.game import PatchCritics
 from wotlab.ot._entropic import _relaxation
 from wotlab.plans import Moves

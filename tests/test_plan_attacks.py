@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ ALL = [*ON_PLANS, attacks.pgd, attacks.fgsm]
     "attack, options, light",
     [
         (attacks.mirror_ascent, {"steps": 300}, 1.0),
-        (attacks.transport, {"steps": 200, "restarts": 0}, 1.0),
         # Frank-Wolfe learns the prices of full pixels slowly; here no pixel can fill up
         (attacks.frank_wolfe, {"steps": 50, "reg": 1e-5}, 0.02),
     ],
@@ -147,14 +147,38 @@ def test_a_wider_ball_breaks_no_less(unseen, fitted):
     assert shares == sorted(shares)
 
 
-def test_transport_breaks_what_its_parts_break(fitted):
-    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 40))
-    sharp, ball = copy.deepcopy(fitted).double(), WassersteinBall(0.1)
-    transport = partial(attacks.transport, sharp, x.double(), y, ball, steps=10)
-    whole, mirror = transport(restarts=1).success, transport(restarts=0).success
-    fw = attacks.frank_wolfe(sharp, x.double(), y, ball, steps=20).success
-    assert bool((whole >= (mirror | fw)).all())
-    assert bool((fw & ~mirror).any()) and not bool(whole.all())  # or the line above shows nothing
+def test_each_further_run_breaks_more_and_loses_nothing(fitted):
+    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 60))
+    sharp, ball = copy.deepcopy(fitted).double(), WassersteinBall(0.1, GroundCost(3))
+    run = partial(attacks.transport, sharp, x.double(), y, ball, patience=2)
+    done = [
+        run(restarts=n, generator=torch.Generator().manual_seed(0)).success for n in (0, 1, 2, 4)
+    ]
+    for less, more in pairwise(done):
+        assert bool((more >= less).all())
+    assert done[0].sum() < done[-1].sum() < len(x)  # or the lines above show nothing
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+def test_transport_breaks_more_than_runs_at_a_fixed_budget(eps, fitted):
+    """Mirror ascent in the same window, and Frank-Wolfe, with more gradients each."""
+    x, y = wotlab.data.load("digits", "test").tensors(slice(0, 60))
+    ball = WassersteinBall(eps, GroundCost(9))
+    broken = attacks.transport(fitted, x, y, ball).success
+    for rival in (partial(attacks.mirror_ascent, momentum=0.75), attacks.frank_wolfe):
+        done = rival(fitted, x, y, ball, steps=300).success
+        assert broken.sum() >= done.sum() and (done & ~broken).sum() <= 1
+
+
+def test_the_window_is_the_searchs_own(fitted, unseen):
+    """Whatever window the ball's cost has, transport moves mass as far as its own."""
+    x, y = unseen
+    near, far = (
+        attacks.transport(fitted, x, y, WassersteinBall(0.3, GroundCost(w))).x_adv for w in (1, 5)
+    )
+    assert torch.equal(near, far)
+    still = attacks.transport(fitted, x, y, WassersteinBall(0.3), window=1, restarts=0)
+    assert torch.allclose(still.x_adv, x) and torch.equal(still.success, still.misread)
 
 
 def test_targeted(unseen, fitted):
@@ -171,11 +195,12 @@ def test_a_batch_equals_a_loop(attack, unseen, fitted):
     x, y = 0.1 * unseen[0][:4].double(), unseen[1][:4]
     fitted = models.build("digits-small", seed=1).double()
     ball = WassersteinBall(0.1)
-    whole = attack(fitted, x, y, ball, steps=5, early_stop=False)
-    alone = [attack(fitted, a[None], b[None], ball, steps=5, early_stop=False)
-             for a, b in zip(x, y, strict=True)]  # fmt: skip
+    once = {"restarts": 1} if attack is attacks.transport else {"early_stop": False}
+    run = partial(attack, fitted, ball=ball, steps=5, **once)  # a second run from noise would draw
+    whole = run(x=x, y=y)
+    alone = [run(x=a[None], y=b[None]) for a, b in zip(x, y, strict=True)]
     assert torch.allclose(whole.x_adv, torch.cat([r.x_adv for r in alone]), atol=1e-6)
-    parts = attack(fitted, x, y, ball, steps=5, early_stop=False, batch_size=3)
+    parts = run(x=x, y=y, batch_size=3)
     assert torch.allclose(whole.x_adv, parts.x_adv, atol=1e-6)
 
 
@@ -205,7 +230,7 @@ def test_window_of_the_whole_grid(unseen, fitted):
 
 def test_radius_is_where_transport_breaks(unseen, fitted):
     x, y = unseen
-    found = attacks.radius(fitted, x, y)
+    found = attacks.radius(fitted, x, y, restarts=0)
     right = fitted.eval()(x).argmax(1) == y
     assert bool((found.eps[~right] == 0).all()) and bool((found.eps[right] > 0).all())
     assert bool(torch.isfinite(found.eps).all())
@@ -215,17 +240,17 @@ def test_radius_is_where_transport_breaks(unseen, fitted):
     assert bool(seen.inside.all()) and bool((seen.cost <= found.eps + 1e-6).all())
     for image in range(4):  # a full run at half that budget does not break it
         if right[image]:
-            less = WassersteinBall(0.5 * float(found.eps[image]))
+            less = WassersteinBall(0.5 * float(found.eps[image]), GroundCost(9))
             one = slice(image, image + 1)
-            assert not bool(attacks.transport(fitted, x[one], y[one], less).success)
+            assert not bool(attacks.mirror_ascent(fitted, x[one], y[one], less).success)
 
 
 def test_radius_of_an_image_that_never_breaks(unseen):
     x, y = unseen[0][:2], torch.zeros(2, dtype=torch.long)
     found = attacks.radius(Linear(torch.ones(1, 8, 8)), x, y, steps=20)
     assert bool((found.eps == math.inf).all()) and torch.equal(found.x_adv, x)
-    with pytest.raises(ValueError, match="smallest must be below largest"):
-        attacks.radius(Linear(torch.ones(1, 8, 8)), x, y, smallest=1.0, largest=0.5)
+    with pytest.raises(ValueError, match="ball must be a WassersteinBall, L2Ball or LinfBall"):
+        attacks.radius(Linear(torch.ones(1, 8, 8)), x, y, GroundCost())
 
 
 def test_a_network_that_is_sure_of_itself_still_has_a_gradient(unseen, fitted):

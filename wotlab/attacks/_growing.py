@@ -16,6 +16,7 @@ from wotlab.attacks._result import Best
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
 
 GROWTH = 1.0  # of a budget a step, until the image breaks
+DOUBLINGS = 15  # what no budget breaks that is 30,000 times the first, no larger one will
 FORGET = 0.03  # of the potential a step: what was learned at one budget misleads at another
 FINEST = 0.01  # relative change of a cost that counts as nearer
 NOISE = 3.0  # of a further run's start, in steps: enough to end in another plan
@@ -75,7 +76,8 @@ class Bounded(Stepper):
 class Closest(Best):
     """The best image within `goal`, and the cheapest breaking one, however much it costs.
 
-    An image leaves when it is within the goal, or has not come nearer for `patience` steps.
+    An image leaves when it is within the goal, or has not come nearer for `patience` steps, the
+    first ones while its budget doubles not counted.
     """
 
     def __init__(self, x: Tensor, goal: float, patience: int):
@@ -93,7 +95,9 @@ class Closest(Best):
         inside = cost <= self.goal
         super().offer(index[inside], z[inside], broken[inside], cost[inside], loss[inside], t)
         self.steps[index] = t
-        return (t - self.found[index] < self.patience) & (self.least[index] > self.goal)
+        waits = self.least[index].isinf() & (t < DOUBLINGS)
+        late = t - self.found[index] >= self.patience
+        return (waits | ~late) & (self.least[index] > self.goal)
 
     def add(self, index: Tensor, other: Self) -> None:
         """What another run found of the images in `index`, where that is better."""
