@@ -88,8 +88,9 @@ def runs(monkeypatch):
     """The runs that `transport` asks for: their aims, whether from noise; each fails closely."""
     seen = []
 
-    def run(search, objective, x, first, goal, noise, progress):
-        seen.append((objective.y.tolist(), objective.aims, noise, first.tolist()))
+    def run(search, objective, x, stepper, goal, progress):
+        noise = stepper.inner.noise > 0
+        seen.append((objective.y.tolist(), objective.aims, noise, stepper))
         best = Closest(x, goal, search.patience)
         wrong = objective.value(x)[1]
         best.least = torch.where(wrong, 0, torch.full_like(best.least, 1.2 * goal))
@@ -114,26 +115,30 @@ def transported(**options):
 @pytest.mark.parametrize("restarts", [0, 1, 4, 8])
 def test_runs_aim_at_other_classes_and_start_from_noise_in_turn(restarts, runs):
     transported(restarts=restarts)
-    (_, aims, noise, first), *others = runs
-    assert aims is None and not noise and first == pytest.approx(3 * [0.1])
-    assert len(others) == restarts
-    for turn, (_, aims, noise, first) in enumerate(others):
-        assert first == pytest.approx(3 * [0.1])
-        if turn % 2 == 0 and turn // 2 < 3:  # four classes: three others, likeliest first
+    (_, aims, noise, stepper), *others = runs
+    assert aims is None and not noise and stepper.first.tolist() == pytest.approx(3 * [0.1])
+    assert len(others) == restarts and stepper.growth == 1
+    for turn, (_, aims, noise, stepper) in enumerate(others):
+        assert stepper.first.tolist() == pytest.approx(3 * [0.1])
+        if turn == restarts - 1:  # the last one stays at the budget
+            assert aims is None and not noise and stepper.growth == 0
+        elif turn % 2 == 0 and turn // 2 < 3:  # four classes: three others, likeliest first
             assert torch.equal(aims, OTHERS[:, turn // 2]) and not noise
         else:
             assert aims is None and noise
 
 
 def test_targeted_runs_start_from_noise(runs):
-    transported(restarts=2, targeted=True, y=OTHERS[:, 0])
-    assert [(aims, noise) for _, aims, noise, _ in runs] == [(None, False)] + 2 * [(None, True)]
+    transported(restarts=3, targeted=True, y=OTHERS[:, 0])
+    assert [(aims, noise, stepper.growth) for _, aims, noise, stepper in runs] == [
+        (None, False, 1), (None, True, 1), (None, True, 1), (None, False, 0)
+    ]  # fmt: skip
 
 
 def test_the_images_that_still_stand_keep_their_own_aims(runs):
     y = BEST.clone()
     y[1] = 0  # misread as it is: no run for it
-    transported(restarts=3, y=y)
+    transported(restarts=4, y=y)
     seen = [(labels, aims.tolist()) for labels, aims, *_ in runs if aims is not None]
     assert seen == [([0, 1], [2, 2]), ([0, 1], [3, 3])]  # of images 0 and 2
 

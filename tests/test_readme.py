@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wotlab import results
 from wotlab.experiments import dro
-from wotlab.experiments.strength import BUDGETS, NEAR, WHAT
+from wotlab.experiments.strength import BUDGETS, WHAT
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,25 +29,16 @@ def table(*heads: str) -> list[list[str]]:
 
 
 def strengths() -> dict[tuple[str, str], list[str]]:
-    """Cells over the budgets by (network, attack), of measured and of printed values.
-
-    An attack that is measured at some budgets with a narrow window as well is named with it.
-    """
+    """Cells over the budgets by (network, attack), of measured and of printed values."""
     found: dict[tuple[str, str], list[str]] = {}
-    records = table_of(WHAT, "network", "attack", "budget", "window")
-    for (network, attack, budget, window), record in records.items():
-        names = {attack} if widest(records, network, attack, budget) == window else set()
-        names |= {f"{attack}-narrow"} if attack == "transport" and window == NEAR else set()
-        shown = [(name, record.value) for name in names]
+    records = table_of(WHAT, "network", "attack", "budget")
+    for (network, attack, budget), record in records.items():
+        shown = [(attack, record.value)]
         shown += [("printed", record.printed)] if record.printed is not None else []
         for name, value in shown:
             cells = found.setdefault((network, name), [""] * len(BUDGETS))
             cells[BUDGETS.index(budget)] = f"{value:.1f}"
     return found
-
-
-def widest(records, network: str, attack: str, budget: int) -> int:
-    return max(w for n, a, b, w in records if (n, a, b) == (network, attack, budget))
 
 
 def test_table_of_strength_is_the_records():
@@ -72,14 +63,10 @@ def test_table_of_strength_is_the_records():
 
 
 def test_transport_leaves_at_most_what_the_others_leave():
-    records = table_of(WHAT, "network", "budget", "attack", "window")
+    records = table_of(WHAT, "network", "budget", "attack")
     for where, group in groupby(sorted(records), key=lambda at: at[:2]):
-        group = [
-            (attack, window, records[*where, attack, window]) for _, _, attack, window in group
-        ]
-        *_, best = [r.value for attack, _, r in group if attack == "transport"]  # the widest
-        others = [r.value for attack, _, r in group if attack != "transport"]
-        assert best <= min(others, default=best), where
+        left = {attack: records[*where, attack].value for _, _, attack in group}
+        assert left["transport"] <= min(left.values()), where
 
 
 def test_every_success_is_certified():

@@ -20,6 +20,7 @@ DOUBLINGS = 15  # what no budget breaks that is 30,000 times the first, no large
 FORGET = 0.03  # of the potential a step: what was learned at one budget misleads at another
 FINEST = 0.01  # relative change of a cost that counts as nearer
 NOISE = 3.0  # of a further run's start, in steps: enough to end in another plan
+STAY = 4  # a run that stays at its budget has so many times the patience
 START = 256  # of its largest budget a radius begins at this part: eight doublings
 HOPE = 1.5  # images that needed more than this many times the budget are not tried again
 
@@ -116,6 +117,7 @@ class Search:
     The first run climbs the loss from the clean image. What it leaves is tried again towards the
     likeliest other class, then from noise, and so on in turn: a network that stops one way out
     often leaves another open. Targeted, or when the classes are used up, all start from noise.
+    The last run stays at the goal, where there is one.
     """
 
     ball: WassersteinBall | L2Ball | LinfBall
@@ -137,8 +139,8 @@ class Search:
         early_stop: bool = True,
     ) -> Closest:  # fmt: skip
         """The best image within `goal` and the cheapest breaking one; for goal 0 that alone."""
-        first = goal or self.ball.eps / START
-        best = self.run(objective, x, x.new_full((len(x),), first), goal, False, progress)
+        first = x.new_full((len(x),), goal or self.ball.eps / START)
+        best = self.run(objective, x, Growing(self.rule(False), first), goal, progress)
         classes = logits_of(objective.model, x).argsort(dim=1, descending=True)
         classes = classes[classes != objective.y[:, None]].reshape(len(x), -1)
         for turn in range(self.restarts):
@@ -147,20 +149,21 @@ class Search:
             if not len(left):
                 break
             some, pick = objective.select(left), turn // 2
+            stays = bool(goal) and turn == self.restarts - 1
             aimed = turn % 2 == 0 and pick < classes.shape[1] and not objective.targeted
-            if aimed:
+            if aimed and not stays:
                 some = replace(some, aims=classes[left, pick])
-            budgets = x.new_full((len(left),), goal) if goal else best.least[left]
-            more = self.run(some, x[left], budgets, goal, not aimed, progress)
-            best.add(left, more)
+            rule = self.rule(noise=not (aimed or stays))
+            first = x.new_full((len(left),), goal) if goal else best.least[left]
+            stepper = Growing(rule, first, growth=0.0 if stays else GROWTH)
+            best.add(left, self.run(some, x[left], stepper, goal, progress))
         return best
 
     def run(
-        self, objective: Objective, x: Tensor, first: Tensor, goal: float, noise: bool,
-        progress: bool,
-    ) -> Closest:  # fmt: skip
-        stepper = Growing(self.rule(noise), first)
-        best = Closest(x, goal, self.patience)
+        self, objective: Objective, x: Tensor, stepper: Growing, goal: float, progress: bool
+    ) -> Closest:
+        longer = 1 if stepper.growth else STAY
+        best = Closest(x, goal, longer * self.patience)
         climb(stepper, objective, x, self.steps, progress=progress, kind=lambda _: best)
         return best
 

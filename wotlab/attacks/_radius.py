@@ -45,7 +45,7 @@ def radius(
     *,
     loss: str = "ce",
     steps: int = 250,
-    restarts: int = 3,
+    restarts: int = 4,
     window: int | None = 9,
     patience: int = 15,
     step_size: float = 1.0,
