@@ -40,7 +40,7 @@ from wotlab.experiments import hu
 from wotlab.experiments.runner import NETWORKS
 
 EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
-RADIUS = {"quick": {"patience": 1}, "thorough": {}}
+RADIUS = {"quick": {"patience": 1, "restarts": 0}, "default": {}}
 TRANSPORT = {"quick": {"steps": 20, "restarts": 0}, "default": {}}
 FRANK_WOLFE = (100, 300)  # steps; the paper takes 300
 HU = {
@@ -120,7 +120,7 @@ def radii(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
     ball = WassersteinBall(LARGEST)
 
     def ours(settings: dict):
-        found = attacks.radius(model, x, y, largest=LARGEST, batch_size=BATCH, **settings)
+        found = attacks.radius(model, x, y, ball, batch_size=BATCH, **settings)
         return found, certify(x, found.x_adv, ball)
 
     def theirs(settings: dict):

@@ -190,3 +190,28 @@ def test_cross_entropy_in_the_direction_of_its_gradient(unseen):
     (theirs,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)
     cosine = nn.functional.cosine_similarity(ours.flatten(1), theirs.flatten(1))
     assert torch.allclose(cosine, torch.ones_like(cosine))
+
+
+@pytest.mark.parametrize(
+    "attack, forward, backward",
+    [  # a look at what is attacked, 8 images; what is broken already leaves after its first step
+        (attacks.fgsm, 8 + 8 * 2, 8),
+        (partial(attacks.pgd, steps=3, early_stop=False), 8 + 8 * 4, 8 * 3),
+        (partial(attacks.pgd, steps=3, early_stop=False, random_start=True), 8 + 8 * 5, 8 * 3),
+        (partial(attacks.pgd, steps=3, early_stop=False, batch_size=3), 8 + 8 * 4, 8 * 3),
+    ],
+)
+def test_a_result_says_what_the_attack_asked_of_the_network(attack, forward, backward, unseen):
+    x, y = unseen[0][:8], unseen[1][:8]
+    model = Linear(torch.zeros(1, 8, 8))
+    done = attack(model, x, 0 * y, LinfBall(0.1))
+    assert (done.forward, done.backward) == (forward, backward)
+    assert not model._forward_hooks  # and leaves nothing behind
+
+
+def test_the_strongest_attack_reports_its_passes_too(unseen, fitted):
+    asked = []
+    hook = fitted.register_forward_hook(lambda m, given, out: asked.append(len(out)))
+    done = attacks.transport(fitted, *unseen, WassersteinBall(0.1), restarts=2)
+    hook.remove()
+    assert done.forward == sum(asked) > done.backward > len(unseen[0])

@@ -25,7 +25,7 @@ def sure(seed=0):
 
 def shifted(model, x, y, ball):
     """Another image of the minibatch, in a cycle: pairs (x, z) are none of (z, x)."""
-    return attacks.AttackResult(x.roll(1, 0), *[None] * 7)
+    return attacks.AttackResult(x.roll(1, 0), *[None] * 9)
 
 
 @pytest.fixture

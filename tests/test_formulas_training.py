@@ -156,7 +156,7 @@ def test_features_are_compared_from_the_clean_image_to_the_attacked_one():
     features = model[1]
 
     def elsewhere(model, x, y, ball):
-        return attacks.AttackResult(x / 9, *[None] * 7)
+        return attacks.AttackResult(x / 9, *[None] * 9)
 
     defense = WassersteinAT(WassersteinBall(0.3), attack=elsewhere, features=features)
     loss = defense.loss(model, x, y, torch.arange(4))

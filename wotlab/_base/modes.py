@@ -1,10 +1,29 @@
-"""A network in eval mode, and every part of it back in its own mode afterwards."""
+"""A network in eval mode, what it is asked, and each part back in its own mode afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+@dataclass
+class Passes:
+    """Images that went through a network, and those whose gradient came back."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def see(self, _model: nn.Module, _given: object, logits: object) -> None:
+        """The hook of a network's forward."""
+        if isinstance(logits, Tensor):
+            self.forward += len(logits)
+            if logits.requires_grad:
+                logits.register_hook(self._return)
+
+    def _return(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
 
 
 @contextmanager
@@ -19,10 +38,18 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, without gradients; afterwards each part in its own mode."""
+def eval_mode(model: nn.Module) -> Iterator[Passes]:
+    """The network in eval mode, without gradients; afterwards each part in its own mode.
+
+    Counts what the network is asked.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     with keep_modes(model), torch.no_grad():
         model.eval()
-        yield
+        passes = Passes()
+        hook = model.register_forward_hook(passes.see)
+        try:
+            yield passes
+        finally:
+            hook.remove()

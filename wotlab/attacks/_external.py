@@ -15,7 +15,7 @@ from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import are_right, check, logits_of
 from wotlab._base.precision import full_precision
-from wotlab.attacks._result import AttackResult, Best, judge
+from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.balls import Ball, L2Ball, LinfBall
 
 Defaults = Callable[[Ball], dict[str, Any]]
@@ -145,7 +145,7 @@ def library(
     run = partial(_torchattacks, made, defaults) if made else partial(_auto, seed=seed)
     x = full_precision(x)
     best = Best(x)
-    with eval_mode(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with eval_mode(model) as passes, torch.random.fork_rng(range(torch.cuda.device_count())):
         check(model, x, y)
         torch.manual_seed(seed)
         best.misread = ~are_right(model, x, y, batch_size)  # broken as they are
@@ -154,7 +154,7 @@ def library(
                 with torch.enable_grad(), frozen(model):
                     best.x_adv[rows] = run(model, ball, x[rows], y[rows], **options).to(x)
         best.broken = ~are_right(model, best.x_adv, y, batch_size)
-    return judge(x, best, ball.distance(x, best.x_adv), ball, start)
+    return join([judge(x, best, ball.distance(x, best.x_adv), ball)], start, passes)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def attack(
     """
     start = time.perf_counter()
     checks.count("batch_size", batch_size)
-    with eval_mode(model):
+    with eval_mode(model) as passes:
         check(model, x, y)
         ball.check(x)
         parts = []
@@ -141,8 +141,8 @@ def attack(
                     won = more.broken.nonzero()[:, 0]
                     best.take(left[won], more, won)
             cost = ball.spent(a, best.x_adv) if exact else best.cost
-            parts.append(judge(a, best, cost, ball, start))
-    return join(parts, start)
+            parts.append(judge(a, best, cost, ball))
+    return join(parts, start, passes)
 
 
 def climbing(stepper: Stepper, steps: int, kind: type[Best] = Best) -> Run:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from wotlab._base.modes import Passes
 from wotlab.balls import Ball
 
 
@@ -82,6 +83,9 @@ class AttackResult:
         target. Such images count in `success`.
     seconds : float
         Wall time of the whole call.
+    forward, backward : int
+        Images that went through the network in all, and gradients of images that came back:
+        what an attack costs, whatever it runs on.
     """
 
     x_adv: Tensor
@@ -92,6 +96,8 @@ class AttackResult:
     steps: Tensor
     misread: Tensor
     seconds: float
+    forward: int
+    backward: int
 
     def __repr__(self) -> str:
         count, total, clean = int(self.success.sum()), len(self.success), int(self.misread.sum())
@@ -102,18 +108,22 @@ class AttackResult:
 Attack = Callable[..., AttackResult]  # of model, images, labels, a ball, and options by name
 
 
-def judge(x: Tensor, best: Best, cost: Tensor, ball: Ball, start: float) -> AttackResult:
-    """The result of what was found, with success only where the image is inside the ball."""
+def judge(x: Tensor, best: Best, cost: Tensor, ball: Ball) -> dict[str, Tensor]:
+    """What was found, with success only where the image is inside the ball."""
     seen = ball.judge(x, best.x_adv, cost, exact=False)
-    return AttackResult(
-        x_adv=best.x_adv, success=best.broken & seen.inside, cost=seen.cost,
-        mass_error=seen.mass_error, box_error=seen.box_error, steps=best.steps,
-        misread=best.misread, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    return {
+        "x_adv": best.x_adv, "success": best.broken & seen.inside, "cost": seen.cost,
+        "mass_error": seen.mass_error, "box_error": seen.box_error, "steps": best.steps,
+        "misread": best.misread,
+    }  # fmt: skip
 
 
-def join(parts: list[AttackResult], start: float) -> AttackResult:
+def join(
+    parts: list[dict[str, Tensor]], start: float, passes: Passes | AttackResult
+) -> AttackResult:
     """One result from those of the parts of a batch."""
-    names = [each.name for each in fields(AttackResult) if each.name != "seconds"]
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return AttackResult(**joined, seconds=time.perf_counter() - start)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return AttackResult(
+        **joined, seconds=time.perf_counter() - start, forward=passes.forward,
+        backward=passes.backward,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from wotlab._base.modes import eval_mode
 from wotlab._base.networks import are_right, check
 from wotlab._base.precision import full_precision
 from wotlab.attacks._pgd import pgd
-from wotlab.attacks._result import Attack, AttackResult, Best, judge
+from wotlab.attacks._result import Attack, AttackResult, Best, join, judge
 from wotlab.balls import Ball
 
 
@@ -61,4 +61,4 @@ def transfer(
     best.x_adv, best.steps = made.x_adv, made.steps
     best.misread = ~are_right(model, x, y)
     best.broken = best.misread | ~are_right(model, made.x_adv, y)
-    return judge(x, best, made.cost, ball, start)
+    return join([judge(x, best, made.cost, ball)], start, made)
