@@ -24,9 +24,8 @@ class Factor:
         # entry of the kernel lies well above the smallest number of the dtype: the sum holds
         # the term of the largest h_j, and what underflows is smaller than it by a factor that
         # no rounding error would notice. Only a sharper kernel needs the slower log-sum-exp.
-        smallest = float(log_k.where(log_k > -torch.inf, 0).min())
-        sharp = smallest < 0.85 * math.log(torch.finfo(log_k.dtype).tiny)
-        self.k = None if sharp else log_k.exp()
+        self.smallest = float(log_k.where(log_k > -torch.inf, 0).min())
+        self.k = None if sharp(self.smallest, log_k.dtype) else log_k.exp()
 
     def apply(self, h: Tensor, back: bool = False) -> Tensor:
         """log sum_j exp(log_k_ij + h_j), over the last dimension of h: (P, r, m) to (P, r, n).
@@ -37,6 +36,11 @@ class Factor:
             top = h.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(h.dtype).min)
             return ((h - top).exp() @ (self.k if back else self.k.mT)).log() + top
         return reduced(torch.logsumexp, self.log_k.mT if back else self.log_k, h)
+
+
+def sharp(smallest: float, dtype: torch.dtype) -> bool:
+    """Whether a kernel has entries too small for products."""
+    return smallest < 0.85 * math.log(torch.finfo(dtype).tiny)
 
 
 class Kernel:
@@ -55,6 +59,11 @@ class Kernel:
         if self.axes[0].ndim == 2:
             return self
         return Kernel(tuple(c[rows] for c in self.axes), self.reg)
+
+    def box(self, a: tuple[slice, ...], b: tuple[slice, ...]) -> "Kernel":
+        """The kernel between a part of a's grid and a part of b's: slices of rows and columns."""
+        parts = zip(self.axes[::-1], a[::-1], b[::-1], strict=False)  # one axis: the columns'
+        return Kernel(tuple(c[..., i, j] for c, i, j in parts)[::-1], self.reg)
 
     def apply(self, h: Tensor, back: bool = False) -> Tensor:
         """log sum_j exp(-C_ij / reg + h_j): over b's pixels j, for each of a's pixels i.
@@ -90,5 +99,10 @@ def reduced(reduce: Callable, c: Tensor, h: Tensor) -> Tensor:
 
 
 def _apply(factors: list[Factor], h: Tensor, back: bool = False) -> Tensor:
+    k = [factor.k if back else factor.k.mT for factor in factors if factor.k is not None]
+    if len(k) == 2 and not sharp(sum(factor.smallest for factor in factors), h.dtype):
+        # both products at once, and half of the logarithms
+        top = h.detach().amax((1, 2), keepdim=True).clamp_min(torch.finfo(h.dtype).min)
+        return (k[0].mT @ (h - top).exp() @ k[1]).log() + top
     h = factors[-1].apply(h, back)
     return factors[0].apply(h.mT, back).mT if len(factors) == 2 else h
