@@ -61,6 +61,23 @@ def climb(
     elsewhere, it is looked at apart, and all gradients are taken at images of the climb. With
     `early_stop` off (training) all images go on to the end. Another `kind` of best may want
     another image of each.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        How the images follow the gradient, such as `Mirror`.
+    objective : Objective
+    x : Tensor (B, C, H, W)
+        Clean images in [0, 1].
+    steps : int
+    early_stop, progress : bool
+    kind : function of x
+        Makes the `Best` that keeps what is found.
+
+    Returns
+    -------
+    Best
+        `x_adv`, `broken`, `cost`, `loss`, `steps`, one entry an image.
     """
     checks.count("steps", steps)
     stepper = copy(stepper)  # what it learns here goes when the climb ends

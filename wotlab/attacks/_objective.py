@@ -26,6 +26,16 @@ class Objective:
     the prediction has moved, whatever the label (Zhang et al., 2019). It is flat at z = x: start
     elsewhere. With `aims`, a class an image, the loss is the logit of that class minus the
     label's: an untargeted attack that runs towards one class.
+
+    Parameters
+    ----------
+    model : nn.Module
+    y : Tensor (B,), int64
+    targeted : bool
+    loss : "ce", "margin" or "kl"
+    clean : Tensor (B, classes), optional
+        Logits of the clean images; "kl" needs them.
+    aims : Tensor (B,), int64, optional
     """
 
     model: nn.Module

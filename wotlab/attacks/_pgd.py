@@ -190,8 +190,13 @@ def fgsm(
 ) -> AttackResult:
     """One steepest step, as long as the ball is wide, projected (Goodfellow et al., 2015).
 
-    Parameters, result and errors as for `pgd`. On a Wasserstein or internal ball the step is that
-    of `pgd`. Weak: a check of a network, not a measure of its robustness.
+    On a Wasserstein or internal ball the step is that of `pgd`. Weak: a check of a network, not a
+    measure of its robustness. Result and errors as for `pgd`.
+
+    Parameters
+    ----------
+    model, x, y, ball, targeted, loss, batch_size
+        As for `pgd`.
     """
     return pgd(
         model, x, y, ball, targeted=targeted, loss=loss, steps=1, batch_size=batch_size,
