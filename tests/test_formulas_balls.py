@@ -98,7 +98,11 @@ class OnlyClean(nn.Module):
 def judged(x, x_adv, ball, cost=0.0):
     """What an attack's images are worth, all of which break the model."""
     made = SimpleNamespace(
-        x_adv=x_adv, cost=x.new_full((len(x),), cost), steps=torch.full((len(x),), 3)
+        x_adv=x_adv,
+        cost=x.new_full((len(x),), cost),
+        steps=torch.full((len(x),), 3),
+        forward=0,
+        backward=0,
     )
     y = torch.zeros(len(x), dtype=torch.long)
     return attacks.transfer(OnlyClean(x), x, y, ball, source=None, attack=lambda *_: made)
