@@ -99,6 +99,16 @@ def test_attacks(work, case):
     same_on_both(work, case)
 
 
+@pytest.mark.parametrize("attack", [attacks.mirror_ascent, attacks.transport])
+def test_attacks_in_single_precision_are_as_strong(attack, case):
+    """There a step on plans is one kernel (tests/test_fused.py)."""
+    model, x, y = case
+    there = attack(copy.deepcopy(model).float().cuda(), x.float().cuda(), y.cuda(), MASS)
+    assert wotlab.certify(x, there.x_adv.cpu().double(), MASS).inside.all()
+    here = attack(model, x, y, MASS)
+    assert abs(int(there.success.sum()) - int(here.success.sum())) <= 1
+
+
 @pytest.mark.parametrize("name", ["autoattack", "stadv", "stadv, adam"])
 def test_attacks_that_roundings_decide(name, case):
     """One draws on the device, the other begins at a kink: what they promise is compared."""

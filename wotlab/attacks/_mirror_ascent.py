@@ -57,12 +57,10 @@ class Mirror(Stepper):
         self.velocity = self.momentum * self.velocity + self.ball.step(gradient, 1.0)
         self.G = (1 - self.forget) * self.G + self.step_size * self.velocity
         # the potential grows from step to step, the multipliers in proportion: go on as they went
-        now, eps = (self.phi, self.psi), self.budget.clamp_min(1e-12)
+        now = self.phi, self.psi
         phi, psi = ((2 * new - old).clamp_min(0) for new, old in zip(now, self.last, strict=True))
-        for _ in range(SWEEPS):
-            phi, psi = self.plans.sweep(self.G, phi, psi, eps)
+        phi, psi, image, cost = self.plans.step(self.G, phi, psi, self.budget, SWEEPS)
         self.phi, self.psi, self.last = phi, psi, now
-        image, cost = self.plans.feasible(self.G, phi, psi, self.budget)
         return image.to(z.dtype), cost.to(z.dtype)
 
 

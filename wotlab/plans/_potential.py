@@ -1,7 +1,10 @@
 """All plans of one form: a potential on the pixels says where mass goes, and nothing is stored."""
 
 import math
+import warnings
 from copy import copy
+from functools import cache
+from importlib.util import find_spec
 from typing import Self
 
 import torch
@@ -29,7 +32,8 @@ class PotentialPlans:
         Images in [0, 1]. Computed in float64 (float32 on MPS): sums are of exponentials.
     ground_cost : GroundCost
         Its window limits the moves. Potentials may span log(largest number), 690 in float64;
-        what lies further below an image's highest is raised.
+        what lies further below an image's highest is raised. Of float32 images on a GPU a `step`
+        is one kernel in float32, where Triton is installed and costs stay below 1e15.
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):
@@ -37,17 +41,31 @@ class PotentialPlans:
         self.x, self.ground_cost = x.to(wide(x.device)), ground_cost
         self.mass = self.x / self._sum(self.x).clamp_min(self._least)[:, None, None, None]
         self.radii = ground_cost.radii(*x.shape[-2:])
-        down, right = (torch.arange(radius + 1, device=x.device) for radius in self.radii)
-        steps = torch.cartesian_prod(down, right)
+        steps = torch.cartesian_prod(*(torch.arange(radius + 1) for radius in self.radii))
         costs = ground_cost.between(steps[:1], steps, self.x.dtype)[0]
         most = torch.finfo(self.x.dtype).max ** 0.5 / (4 * len(steps))
-        self.costs = costs.clamp_max(most)  # C(d) of each distance, (J,), with a finite square
+        # C(d) of each distance, (J,), with a finite square
+        self.costs = costs.clamp_max(most).to(x.device)
+        single = x.is_cuda and x.dtype == torch.float32  # who brings float64 wants its digits
+        self.fused = single and bool(costs.max() < 1e15) and fuses(x.device)
 
     def select(self, keep: Tensor) -> Self:
         """The same for some of the images: their places, or booleans."""
         some = copy(self)
         some.x, some.mass = self.x[keep], self.mass[keep]
         return some
+
+    def step(
+        self, G: Tensor, phi: Tensor, psi: Tensor, eps: Tensor, sweeps: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Multipliers after some sweeps, phi and psi; the feasible image, and its cost."""
+        if self.fused:
+            from wotlab.plans import _fused
+
+            return _fused.step(self.x, G, phi, psi, eps, self.costs, self.radii, sweeps)
+        for _ in range(sweeps):
+            phi, psi = self.sweep(G, phi, psi, eps.clamp_min(1e-12))
+        return phi, psi, *self.feasible(G, phi, psi, eps)
 
     def sweep(self, G: Tensor, phi: Tensor, psi: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         r"""Better multipliers phi and psi, both from the same plan.
@@ -151,3 +169,25 @@ class PotentialPlans:
     @staticmethod
     def _sum(value: Tensor) -> Tensor:
         return value.sum((1, 2, 3))
+
+
+@cache
+def fuses(device: torch.device) -> bool:
+    """Whether the kernel runs on a device, and gives what PyTorch gives there.
+
+    Triton wants a C compiler and a GPU that is not too old.
+    """
+    if find_spec("triton") is None:
+        return False
+    x = torch.linspace(-0.5, 1.5, 35, dtype=torch.float64, device=device).clamp(0, 1)
+    plans, one = PotentialPlans(x.reshape(1, 1, 5, 7), GroundCost(3)), torch.ones_like(x[:1])
+    given = 9 * plans.x.flip(3), 0 * plans.x, one, 0.3 * one, 2
+    wanted, plans.fused = plans.step(*given), True
+    try:
+        pairs = zip(plans.step(*given), wanted, strict=True)
+        wrong = "" if all(torch.allclose(*pair, 1e-3, 1e-4) for pair in pairs) else "it is wrong"
+    except Exception as error:  # whatever Triton, its compiler or the driver raise
+        wrong = str(error)
+    if wrong:
+        warnings.warn(f"PyTorch computes the plans, Triton does not: {wrong}", stacklevel=3)
+    return not wrong
