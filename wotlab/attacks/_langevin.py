@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wotlab._base import draws
+from wotlab._base import checks, draws
 from wotlab.attacks._loop import Moved, Stepper, attack, climbing
 from wotlab.attacks._result import AttackResult
 from wotlab.balls import LinfBall
@@ -93,6 +93,7 @@ def langevin(
     LinfBall.require(ball)
     half = max(ball.eps / 2, 1e-30)
     chain = chain or Chain("sign", sigma=half, eta=half)
+    checks.instance("chain", chain, Chain)
     run = climbing(Langevin(ball, chain, targeted, random_start, generator), steps)
     return attack(
         [run], model, x, y, ball, targeted=targeted, loss="ce",
