@@ -133,7 +133,7 @@ def test_lbfgs_lowers_it_and_trades_it_against_roughness(trained):
     free, cheap, usual = (search(objective, x, tau, 200, False, False) for tau in (0.0, 0.01, 0.05))
     assert free.broken.double().mean() > 0.9 and (free.loss[free.broken] == 0).all()
     assert (-usual.loss < 0.5 * start).double().mean() > 0.9
-    assert (-cheap.loss < -usual.loss).double().mean() >= 0.75  # 0.8 of them, to rounding
+    assert (-cheap.loss < -usual.loss).double().mean() > 0.8
 
 
 def test_lbfgs_stops_at_the_first_image_that_breaks_or_goes_on_to_the_smoothest(trained):
