@@ -141,6 +141,8 @@ class Search:
         """The best image within `goal` and the cheapest breaking one; for goal 0 that alone."""
         first = x.new_full((len(x),), goal or self.ball.eps / START)
         best = self.run(objective, x, Growing(self.rule(False), first), goal, progress)
+        if not self.restarts:
+            return best
         classes = logits_of(objective.model, x).argsort(dim=1, descending=True)
         classes = classes[classes != objective.y[:, None]].reshape(len(x), -1)
         for turn in range(self.restarts):

@@ -52,8 +52,9 @@ def transport(
     window : odd int or None
         How far mass is moved: inside the window of this many pixels a side around each pixel;
         None: anywhere. The ball knows no window, whatever that of its ground cost is: this one
-        is a choice of the search. Measured on MNIST, 9 is never worse than 5 and sometimes much
-        better from budgets of half a pixel on; 13 takes twice as long for as much.
+        is a choice of the search. Measured on MNIST, one run, of 200 images at each network's
+        hardest budget: 9 leaves 85 where 5 leaves 96 if the budget is half a pixel, and 93 where
+        5 leaves 86 on a network trained in l-infinity; 13 takes twice as long for as much.
     patience : int
         A run lets go of an image that has not come nearer for so many steps. 1 is quick.
     step_size, momentum : float

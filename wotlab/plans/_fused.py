@@ -164,21 +164,19 @@ def _leave(
         own = tl.load(potential + k)
         top = own
         for i in range(-down, down + 1):
-            rows = (row >= -i) & (row < height - i)
             for j in range(-right, right + 1):
-                inside = rows & (column >= -j) & (column < width - j)
-                c = tl.load(costs + max(i, -i) * (right + 1) + max(j, -j))
-                there = tl.load(potential + k + (i * width + j), inside, -float("inf"))
-                top = tl.maximum(top, there - per_pixel * c)
+                exponent, c = _exponent(
+                    potential, costs, k, row, column, i, j, per_pixel, height, width, right
+                )
+                top = tl.maximum(top, exponent)
         total = tl.zeros((BLOCK,), tl.float32)
         paid, square = total, total
         for i in range(-down, down + 1):
-            rows = (row >= -i) & (row < height - i)
             for j in range(-right, right + 1):
-                inside = rows & (column >= -j) & (column < width - j)
-                c = tl.load(costs + max(i, -i) * (right + 1) + max(j, -j))
-                there = tl.load(potential + k + (i * width + j), inside, -float("inf"))
-                weight = tl.exp(there - per_pixel * c - top)
+                exponent, c = _exponent(
+                    potential, costs, k, row, column, i, j, per_pixel, height, width, right
+                )
+                weight = tl.exp(exponent - top)
                 total += weight
                 paid += weight * c
                 square += weight * c * c
@@ -190,6 +188,18 @@ def _leave(
         tl.store(share + k, mass / total, exists)
         tl.store(stays + k, mass * (tl.exp(own - top) / total), exists)
     return cost, slope
+
+
+@triton.jit
+def _exponent(
+    potential, costs, k, row, column, i, j, per_pixel,
+    height: tl.constexpr, width: tl.constexpr, right: tl.constexpr,
+):  # fmt: skip
+    """The exponent of a move by (i, j) from pixels k, -infinity out of the image; what it costs."""
+    inside = (row >= -i) & (row < height - i) & (column >= -j) & (column < width - j)
+    c = tl.load(costs + max(i, -i) * (right + 1) + max(j, -j))
+    there = tl.load(potential + k + (i * width + j), inside, -float("inf"))
+    return there - per_pixel * c, c
 
 
 @triton.jit

@@ -39,7 +39,8 @@ class PotentialPlans:
     def __init__(self, x: Tensor, ground_cost: GroundCost):
         checks.instance("ground_cost", ground_cost, GroundCost)
         self.x, self.ground_cost = x.to(wide(x.device)), ground_cost
-        self.mass = self.x / self._sum(self.x).clamp_min(self._least)[:, None, None, None]
+        self.total = self._sum(self.x).clamp_min(self._least)
+        self.mass = self.x / self.total[:, None, None, None]
         self.radii = ground_cost.radii(*x.shape[-2:])
         steps = torch.cartesian_prod(*(torch.arange(radius + 1) for radius in self.radii))
         costs = ground_cost.between(steps[:1], steps, self.x.dtype)[0]
@@ -52,7 +53,7 @@ class PotentialPlans:
     def select(self, keep: Tensor) -> Self:
         """The same for some of the images: their places, or booleans."""
         some = copy(self)
-        some.x, some.mass = self.x[keep], self.mass[keep]
+        some.x, some.total, some.mass = self.x[keep], self.total[keep], self.mass[keep]
         return some
 
     def step(
@@ -116,7 +117,7 @@ class PotentialPlans:
             left, paid = self._around(accepted, away, away * self.costs)
             arriving, stays = accepted * inflow, self.x - share * left
             z = arriving + stays
-        cost = self._sum(share * paid) / self._sum(self.x).clamp_min(self._least)
+        cost = self._sum(share * paid) / self.total
         keep = (eps / cost.clamp_min(self._least)).clamp(max=1)
         z = self.x + keep[:, None, None, None] * (z - self.x)
         return z.clamp(0, 1), cost * keep  # a pixel may leave [0, 1] by rounding
