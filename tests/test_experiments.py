@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import wotlab
-from wotlab import LinfBall, attacks, data, models, results, training
+from wotlab import LinfBall, attacks, data, evaluate, models, results, training
 from wotlab.experiments import (
     dro,
     got,
@@ -110,6 +110,27 @@ def test_a_budget_alone_is_tried_on_all_images(run):
     (record,) = results.read(strength.WHAT, run.out)
     assert record.keys["budget"] == 200 and record.details["total"] == 6
     assert record.details["broken"] + record.details["count"] == 6
+
+
+def test_what_is_certified_falls_with_the_budget_and_stands_under_attack(run, small, monkeypatch):
+    monkeypatch.setattr(strength, "PROVEN", (0.5, 1000, 0.1))
+    log = perform(replace(run, images=3), strength.certified_accuracy(replace(run, images=3)))
+    assert log.missing == {"wong2019", "fastadv_mnist_pgd.pth"}
+    some, all_, few = (
+        results.find(strength.CERTIFIED, {"network": "standard", "budget": budget}, run.out)
+        for budget in strength.PROVEN
+    )
+    right = evaluate.are_right(small[0], *(each[:3] for each in small[1:])).nonzero()[:, 0]
+    assert few.details["certified"] == right.tolist()
+    assert few.value == pytest.approx(100 * len(right) / 3)
+    assert some.details["tried"] == [0, 1, 2] and all_.value == 0
+    assert all_.details["tried"] == some.details["certified"]
+    assert sorted(few.details["tried"] + some.details["certified"]) == [0, 1, 2]
+    left = torch.tensor(some.details["certified"]).long()
+    assert len(left)
+    ball = wotlab.WassersteinBall(0.5 / PIXELS)
+    done = attacks.transport(small[0], small[1][left], small[2][left], ball, steps=20, restarts=0)
+    assert not bool(done.success.any())
 
 
 def test_frank_wolfe_is_also_run_as_published():

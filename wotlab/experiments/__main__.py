@@ -33,6 +33,7 @@ PAPERS: dict[str, Rows] = {
         **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
         **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
         strength.WHAT: (WONG, strength.robust_accuracy),
+        strength.CERTIFIED: (WONG, strength.certified_accuracy),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },
     "Subramanyam (2022)": {

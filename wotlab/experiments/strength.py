@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.runner import NETWORKS, Cell, Run, printed
+from wotlab.experiments.runner import NETWORKS, Cell, Missing, Run, printed
 from wotlab.experiments.trials import fitted, judged
 from wotlab.results import Keys
 
@@ -118,3 +118,56 @@ def wasserstein_at(run: Run) -> Iterator[Cell]:
     """Train, and record clean accuracy."""
     clean = partial(judged, run, None, None)
     yield Cell("wasserstein-at", {"attack": "clean"}, run, clean, partial(train, run), seed=0)
+
+
+CERTIFIED = "mnist-certified-accuracy"
+PROVEN = (*BUDGETS[:-2], 2, 1)  # no bound reaches beyond
+IMAGES = 100  # a bound takes a second
+NAMES = ("hu2020", "standard", "wong2019", "fastadv_mnist_pgd.pth")
+
+
+def certified_accuracy(run: Run) -> Iterator[Cell]:
+    """Share of images that no attack on the Wasserstein ball can break, as far as it is proven.
+
+    Balls are nested: each budget is tried on what is certified at the next smaller one, and not at
+    the next larger one.
+    """
+    run = run.first(IMAGES)
+    for name in NAMES:
+        given, sure = cache(partial(released, run, name)), dict[int, list[int]]()
+        for budget in PROVEN:
+            keys: Keys = {"network": name.removesuffix(".pth"), "budget": budget}
+            ball = WassersteinBall(budget / PIXELS)
+            known = next((sure[k] for k in sorted(sure) if k > budget), [])
+            open_ = next((sure[k] for k in sorted(sure, reverse=True) if k < budget), None)
+            yield Cell(
+                CERTIFIED, keys, run, partial(prove, known, open_, ball), given,
+                details={"eps": ball.eps},
+            )  # fmt: skip
+            found = run.recorded(CERTIFIED, keys)
+            if found is not None:
+                sure[budget] = found.details["certified"]
+
+
+def released(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and the test images; Missing, where its weights are."""
+    try:
+        return run.named(name)
+    except FileNotFoundError as error:
+        raise Missing(name) from error
+
+
+def prove(
+    known: list[int], places: list[int] | None, ball: WassersteinBall,
+    model: nn.Module, x: Tensor, y: Tensor,
+) -> tuple[evaluate.Share, dict]:  # fmt: skip
+    """The share of all images that are certified: those that are known, and others at `places`.
+
+    None: all others are tried.
+    """
+    tried = sorted(set(range(len(x)) if places is None else places) - set(known))
+    certified = list(known)
+    if tried:
+        margin = evaluate.certified_margin(model, x[tried], y[tried], ball)
+        certified += [k for k, bound in zip(tried, margin.tolist(), strict=True) if bound > 0]
+    return evaluate.share(len(certified), len(x)), {"certified": sorted(certified), "tried": tried}
