@@ -66,7 +66,7 @@ def files(run):
 @pytest.fixture(autouse=True)
 def quick(single_thread, monkeypatch, tmp_path):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(strength, "BUDGETS", (20, 200, 1600))
+    monkeypatch.setitem(strength.BUDGETS, "mnist", (20, 200, 1600))
     monkeypatch.setattr(
         strength, "ATTACKS", {"transport": lambda *a: attacks.transport(*a, steps=10, restarts=1)}
     )
@@ -74,8 +74,8 @@ def quick(single_thread, monkeypatch, tmp_path):
 
 
 def test_strength_falls_with_the_budget_and_is_certified(run, small):
-    perform(run, strength.robust_accuracy(run))
-    records = results.table(strength.WHAT, "budget", "window", folder=run.out)
+    perform(run, strength.robust_accuracy("mnist", run))
+    records = results.table(strength.WHAT["mnist"], "budget", "window", folder=run.out)
     found = {b: record for (b, _), record in records.items()}
     assert sorted(found) == [20, 200, 1600]
     assert set(found[1600].details["left"]) <= set(found[200].details["left"])
@@ -92,45 +92,43 @@ def test_strength_falls_with_the_budget_and_is_certified(run, small):
 
 
 def test_what_is_recorded_is_not_measured_again(run, monkeypatch):
-    perform(run, strength.robust_accuracy(run))
+    perform(run, strength.robust_accuracy("mnist", run))
     (last, *_), before = sorted(files(run)), set(files(run))
     value = json.loads(last.read_text())["value"]
     last.unlink()  # as if killed before it
     calls = []
     measure = strength.measure
     monkeypatch.setattr(strength, "measure", lambda *a: calls.append(a) or measure(*a))
-    perform(run, strength.robust_accuracy(run))
+    perform(run, strength.robust_accuracy("mnist", run))
     assert len(calls) == 1 and set(files(run)) == before
     assert json.loads(last.read_text())["value"] == pytest.approx(value)
 
 
 def test_a_budget_alone_is_tried_on_all_images(run):
     alone = replace(run, only="*-budget-200-window-9")
-    perform(alone, strength.robust_accuracy(alone))
-    (record,) = results.read(strength.WHAT, run.out)
+    perform(alone, strength.robust_accuracy("mnist", alone))
+    (record,) = results.read(strength.WHAT["mnist"], run.out)
     assert record.keys["budget"] == 200 and record.details["total"] == 6
     assert record.details["broken"] + record.details["count"] == 6
 
 
-def test_what_is_certified_falls_with_the_budget_and_stands_under_attack(run, small, monkeypatch):
-    monkeypatch.setattr(strength, "PROVEN", (0.5, 1000, 0.1))
-    log = perform(replace(run, images=3), strength.certified_accuracy(replace(run, images=3)))
-    assert log.missing == {"wong2019", "fastadv_mnist_pgd.pth"}
-    some, all_, few = (
-        results.find(strength.CERTIFIED, {"network": "standard", "budget": budget}, run.out)
-        for budget in strength.PROVEN
-    )
-    right = evaluate.are_right(small[0], *(each[:3] for each in small[1:])).nonzero()[:, 0]
-    assert few.details["certified"] == right.tolist()
-    assert few.value == pytest.approx(100 * len(right) / 3)
-    assert some.details["tried"] == [0, 1, 2] and all_.value == 0
-    assert all_.details["tried"] == some.details["certified"]
-    assert sorted(few.details["tried"] + some.details["certified"]) == [0, 1, 2]
-    left = torch.tensor(some.details["certified"]).long()
-    assert len(left)
-    ball = wotlab.WassersteinBall(0.5 / PIXELS)
-    done = attacks.transport(small[0], small[1][left], small[2][left], ball, steps=20, restarts=0)
-    assert not bool(done.success.any())
+def test_radii_lie_between_a_proof_and_an_attack(run, small, monkeypatch):
+    monkeypatch.setitem(strength.SIDES, "proof", (strength.below, 3))
+    perform(run, strength.radii(run))
+    found = results.table(strength.RADII, "network", "side", folder=run.out)
+    attack, proof = (found["standard", side] for side in ("attack", "proof"))
+    assert attack.samples.endswith("0 to 5") and proof.samples.endswith("0 to 2")
+    radii = attack.details["radii"]
+    assert [r == 0 for r in radii] == (~evaluate.are_right(*small)[:6]).tolist()
+    assert all(low <= high for low, high in zip(proof.details["radii"], radii, strict=False))
+    assert max(proof.details["radii"]) > 0
+    assert attack.value == pytest.approx(784 * sorted(radii)[2], rel=1e-5)
+
+
+def test_an_image_that_nothing_breaks_has_no_radius(run, small, monkeypatch):
+    monkeypatch.setattr(strength, "LARGEST", wotlab.WassersteinBall(1e-6))
+    value, details = strength.above(*small)
+    assert set(details["radii"]) == {0.0, None} and value in (0, float("inf"))
 
 
 def test_frank_wolfe_is_also_run_as_published():
@@ -267,7 +265,7 @@ def test_usual_attacks_on_networks_with_and_without_a_defense(run, small, monkey
     for number, (data_set, names, _) in subramanyam.ROWS.items():
         names = ("hu2020", "standard") if number == 3 else names
         monkeypatch.setitem(subramanyam.ROWS, number, (data_set, names, quick))
-    monkeypatch.setitem(runner.NETWORKS, "standard", "standard.safetensors")
+    monkeypatch.setitem(runner.NETWORKS["mnist"], "standard", "standard.safetensors")
     monkeypatch.setattr(type(run), "network", runner.Run.network)
     models.save_weights(small[0], run.checkpoints / "standard.safetensors")
     logs = [perform(run, subramanyam.table(number, run)) for number in subramanyam.ROWS]

@@ -5,9 +5,9 @@ from itertools import groupby
 from pathlib import Path
 
 from wotlab import results
-from wotlab.experiments import dro
-from wotlab.experiments.strength import BUDGETS, WHAT
+from wotlab.experiments import dro, strength
 
+WHAT, BUDGETS = strength.WHAT["mnist"], strength.BUDGETS["mnist"]
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 read = partial(results.read, folder=ROOT / "results")  # those of this checkout

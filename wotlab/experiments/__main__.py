@@ -32,8 +32,10 @@ PAPERS: dict[str, Rows] = {
         **tables("hu", WONG, hu.table, 1, 2, 3, 5),
         **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
         **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
-        strength.WHAT: (WONG, strength.robust_accuracy),
-        strength.CERTIFIED: (WONG, strength.certified_accuracy),
+        **{what: (f"{runner.TITLES[data]}, released networks",
+                  partial(strength.robust_accuracy, data))
+           for data, what in strength.WHAT.items()},
+        strength.RADII: (WONG, strength.radii),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },
     "Subramanyam (2022)": {
@@ -158,11 +160,11 @@ def parser() -> Parser:
     add("--data", type=folder,
         help="root of the data sets, as torchvision lays them out; "
              "wotlab.data.load(NAME, SPLIT, ROOT) fetches them")  # fmt: skip
-    theirs = ", ".join(f for f in runner.NETWORKS.values() if f.endswith(".pth"))
+    files = (file for named in runner.NETWORKS.values() for file in named.values())
+    theirs = ", ".join(file for file in files if file.endswith(".pth"))
     add("--checkpoints", type=folder,
-        help=f"folder of the networks that Wong et al. and Hu et al. published, {theirs}, and of "
-             "ours, which are not trained again while they lie there; "
-             "./checkpoints by default")  # fmt: skip
+        help=f"folder of the networks that others published, {theirs}, and of ours, which are not "
+             "trained again while they lie there; ./checkpoints by default")  # fmt: skip
     add("--out", type=Path, default=Path("results"), help="folder of the records; ./results")
     add("--images", type=count, default=1000, help="the first so many test images; 1000")
     add("--epochs", type=count,

@@ -19,12 +19,21 @@ from wotlab import data, evaluate, models, results
 from wotlab.data import ImageFolder, Images
 from wotlab.results import Keys
 
-NETWORKS = {  # released by Wong et al. and Hu et al., and our own
-    "standard": "wong2019_mnist_vanilla.pth",
-    "wong2019": "wong2019_mnist_adv_training.pth",
-    "hu2020": "hu2020_mnist_adv_training.pth",
-    "ours": "wasserstein_at_mnist.safetensors",
+NETWORKS = {  # their files: released by Wong et al., Hu et al. and others, and our own
+    "mnist": {
+        "standard": "wong2019_mnist_vanilla.pth",
+        "wong2019": "wong2019_mnist_adv_training.pth",
+        "hu2020": "hu2020_mnist_adv_training.pth",
+        "ours": "wasserstein_at_mnist.safetensors",
+        "pgd-at": "fastadv_mnist_pgd.pth",  # Wong et al. (2020), l-infinity 0.3
+    },
+    "fashion-mnist": {"certified": "wk_fashion_mnist.pth"},  # Wong and Kolter (2018), l-infinity
+    "cifar10": {  # "cnn_a" of the model zoo of alpha-beta-CROWN, l-infinity
+        "adversarial": "cifar_cnn_a_adv.pth",
+        "mixed": "cifar_cnn_a_mix.pth",
+    },
 }
+CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # mean and deviation that cnn_a takes
 TITLES = {
     "digits": "8x8 digits,",
     "mnist": "MNIST",
@@ -139,13 +148,21 @@ class Run:
 
     def network(self, name: str) -> nn.Module:
         """Wong's network with released weights, with ours, or with those of a file."""
-        model = models.build("wong-mnist")
-        models.load_weights(model, self.checkpoints / NETWORKS.get(name, name))
+        colour = self.dataset == "cifar10"
+        model = models.build("wong-cifar" if colour else "wong-mnist")
+        models.load_weights(model, self.checkpoints / self.released.get(name, name))
+        if colour:
+            model = nn.Sequential(models.Normalise(*CIFAR10), model)
         return model.eval().to(self.device)
+
+    @property
+    def released(self) -> dict[str, str]:
+        """Networks of this data set, and their files."""
+        return NETWORKS.get(self.dataset, {})
 
     def networks(self) -> list[str]:
         """Those whose weights are there."""
-        return [k for k, file in NETWORKS.items() if (self.checkpoints / file).exists()]
+        return [k for k, file in self.released.items() if (self.checkpoints / file).exists()]
 
     def named(self, name: str) -> tuple[nn.Module, Tensor, Tensor]:
         """A network of `networks` and the test images."""

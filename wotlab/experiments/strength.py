@@ -6,6 +6,7 @@ And the training of the last network of that table: Wong's, on MNIST, on two cor
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.runner import NETWORKS, Cell, Missing, Run, printed
+from wotlab.experiments.runner import Cell, Run, printed
 from wotlab.experiments.trials import fitted, judged
 from wotlab.results import Keys
 
-PIXELS = 784
-BUDGETS = (5, 10, 20, 50, 100, 200, 400, 800, 1600)  # eps * 784, as the papers print it
+PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}
+BUDGETS = {  # eps * pixels, as the papers print it
+    "mnist": (5, 10, 20, 50, 100, 200, 400, 800, 1600),
+    "fashion-mnist": (1, 2, 5, 10, 20, 50, 100),
+    "cifar10": (0.5, 1, 2, 5, 10, 20),
+}
 ATTACKS: dict[str, Callable[..., attacks.AttackResult]] = {
     "transport": attacks.transport,
     "mirror": partial(attacks.mirror_ascent, steps=150),
@@ -27,19 +32,20 @@ ATTACKS: dict[str, Callable[..., attacks.AttackResult]] = {
 }
 WINDOWS = {"transport": 9}  # its own; the others move mass as published, in
 NEAR = 5  # pixels a side
-WHAT = "mnist-robust-accuracy"
+WHAT = {data: f"{data}-robust-accuracy" for data in BUDGETS}
 PRINTED = {"wong2019": 1, "hu2020": 5}  # Hu's tables of their attack on these networks
 
 EPOCHS, EPS, GROW = 12, 0.16, 3  # of our training
 
 
-def robust_accuracy(run: Run) -> Iterator[Cell]:
+def robust_accuracy(data: str, run: Run) -> Iterator[Cell]:
     """Robust accuracy of every network under every attack.
 
     Balls are nested: an image that breaks at one eps is broken at every larger one, so each budget
     is tried on what the last one left. Every success is certified by the exact distance on the
     whole grid. Moves go up to two pixels, as published; those of `transport` up to four.
     """
+    run = replace(run, dataset=data)
     for attack in ATTACKS:
         for name in run.networks():
             yield from fall(run, cache(partial(run.named, name)), name, attack)
@@ -48,18 +54,18 @@ def robust_accuracy(run: Run) -> Iterator[Cell]:
 def fall(run: Run, given: Callable[[], tuple], name: str, attack: str) -> Iterator[Cell]:
     """One attack on one network as the budget grows."""
     left: list[int] | None = None  # the places of images that the last budget left; None: all
-    window = WINDOWS.get(attack, NEAR)
-    for budget in BUDGETS:
+    what, window = WHAT[run.dataset], WINDOWS.get(attack, NEAR)
+    for budget in BUDGETS[run.dataset]:
         keys: Keys = {"network": name, "attack": attack, "budget": budget, "window": window}
-        ball = WassersteinBall(budget / PIXELS, GroundCost(NEAR))
+        ball = WassersteinBall(budget / PIXELS[run.dataset], GroundCost(NEAR))
         where: Keys = {"network": name, "attack": "hu", "budget": budget}
         yield Cell(
-            WHAT, keys, run, partial(measure, left, ball, ATTACKS[attack]), given,
+            what, keys, run, partial(measure, left, ball, ATTACKS[attack]), given,
             details={"eps": ball.eps, "network": name, "attack": attack, "window": window},
             **(printed("hu", PRINTED[name], where)
                if attack == "transport" and name in PRINTED else {}),
         )  # fmt: skip
-        found = run.recorded(WHAT, keys)
+        found = run.recorded(what, keys)
         if found is not None:  # else it is not asked for: then the next budget has more to break
             left = found.details["left"]
 
@@ -101,7 +107,7 @@ def rate(epoch: float) -> float:
 
 def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
     """The network, and what its training took, with the weights' checksum."""
-    path = run.checkpoints / NETWORKS["ours"]
+    path = run.checkpoints / run.released["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
     model, took = fitted(
@@ -120,54 +126,47 @@ def wasserstein_at(run: Run) -> Iterator[Cell]:
     yield Cell("wasserstein-at", {"attack": "clean"}, run, clean, partial(train, run), seed=0)
 
 
-CERTIFIED = "mnist-certified-accuracy"
-PROVEN = (*BUDGETS[:-2], 2, 1)  # no bound reaches beyond
-IMAGES = 100  # a bound takes a second
-NAMES = ("hu2020", "standard", "wong2019", "fastadv_mnist_pgd.pth")
+RADII = "mnist-radii"
+LARGEST = WassersteinBall(4.0)
 
 
-def certified_accuracy(run: Run) -> Iterator[Cell]:
-    """Share of images that no attack on the Wasserstein ball can break, as far as it is proven.
+def above(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
+    """How far the nearest misread image is, as far as `radius` finds one: the exact distance."""
+    found = attacks.radius(model, x, y, LARGEST)
+    seen = certify(x, found.x_adv, LARGEST)
+    eps = seen.cost.where(found.eps.isfinite() & seen.inside, torch.inf)
+    return median(eps), {"radii": listed(eps), "attack_seconds": found.seconds}
 
-    Balls are nested: each budget is tried on what is certified at the next smaller one, and not at
-    the next larger one.
+
+def below(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
+    """How far no image is misread, as far as it is proven."""
+    eps = evaluate.certified_radius(model, x, y, LARGEST)
+    return median(eps), {"radii": listed(eps)}
+
+
+SIDES = {"attack": (above, None), "proof": (below, 100)}  # a proof takes ten seconds an image
+
+
+def median(eps: Tensor) -> float:
+    """Of eps * 784."""
+    return PIXELS["mnist"] * float(eps.double().median())
+
+
+def listed(eps: Tensor) -> list[float | None]:
+    """Radii for a file of JSON, which knows no infinity."""
+    return [float(f"{r:.6g}") if math.isfinite(r) else None for r in eps.tolist()]
+
+
+def radii(run: Run) -> Iterator[Cell]:
+    """Distance of each image to the nearest one that is misread: from above and from below.
+
+    From above by `radius`, in one call; from below by `certified_radius`.
     """
-    run = run.first(IMAGES)
-    for name in NAMES:
-        given, sure = cache(partial(released, run, name)), dict[int, list[int]]()
-        for budget in PROVEN:
-            keys: Keys = {"network": name.removesuffix(".pth"), "budget": budget}
-            ball = WassersteinBall(budget / PIXELS)
-            known = next((sure[k] for k in sorted(sure) if k > budget), [])
-            open_ = next((sure[k] for k in sorted(sure, reverse=True) if k < budget), None)
+    for name in run.networks():
+        for side, (find, count) in SIDES.items():
+            some = run.first(count)
             yield Cell(
-                CERTIFIED, keys, run, partial(prove, known, open_, ball), given,
-                details={"eps": ball.eps},
+                RADII, {"network": name, "side": side}, some, find,
+                cache(partial(some.named, name)), "eps * 784, median",
+                details={"network": name},
             )  # fmt: skip
-            found = run.recorded(CERTIFIED, keys)
-            if found is not None:
-                sure[budget] = found.details["certified"]
-
-
-def released(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network and the test images; Missing, where its weights are."""
-    try:
-        return run.named(name)
-    except FileNotFoundError as error:
-        raise Missing(name) from error
-
-
-def prove(
-    known: list[int], places: list[int] | None, ball: WassersteinBall,
-    model: nn.Module, x: Tensor, y: Tensor,
-) -> tuple[evaluate.Share, dict]:  # fmt: skip
-    """The share of all images that are certified: those that are known, and others at `places`.
-
-    None: all others are tried.
-    """
-    tried = sorted(set(range(len(x)) if places is None else places) - set(known))
-    certified = list(known)
-    if tried:
-        margin = evaluate.certified_margin(model, x[tried], y[tried], ball)
-        certified += [k for k, bound in zip(tried, margin.tolist(), strict=True) if bound > 0]
-    return evaluate.share(len(certified), len(x)), {"certified": sorted(certified), "tried": tried}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import L2Ball, LinfBall, WassersteinBall
-from wotlab.experiments.runner import NETWORKS, Cell, Missing, Run, printed
+from wotlab.experiments.runner import Cell, Missing, Run, printed
 from wotlab.experiments.trials import fitted, judged
 from wotlab.projections import Projection, unbalanced_sinkhorn
 from wotlab.results import Keys
@@ -147,7 +147,7 @@ def network(run: Run, name: str) -> tuple[nn.Module, dict]:
         return (run.network(weights(run).name) if weights(run).exists() else train(run)[0]), {}
     if run.dataset != "mnist":
         return plain(run), {}
-    file = NETWORKS.get(name, f"{LINF}.safetensors")
+    file = run.released.get(name, f"{LINF}.safetensors")
     if not (run.checkpoints / file).exists():
         raise Missing(name)
     return run.network(file), {}

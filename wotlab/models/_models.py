@@ -107,9 +107,9 @@ def build(
     name : str
         For 28x28: "wong-mnist" (Wong et al., 2019; Hu et al., 2020), "cw-mnist" (Carlini and
         Wagner, 2017; GOT), "arch-a" and "arch-b" (Adversarial Transport; B with the strides
-        that make it compose). For 32x32: "resnet18", "wrn-34-10"; "cifar-small" trains on a CPU.
-        For 8x8: "digits-small". For photographs: torchvision's "resnet101" (224x224) and
-        "inception-v3" (299x299).
+        that make it compose). For 32x32: "resnet18", "wrn-34-10"; "cifar-small" trains on a CPU;
+        "wong-cifar" is "wong-mnist" for these (Wong and Kolter, 2018). For 8x8: "digits-small".
+        For photographs: torchvision's "resnet101" (224x224) and "inception-v3" (299x299).
     num_classes : int, optional
         10 by default; 1,000 for torchvision's networks.
     in_channels : int, optional

@@ -1,6 +1,7 @@
 """The layers of the networks that `models.build` knows by name, but for torchvision's."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -23,11 +24,11 @@ class WideBlock(nn.Module):
         return skip + self.conv2(self.bn2(self.conv1(h)).relu())
 
 
-def _wong_mnist(channels: int, classes: int) -> nn.Module:
+def _wong(channels: int, classes: int, side: int = 7) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(),
         nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, classes),
+        nn.Linear(32 * side**2, 100), nn.ReLU(), nn.Linear(100, classes),
     )  # fmt: skip
 
 
@@ -96,11 +97,12 @@ def _wrn_34_10(channels: int, classes: int) -> nn.Module:
 # name: builder, and the channels of the images that it is made for
 OWN: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
     "digits-small": (_digits_small, 1),
-    "wong-mnist": (_wong_mnist, 1),
+    "wong-mnist": (_wong, 1),
     "cw-mnist": (_cw_mnist, 1),
     "arch-a": (_arch_a, 1),
     "arch-b": (_arch_b, 1),
     "cifar-small": (_cifar_small, 3),
+    "wong-cifar": (partial(_wong, side=8), 3),
     "resnet18": (_resnet18, 3),
     "wrn-34-10": (_wrn_34_10, 3),
 }
