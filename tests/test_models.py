@@ -21,12 +21,16 @@ PARAMETERS = {
     "arch-a": 1664 + 102_464 + 64 * 400 * 128 + 128 + 1290,
     "arch-b": 320 + 9248 + 18_496 + 36_928 + 313_700 + 1010,
     "cifar-small": 864 + 9216 + 18_432 + 36_864 + 73_728 + 147_456 + 2 * 2 * 224 + 1290,
+    "wong-cifar": 784 + 8224 + 204_900 + 1010,
     "resnet18": 11_173_962,
     "wrn-34-10": 46_160_474,
     "resnet101": 44_549_160,
     "inception-v3": 23_834_568,
 }
-COLOUR = {"cifar-small": 32, "resnet18": 32, "wrn-34-10": 32, "resnet101": 64, "inception-v3": 75}
+COLOUR = {
+    "cifar-small": 32, "wong-cifar": 32, "resnet18": 32, "wrn-34-10": 32, "resnet101": 64,
+    "inception-v3": 75,
+}  # fmt: skip
 SIZES = {"digits-small": 8, **COLOUR}
 
 
@@ -92,6 +96,11 @@ LAYERS = {
     "wong-mnist": [
         "conv 1-16 4x stride 2 pad 1", "relu", "conv 16-32 4x stride 2 pad 1", "relu",
         "flatten", "linear 1568-100", "relu", "linear 100-10",
+    ],
+    # Wong and Kolter (2018), released code: the same in colour
+    "wong-cifar": [
+        "conv 3-16 4x stride 2 pad 1", "relu", "conv 16-32 4x stride 2 pad 1", "relu",
+        "flatten", "linear 2048-100", "relu", "linear 100-10",
     ],
     # Carlini and Wagner (2017), Table 1 and released code
     "cw-mnist": [
