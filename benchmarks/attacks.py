@@ -13,16 +13,13 @@ window, and the same tolerance of 1e-4 on budget, mass and range.
    ball as unbroken.
 2. `transport`, by default and quick, at one eps against Frank-Wolfe as published, its final
    projection included; also what its images before that projection leave, which do not count.
-3. Memory of `transport` on 10,000 images.
-4. Every attack on one network at one eps: what it claims, what of it an exact certificate
+3. Every attack on one network at one eps: what it claims, what of it an exact certificate
    confirms, its gradients and its time.
 
     python benchmarks/attacks.py [--images 100]
 """
 
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -72,15 +69,6 @@ TABLE = {
     "mirror-ascent": attacks.mirror_ascent,
     "transport": attacks.transport,
 }  # fmt: skip
-MEMORY = """
-import torch, wotlab
-x, y = wotlab.data.load("digits", "test").tensors(slice(0, 250))
-x = torch.nn.functional.interpolate(x, size=28).repeat(40, 1, 1, 1)
-model = wotlab.models.build("wong-mnist", seed=0)
-y = torch.cat([model(part).argmax(1) for part in x.split(1000)])
-wotlab.attacks.transport(model, x, y, wotlab.WassersteinBall(1e-6), steps=3, restarts=1)
-print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-"""
 
 
 def networks(given) -> tuple[dict[str, nn.Module], Tensor, Tensor, str]:
@@ -226,10 +214,6 @@ def main() -> None:
         at_one_eps(given, name, model, x, y, samples)
     name = "hu2020" if "hu2020" in found else next(iter(found))
     table(given, name, found[name], x, y, samples)
-    memory = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, check=True)
-    peak = int(memory.stdout) / 1024
-    save(given.out, "attack-memory", {"images": 10_000}, peak, "MiB",
-         "scikit-learn digits, enlarged to 28x28, 250 test images 40 times", 0.0)  # fmt: skip
 
 
 if __name__ == "__main__":
