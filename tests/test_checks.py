@@ -1,14 +1,28 @@
 """Checks of arguments: what counts as a number, and what each message says of what was found."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 import wotlab
-from wotlab import LinfBall, WassersteinBall, attacks, data, evaluate, gibbs, iwd, transformations
+from wotlab import (
+    InternalWassersteinBall,
+    LinfBall,
+    WassersteinBall,
+    attacks,
+    data,
+    evaluate,
+    gibbs,
+    iwd,
+    projections,
+    transformations,
+)
 from wotlab._base import checks
 from wotlab.iwd import PatchCost
-from wotlab.projections import unbalanced_sinkhorn
+from wotlab.plans import Moves, PotentialPlans
+from wotlab.projections import projected_sinkhorn, unbalanced_sinkhorn
 from wotlab.training import (
     GOT,
     PGDAT,
@@ -161,6 +175,20 @@ WRONG_KINDS = [
     (lambda: evaluate.are_right(MODEL, X, Y, batch_size=0.5), "batch_size must be a positive"),
     (lambda: attacks.transfer(MODEL, X, Y, BALL, source=MODEL, attack="pgd"), f"{PARTIAL} 'pgd'"),
     (lambda: attacks.pgd(MODEL, X, Y, BALL, schedule=0.1), "schedule must be a function.*got 0.1"),
+    (lambda: attacks.pgd(MODEL, X, Y, BALL, projection="x"), "projection must be a function"),
+    (lambda: attacks.pgd(MODEL, X, Y, BALL, objective="ce"), "objective must make an Objective"),
+    (lambda: attacks.pgd(MODEL, X, Y, BALL, generator=0), "generator must be a Generator; got 0"),
+    (lambda: attacks.radius(MODEL, X, Y, generator=0), "generator must be a Generator; got 0"),
+    (lambda: attacks.radius(MODEL, X, Y, BALL, momentum="x"), r"momentum must lie in \[0, 1\)"),
+    (lambda: attacks.radius(MODEL, X, MODEL(X).argmin(1), batch_size="x"), "batch_size must be"),
+    (lambda: attacks.transfer(MODEL, X, Y, BALL, source="x"), "source must be a Module"),
+    (lambda: attacks.adef(MODEL, 0.1, Y, BALL), r"x must be a torch tensor \(B, C, H, W\)"),
+    (lambda: projected_sinkhorn(X, X, 0.1, COST, warm="x"), "warm must be a dict; got 'x'"),
+    (lambda: PotentialPlans(None, COST), "x must be a Tensor; got None"),
+    (lambda: Moves("x", COST), "x must be a Tensor; got 'x'"),
+    (lambda: doubts(far="x"), "far must be a finite number at least 0; got 'x'"),
+    (lambda: fitted(seed=None), "seed must be an Integral; got None"),
+    (lambda: fitted(workers=-1), "workers must be an integer of at least 0; got -1"),
     (lambda: attacks.eot(MODEL, X, Y, BALL, transform="shift"), "transform must be a function"),
     (lambda: attacks.langevin(MODEL, X, Y, BALL, chain="sign"), "chain must be a Chain"),
     (lambda: sampled(lo=0), r"lo must be a tensor that broadcasts .*torch\.zeros_like\(z\); got 0"),
@@ -182,6 +210,38 @@ WRONG_KINDS = [
     ),
     (lambda: data.load(3), "name must be a str; got 3"),
 ]
+
+
+COST, LOCAL = wotlab.GroundCost(3), WassersteinBall(0.1)
+FLAGS = [
+    *((partial(attack, MODEL, X, Y, LOCAL), "targeted") for attack in (
+        attacks.fgsm, attacks.pgd, attacks.mirror_ascent, attacks.frank_wolfe, attacks.transport)),
+    *((partial(attack, MODEL, X, Y, BALL), "targeted") for attack in (
+        attacks.langevin, attacks.stadv, attacks.adef)),
+    (partial(attacks.iwda, MODEL, X, Y, InternalWassersteinBall(0.1)), "targeted"),
+    (partial(attacks.mirror_ascent, MODEL, X, Y, LOCAL), "early_stop"),
+    (partial(attacks.frank_wolfe, MODEL, X, Y, LOCAL), "published"),
+    (partial(attacks.langevin, MODEL, X, Y, BALL), "random_start"),
+    *((partial(attacks.pgd, MODEL, X, Y, LOCAL), name) for name in ("repaired", "random_start")),
+    *((partial(project, X, X, 0.1, COST), "bound") for project in (
+        projections.constrained_sinkhorn, projections.exact_projection,
+        projections.dual_projection)),
+    (partial(projected_sinkhorn, X, X, 0.1, COST), "clamp"),
+    (JointTransport, "match_labels"),
+    (partial(GOT, PGDAT(BALL)), "hold"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "name"), FLAGS)
+@pytest.mark.parametrize("value", [None, "no", -1, float("nan")])
+def test_what_is_neither_true_nor_false_is_refused(call, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be True or False; got {value!r}"):
+        call(**{name: value})
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(False), torch.tensor(True)])
+def test_booleans_of_every_kind_are_flags(value):
+    checks.flags(targeted=value)
 
 
 @pytest.mark.parametrize(("call", "says"), WRONG_KINDS)

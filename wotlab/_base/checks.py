@@ -4,6 +4,7 @@ import math
 from numbers import Integral, Real
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,18 @@ def count(name: str, value: int, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {kind}; got {value!r}")
 
 
-def share(name: str, value: float) -> None:
-    """A number from 0 to 1."""
+def share(name: str, value: float, *, one: bool = True) -> None:
+    """A number from 0 to 1 (or, without `one`, below 1)."""
     number = _plain(value)
-    if not isinstance(number, Real) or not 0 <= number <= 1:
-        raise ValueError(f"{name} must lie in [0, 1]; got {found(value)}")
+    if not isinstance(number, Real) or not 0 <= number <= 1 or (number == 1 and not one):
+        raise ValueError(f"{name} must lie in [0, 1{']' if one else ')'}; got {found(value)}")
+
+
+def flags(**given: bool) -> None:
+    """True or False, under the names they are given by; NumPy's and 0-d tensors too."""
+    for name, value in given.items():
+        if not isinstance(_plain(value), bool | np.bool_):
+            raise ValueError(f"{name} must be True or False; got {found(value)}")
 
 
 def instance(name: str, value: object, kind: type) -> None:

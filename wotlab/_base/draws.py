@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wotlab._base import checks
+
 Generator = torch.Generator | None
 
 
@@ -18,7 +20,14 @@ def normal(like: Tensor, generator: Generator = None) -> Tensor:
     return _drawn(torch.randn, like, generator)
 
 
+def check(generator: Generator) -> None:
+    """A random generator, or none."""
+    if generator is not None:
+        checks.instance("generator", generator, torch.Generator)
+
+
 def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
+    check(generator)
     place = like.device if generator is None else generator.device
     made = draw(like.shape, generator=generator, dtype=like.dtype, device=place)
     return made.to(like.device)

@@ -145,6 +145,7 @@ def adef(
         sigma < 0, overshoot < 1.
     """
     checks.count("candidates", candidates)
+    checks.images("x", x, black=True)
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"x must have 2x2 pixels or more; got {x.shape[-2]}x{x.shape[-1]}")
     checks.positive("sigma", sigma, zero=True)

@@ -166,6 +166,7 @@ def frank_wolfe(
     """
     ball = on_plans(ball)
     checks.positive("reg", reg)
+    checks.flags(published=published)
     if published:
         early_stop, run = False, climbing(Published(ball, reg, steps), steps, kind=Last)
     else:

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from wotlab._base import checks
+from wotlab._base import checks, draws
 from wotlab._base.networks import logits_of
 from wotlab.attacks._loop import Moved, Stepper, climb
 from wotlab.attacks._mirror_ascent import Mirror
@@ -131,6 +131,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.rule(noise=False)  # checks what it is made of
+        checks.share("momentum", self.momentum, one=False)
+        draws.check(self.generator)
         checks.count("restarts", self.restarts, zero=True)
         checks.count("patience", self.patience)
 

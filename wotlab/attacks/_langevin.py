@@ -94,6 +94,7 @@ def langevin(
     half = max(ball.eps / 2, 1e-30)
     chain = chain or Chain("sign", sigma=half, eta=half)
     checks.instance("chain", chain, Chain)
+    checks.flags(random_start=random_start)
     run = climbing(Langevin(ball, chain, targeted, random_start, generator), steps)
     return attack(
         [run], model, x, y, ball, targeted=targeted, loss="ce",

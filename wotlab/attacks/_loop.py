@@ -143,6 +143,7 @@ def attack(
     """
     start = time.perf_counter()
     checks.count("batch_size", batch_size)
+    checks.flags(targeted=targeted, early_stop=early_stop)
     with eval_mode(model) as passes:
         check(model, x, y)
         ball.check(x)

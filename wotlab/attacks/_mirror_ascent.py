@@ -41,8 +41,7 @@ class Mirror(Stepper):
 
     def __post_init__(self) -> None:
         checks.positive("step_size", self.step_size)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1); got {self.momentum!r}")
+        checks.share("momentum", self.momentum, one=False)
 
     def start(self, x: Tensor) -> Moved:
         self.plans = PotentialPlans(x, self.ball.ground_cost)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from wotlab._base import checks
+from wotlab._base import checks, draws
 from wotlab.attacks._loop import Moved, Stepper, attack, climbing, on_plans, threat_model
 from wotlab.attacks._objective import Objective
 from wotlab.attacks._result import AttackResult
@@ -158,6 +158,11 @@ def pgd(
         As for `mirror_ascent`; for an unknown rule; for restarts without a random start.
     """
     checks.count("restarts", restarts, zero=True)
+    checks.flags(repaired=repaired, random_start=random_start)
+    checks.function("projection", projection, "wotlab.projections.constrained_sinkhorn")
+    if not callable(objective):
+        raise ValueError(f"objective must make an Objective; got {checks.found(objective)}")
+    draws.check(generator)
     if schedule is not None:
         checks.function("schedule", schedule, "lambda t: 0.01 * (t + 1)")
     if restarts and not random_start:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wotlab._base import checks
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
@@ -86,6 +87,7 @@ def radius(
     if not isinstance(ball, WassersteinBall | L2Ball | LinfBall):
         found = type(ball).__name__
         raise ValueError(f"ball must be a WassersteinBall, L2Ball or LinfBall; got {found}")
+    checks.count("batch_size", batch_size)
     search = Search(ball, steps, step_size, momentum, restarts, patience, window, generator)
     parts = []
     with eval_mode(model):

@@ -51,6 +51,7 @@ def transfer(
     A network that breaks more often under another one's images than under its own gradients
     hides its gradients (`wotlab.evaluate.sanity`).
     """
+    checks.instance("source", source, nn.Module)
     checks.function("attack", attack, "functools.partial(wotlab.attacks.pgd, steps=20)")
     start = time.perf_counter()
     made = attack(source, x, y, ball, **options)

@@ -160,6 +160,7 @@ def sanity(
         )  # fmt: skip
     far = ball.whole if far is None else far
     if far is not None:
+        checks.positive("far", far, zero=True)
         at_far = attacked(attack, model, x, y, replace(ball, eps=far))
         left = share(int((right & ~at_far.success).sum()), len(x))
         doubt(

@@ -39,6 +39,7 @@ class Moves:
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):
+        checks.instance("x", x, Tensor)
         checks.instance("ground_cost", ground_cost, GroundCost)
         h, w = x.shape[-2:]
         self.x, self.ground_cost = x, ground_cost

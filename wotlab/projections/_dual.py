@@ -69,6 +69,7 @@ def dual_projection(
     take `exact_projection` or, larger, `constrained_sinkhorn`.
     """
     task = scaled(x, x if isinstance(w, TransportPlan) else w, eps)
+    checks.flags(bound=bound)
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
     moves = Moves(task.x, ground_cost)

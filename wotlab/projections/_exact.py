@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wotlab._base import checks
 from wotlab.ot import GroundCost
 from wotlab.plans import Moves, TransportPlan
 from wotlab.projections._problem import Projection, scaled
@@ -55,6 +56,7 @@ def exact_projection(
     On the CPU, image by image: a tenth of a second for 8x8, seconds for a digit. Not for attacks.
     """
     task = scaled(x, w, eps)
+    checks.flags(bound=bound)
     images, plans = [], []
     psi, iterations = torch.zeros_like(task.eps), torch.zeros(len(x), dtype=torch.long)
     for i in range(len(x)):

@@ -112,6 +112,7 @@ def constrained_sinkhorn(
     lam = 1 / reg  # as the papers write it
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
+    checks.flags(bound=bound)
     beta, psi = _start(task.x, warm)
     cap = 1 / task.mass if bound else torch.full_like(task.mass, torch.inf)
     moves = Moves(task.x, ground_cost)
@@ -190,6 +191,7 @@ def projected_sinkhorn(
     ValueError
         As `constrained_sinkhorn`.
     """
+    checks.flags(clamp=clamp)
     found = constrained_sinkhorn(
         x, w, eps, ground_cost, reg=reg, tol=tol, rule="dual", max_iter=max_iter, bound=False,
         warm=warm,
@@ -261,6 +263,7 @@ def _start(like: Tensor, warm: dict[str, Tensor] | None) -> tuple[Tensor, Tensor
     beta, psi = torch.zeros_like(like), torch.ones_like(like[:, 0, 0, 0])
     if warm is None:
         return beta, psi
+    checks.instance("warm", warm, dict)
     for name, shape in (("beta", beta.shape), ("psi", psi.shape)):
         value = warm.get(name)
         if not isinstance(value, Tensor) or value.shape != shape:

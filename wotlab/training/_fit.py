@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -133,6 +134,8 @@ def fit(
     data = as_dataset(data)
     checks.count("epochs", epochs)
     checks.count("batch_size", batch_size)
+    checks.count("workers", workers, zero=True)
+    checks.instance("seed", seed, Integral)
     checks.positive("lr", lr)
     checks.positive("save_every", save_every)
     fabric = fabric or _alone(next(model.parameters()).device)

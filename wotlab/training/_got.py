@@ -116,6 +116,7 @@ class GOT(Grown):
         for name in ("beta", "alpha", "clean"):
             checks.positive(name, getattr(self, name), zero=True)
         checks.count("ascent", self.ascent)
+        checks.flags(hold=self.hold)
         checks.positive("lr", self.lr)
 
     @classmethod

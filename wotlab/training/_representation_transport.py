@@ -128,6 +128,7 @@ class JointTransport:
                 f"got {self.cost.prediction!r}"
             )
         checks.positive("reg", self.reg)
+        checks.flags(match_labels=self.match_labels)
 
     def __call__(
         self,
