@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from alone import build_wheel, make_environment
+from hypothesis import settings
 
 import wotlab
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
+settings.register_profile("long", max_examples=2000, deadline=None)  # for tests that fuzz
 
 
 @pytest.fixture(scope="session")

@@ -157,3 +157,17 @@ def test_a_selection_is_what_the_images_alone_would_be():
         strict=True,
     ):  # fmt: skip
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-4, 1e-2])
+def test_what_a_tiny_budget_moves_is_not_lost_at_full_pixels(eps):
+    """What a pixel holds above 1 is cut off: next to nothing of the mass that the budget moves."""
+    x = random(20, 1, 1, 9).clone()
+    x[random(20, 1, 1, 9, seed=1) < 0.5] = 1
+    plans, budget = PotentialPlans(x, GroundCost(None)), x.new_full((20,), eps)
+    G, phi, psi = 5 * random(20, 1, 1, 9, seed=2), torch.zeros_like(x), x.new_ones(20)
+    for _ in range(4):
+        phi, psi, z, _ = plans.step(G, phi, psi, budget)
+        lost = (z.sum((1, 2, 3)) / x.sum((1, 2, 3)) - 1).abs()
+        assert float(lost.max()) <= 1e-5 * eps
+        assert bool(certify(x, z, WassersteinBall(eps)).inside.all())

@@ -37,6 +37,7 @@ class PotentialPlans:
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):
+        checks.instance("x", x, Tensor)
         checks.instance("ground_cost", ground_cost, GroundCost)
         self.x, self.ground_cost = x.to(wide(x.device)), ground_cost
         self.total = self._sum(self.x).clamp_min(self._least)
@@ -105,7 +106,9 @@ class PotentialPlans:
         (inflow,) = self._around(share, away)
         accepted, arriving, stays = weight, weight * inflow, share * weight
         z = arriving + stays
-        rounding = 1 + 8 * torch.finfo(torch.float32).eps
+        # what the last line cuts off is mass lost: next to nothing of what the budget moves
+        least, most = (8 * torch.finfo(dtype).eps for dtype in (z.dtype, torch.float32))
+        rounding = 1 + (1e-4 * eps).clamp(least, most)[:, None, None, None]
         for turn in range(5):
             full = z > rounding
             if not bool(full.any()):
