@@ -105,7 +105,8 @@ def judged(x, x_adv, ball, cost=0.0):
         backward=0,
     )
     y = torch.zeros(len(x), dtype=torch.long)
-    return attacks.transfer(OnlyClean(x), x, y, ball, source=None, attack=lambda *_: made)
+    model = OnlyClean(x)
+    return attacks.transfer(model, x, y, ball, source=model, attack=lambda *_: made)
 
 
 @pytest.fixture
