@@ -26,6 +26,9 @@ from wotlab import (
     training,
     transformations,
 )
+from wotlab.attacks import _loop
+from wotlab.attacks._growing import Closest, Growing, Search
+from wotlab.attacks._objective import Objective
 
 pytestmark = [
     pytest.mark.gpu,
@@ -84,12 +87,17 @@ ATTACKS = {
     "frank-wolfe, published": lambda m, x, y: attacks.frank_wolfe(
         m, x, y, MASS, steps=5, published=True
     ),
-    "langevin": lambda m, x, y: attacks.langevin(m, x, y, LINF, generator=seeded()),
+    # who draws at each step draws for those that are there, which a GPU lets go later
+    "langevin": lambda m, x, y: attacks.langevin(
+        m, x, y, LINF, early_stop=False, generator=seeded()
+    ),
     "iwda": lambda m, x, y: attacks.iwda(
         m, x, y, ANY, steps=10, samples=2, early_stop=False, generator=seeded()
     ),
     "adef": lambda m, x, y: attacks.adef(m, x, y, ANY, steps=20),
-    "eot": lambda m, x, y: attacks.eot(m, x, y, LINF, steps=5, generator=seeded()),
+    "eot": lambda m, x, y: attacks.eot(
+        m, x, y, LINF, steps=5, early_stop=False, generator=seeded()
+    ),
     "radius": lambda m, x, y: attacks.radius(m, x, y),
 }
 
@@ -107,6 +115,30 @@ def test_attacks_in_single_precision_are_as_strong(attack, case):
     assert wotlab.certify(x, there.x_adv.cpu().double(), MASS).inside.all()
     here = attack(model, x, y, MASS)
     assert abs(int(there.success.sum()) - int(here.success.sum())) <= 1
+
+
+@pytest.mark.parametrize("ball", [MASS, L2Ball(0.5), LINF], ids=["mass", "l2", "linf"])
+def test_between_two_looks_the_host_does_not_wait(ball, case, monkeypatch):
+    """From the first step, behind a look, to the last one; in single precision, with the kernel."""
+    model, x, y = copy.deepcopy(case[0]).float().cuda(), case[1].float().cuda(), case[2].cuda()
+    inner, steps = Search(ball, 8, 1.0, 0.75, 0, 15, 5, None).rule(noise=False), 8
+
+    class Watched(Growing):
+        def step(self, z, gradient, loss, broken, t):
+            done = super().step(z, gradient, loss, broken, t)
+            torch.cuda.set_sync_debug_mode("error" if t < steps - 1 else "default")
+            return done
+
+    monkeypatch.setitem(_loop.LOOK, "cuda", 1000)
+    stepper, objective = (
+        Watched(inner, x.new_full((len(x),), 0.1)),
+        Objective(model, y, False, "ce"),
+    )
+    try:
+        with torch.no_grad():
+            _loop.climb(stepper, objective, x, steps, kind=lambda x: Closest(x, 0.1, 15))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", ["autoattack", "stadv", "stadv, adam"])

@@ -28,9 +28,9 @@ class Expected(Objective):
     samples: int
     generator: torch.Generator | None
 
-    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         drawn = (self.transform(z, self.generator) for _ in range(self.samples))
-        losses = [super(Expected, self).value(moved)[0] for moved in drawn]
+        losses = [super(Expected, self).at(moved)[0] for moved in drawn]
         with torch.no_grad():
             broken = self.broken(logits_of(self.model, z))
         return torch.stack(losses).mean(0), broken

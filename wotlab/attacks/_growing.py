@@ -88,14 +88,14 @@ class Closest(Best):
         self.found = torch.zeros_like(self.steps)  # the step at which the nearest was
 
     def offer(
-        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
-    ) -> Tensor:
-        nearer = broken & (cost < (1 - FINEST) * self.least[index])
-        at = index[nearer]
-        self.nearest[at], self.least[at], self.found[at] = z[nearer], cost[nearer], t
-        inside = cost <= self.goal
-        super().offer(index[inside], z[inside], broken[inside], cost[inside], loss[inside], t)
-        self.steps[index] = t
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int,
+        alive: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        alive = torch.ones_like(broken) if alive is None else alive
+        nearer = alive & broken & (cost < (1 - FINEST) * self.least[index])
+        self.put(index, nearer, nearest=z, least=cost, found=t)
+        super().offer(index, z, broken, cost, loss, t, alive & (cost <= self.goal))
+        self.put(index, alive, steps=t)
         waits = self.least[index].isinf() & (t < DOUBLINGS)
         late = t - self.found[index] >= self.patience
         return (waits | ~late) & (self.least[index] > self.goal)

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
-from wotlab._base.batch import kept
+from wotlab._base.batch import Batch, kept
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
-from wotlab.attacks._objective import Kind, Objective, objective_of
+from wotlab.attacks._objective import Kind, Objective, no_answer, objective_of
 from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.balls import Ball, WassersteinBall
+
+# Steps between two looks at who is done, by device. To look, a host waits until its GPU is idle;
+# not to look, the GPU takes steps with images that are done
+LOOK = {"cpu": 1, "cuda": 4}
 
 Moved = tuple[Tensor, Tensor]  # images (B, C, H, W), and what each has spent of its budget, (B,)
 
@@ -55,7 +59,7 @@ def climb(
     progress: bool = False,
     kind: Callable[[Tensor], Best] = Best,
 ) -> Best:
-    """Climb the loss for `steps` gradients; images that are done leave the batch.
+    """Climb the loss for `steps` gradients; images that are done leave the batch (see `LOOK`).
 
     The clean image counts: what is broken from the start takes no step. Where a stepper starts
     elsewhere, it is looked at apart, and all gradients are taken at images of the climb. With
@@ -80,36 +84,32 @@ def climb(
         `x_adv`, `broken`, `cost`, `loss`, `steps`, one entry an image.
     """
     checks.count("steps", steps)
-    stepper = copy(stepper)  # what it learns here goes when the climb ends
     best, index = kind(x), torch.arange(len(x), device=x.device)
-
-    def keep(go_on: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-        """What belongs to the images that go on; all others are forgotten."""
-        nonlocal objective, index
-        if not early_stop or bool(go_on.all()):
-            return parts
-        stepper.select(go_on)
-        objective, index = objective.select(go_on), index[go_on]
-        return kept(parts, go_on)
-
-    z, spent = stepper.start(x)
-    if z is not x:
+    at = Batch(index=index, alive=torch.ones_like(index, dtype=torch.bool), objective=objective)
+    at.stepper = copy(stepper)  # what it learns here goes when the climb ends
+    at.z, at.spent = at.stepper.start(x)
+    elsewhere, nan = at.z is not x, torch.tensor(False)
+    if elsewhere:
         loss, best.misread = objective.value(x)
-        free = torch.zeros_like(spent)
-        z, spent = keep(best.offer(index, x, best.misread, free, loss, 0), z, spent)
+        go_on = best.offer(index, x, best.misread, torch.zeros_like(at.spent), loss, 0)
+        at = at.select(go_on) if early_stop else at
     for t in tqdm(range(steps), disable=not progress, leave=False):
-        if not len(index):
+        if not len(at.index):
             return best
-        gradient, loss, broken = objective.gradient(z)
-        if z is x:
-            best.misread = broken
-        go_on = best.offer(index, z, broken, spent, loss, t)
-        z, gradient, loss, broken = keep(go_on, z, gradient, loss, broken)
-        if len(index):
-            z, spent = stepper.step(z, gradient, loss, broken, t)
-    if len(index):
-        loss, broken = objective.value(z)
-        best.offer(index, z, broken, spent, loss, steps)
+        at.gradient, at.loss, at.broken = at.objective.gradient(at.z)
+        if t == 0 and not elsewhere:
+            best.misread = at.broken
+        go_on = best.offer(at.index, at.z, at.broken, at.spent, at.loss, t, at.alive)
+        at.alive, nan = at.alive & (go_on | (not early_stop)), nan | at.loss.isnan().any()
+        if t % LOOK.get(at.z.device.type, 1) == 0:
+            no_answer(nan)
+            at = at if bool(at.alive.all()) else at.select(at.alive)
+        if len(at.index):
+            at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, t)
+    if len(at.index):
+        loss, broken = at.objective.value(at.z)
+        best.offer(at.index, at.z, broken, at.spent, loss, steps, at.alive)
+        no_answer(nan)
     return best
 
 

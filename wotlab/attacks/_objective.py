@@ -6,7 +6,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wotlab._base.batch import kept
 from wotlab._base.networks import divergence, logits_of
@@ -55,22 +54,24 @@ class Objective:
         return replace(self, y=y, clean=clean, aims=aims)
 
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient (B, C, H, W), loss (B,), and whether each image is broken, (B,)."""
+        """Gradient (B, C, H, W), loss (B,) as of `at`, and whether each image is broken, (B,)."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            loss, broken = self.value(z)
+            loss, broken = self.at(z)
             (gradient,) = torch.autograd.grad(loss.sum(), z)
         return gradient, loss.detach(), broken
 
     def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (B,), and whether each image is broken, (B,)."""
+        """Loss (B,), and whether each image is broken, (B,); ValueError where there is NaN."""
+        loss, broken = self.at(z)
+        no_answer(loss.isnan())
+        return loss, broken
+
+    def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, but NaN in the loss where there is one in the logits: nobody waits for it."""
         logits = logits_of(self.model, z)
-        if bool(logits.isnan().any()):
-            raise ValueError(
-                "model returns NaN on an attacked image, which is no answer; check its weights, "
-                "and that it takes every image in [0, 1]"
-            )
-        return self._loss(logits), self.broken(logits)
+        loss = self._loss(logits).masked_fill(logits.isnan().any(1), torch.nan)
+        return loss, self.broken(logits)
 
     def broken(self, logits: Tensor) -> Tensor:
         """Whether the images are what the attacker wants: wrong, or the target."""
@@ -83,9 +84,18 @@ class Objective:
         if self.loss == "kl":
             assert self.clean is not None  # `objective_of` gives them
             return divergence(self.clean, logits) * (-1 if self.targeted else 1)
-        others = logits.masked_fill(F.one_hot(self.y, logits.shape[1]).bool(), -torch.inf)
+        others = logits.scatter(1, self.y[:, None], -torch.inf)
         rival = others.logsumexp(1) if self.loss == "ce" else others.amax(1)
         return own - rival if self.targeted else rival - own
+
+
+def no_answer(nan: Tensor) -> None:
+    """ValueError if any of these, (B,), is true."""
+    if bool(nan.any()):
+        raise ValueError(
+            "model returns NaN on an attacked image, which is no answer; check its weights, "
+            "and that it takes every image in [0, 1]"
+        )
 
 
 Kind = Callable[..., Objective]  # the class, perhaps with more numbers of its own bound

@@ -22,17 +22,30 @@ class Best:
         self.misread = self.broken.clone()  # whether the clean image is broken as it is
 
     def offer(
-        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
-    ) -> Tensor:
-        """Take what is broken first, and else what has the larger loss; says who may go on."""
-        better = (broken & ~self.broken[index]) | (
-            (broken == self.broken[index]) & (loss > self.loss[index])
-        )
-        self.steps[index[~self.broken[index]]] = t
-        at = index[better]
-        self.x_adv[at], self.broken[at] = z[better], broken[better]
-        self.cost[at], self.loss[at] = cost[better], loss[better]
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int,
+        alive: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Take what is broken first, and else what has the larger loss; says who may go on.
+
+        Of images in `index` that are not `alive` nothing is taken: all are, by default.
+        """
+        alive = torch.ones_like(broken) if alive is None else alive
+        was = self.broken[index]
+        better = (broken & ~was) | ((broken == was) & (loss > self.loss[index]))
+        self.put(index, alive & ~was, steps=t)
+        self.put(index, alive & better, x_adv=z, broken=broken, cost=cost, loss=loss)
         return ~broken
+
+    def put(self, index: Tensor, some: Tensor, **now: Tensor | int) -> None:
+        """Write what is `now` known of `some`, booleans, of the images in `index`.
+
+        All rows are written, most of them as they were: the places of a mask would keep a GPU's
+        host waiting.
+        """
+        for name, value in now.items():
+            known = getattr(self, name)
+            then = known[index]
+            known[index] = torch.where(some.reshape(-1, *[1] * (then.ndim - 1)), value, then)
 
     def take(self, index: Tensor, other: Self, rows: Tensor) -> None:
         """Replace what was found of `index` by what another run found in `rows`."""
@@ -48,13 +61,12 @@ class Last(Best):
     """
 
     def offer(
-        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int
-    ) -> Tensor:
+        self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int,
+        alive: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         some = ~self.misread[index] | (t == 0)
-        at = index[some]
-        self.x_adv[at], self.broken[at], self.steps[at] = z[some], broken[some], t
-        self.cost[at], self.loss[at] = cost[some], loss[some]
-        return torch.ones_like(broken)
+        self.put(index, some, x_adv=z, broken=broken, steps=t, cost=cost, loss=loss)
+        return torch.ones_like(broken)  # to the end: all are alive
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class AttackResult:
         Wall time of the whole call.
     forward, backward : int
         Images that went through the network in all, and gradients of images that came back:
-        what an attack costs, whatever it runs on.
+        what an attack costs. On a GPU some images that are done go along for a few steps.
     """
 
     x_adv: Tensor

@@ -111,7 +111,7 @@ class PotentialPlans:
         rounding = 1 + (1e-4 * eps).clamp(least, most)[:, None, None, None]
         for turn in range(5):
             full = z > rounding
-            if not bool(full.any()):
+            if not (full.is_cuda or bool(full.any())):  # a GPU is not waited for
                 break
             if turn == 4:
                 full, stays = full.flatten(1).any(1)[:, None, None, None], self.x

@@ -1,0 +1,160 @@
+"""Images that are done leave the batch at once, or a few steps later: nothing else changes."""
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks
+from wotlab.attacks import _loop
+from wotlab.attacks._growing import Bounded, Closest, Growing
+from wotlab.attacks._loop import climb
+from wotlab.attacks._mirror_ascent import Mirror
+from wotlab.attacks._objective import Objective
+from wotlab.attacks._result import Best
+from wotlab.plans import PotentialPlans
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MASS = WassersteinBall(0.4, GroundCost(5))
+DONE = ("x_adv", "success", "cost", "mass_error", "box_error", "steps", "misread")
+ATTACKS = {
+    "transport": (lambda *given: attacks.transport(*given, MASS, generator=drawn()), DONE),
+    "mirror ascent": (lambda *given: attacks.mirror_ascent(*given, MASS, steps=30), DONE),
+    "pgd": (
+        lambda *given: attacks.pgd(
+            *given, LinfBall(0.15), random_start=True, restarts=2, generator=drawn()
+        ),
+        DONE,
+    ),
+    "pgd, mass": (lambda *given: attacks.pgd(*given, MASS, steps=8), DONE),
+    "frank-wolfe": (lambda *given: attacks.frank_wolfe(*given, MASS, steps=20), DONE),
+    "radius": (
+        lambda *given: attacks.radius(*given, generator=drawn()),
+        ("eps", "x_adv", "steps"),
+    ),
+}
+
+
+def drawn() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def case(fitted, unseen):
+    """A network and images in double precision; one image is misread from the start."""
+    x, y = unseen
+    y = y.clone()
+    y[3] = (y[3] + 1) % 10
+    return fitted.double().eval(), x.double(), y
+
+
+@pytest.mark.parametrize(("attack", "names"), ATTACKS.values(), ids=ATTACKS.keys())
+@pytest.mark.parametrize("steps", [4, 16])
+def test_what_is_done_stays_as_it_is_however_late_it_leaves(
+    steps, attack, names, case, monkeypatch
+):
+    at_once = attack(*case)
+    monkeypatch.setitem(_loop.LOOK, "cpu", steps)
+    late = attack(*case)
+    assert len(set(at_once.steps.tolist())) > 1
+    for name in names:
+        one, other = getattr(at_once, name), getattr(late, name)
+        assert torch.equal(one.isinf(), other.isinf()), name
+        assert torch.allclose(one.double(), other.double(), atol=1e-9), name
+    if names is DONE:
+        assert late.forward > at_once.forward and late.backward > at_once.backward
+
+
+class Watch(TorchDispatchMode):
+    """What makes a GPU's host wait is an error while it is on."""
+
+    on = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = (
+            part
+            for each in args if name.startswith("index") and isinstance(each, list | tuple)
+            for part in each if isinstance(part, torch.Tensor) and part.dtype == torch.bool
+        )  # fmt: skip
+        waits = name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
+        if self.on and (waits or any(True for _ in masks)):
+            raise AssertionError(f"the host waits for {name}")
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def switched(self, on: bool):
+        self.on, before = on, self.on
+        yield
+        self.on = before
+
+
+def growing(inner):
+    return lambda n: Growing(inner, torch.full((n,), 0.3, dtype=torch.double))
+
+
+STEPPERS = {
+    "mirror": (lambda n: Mirror(MASS, 1.0, 0.75), Best),
+    "growing": (growing(Mirror(MASS, 1.0, 0.75)), lambda x: Closest(x, 0.2, 15)),
+    "growing, l2": (growing(Bounded(L2Ball(1.0), 0.75)), lambda x: Closest(x, 0.2, 15)),
+    "growing, linf": (growing(Bounded(LinfBall(0.1), 0.75)), lambda x: Closest(x, 0.0, 15)),
+}
+
+
+@pytest.mark.parametrize(("make", "kind"), STEPPERS.values(), ids=STEPPERS.keys())
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_between_two_looks_no_host_waits(loss, make, kind, case, monkeypatch):
+    """All but the step on plans, which is one kernel on a GPU (tests/test_fused.py)."""
+    model, x, y = case
+    watch, steps, stepper, taken = Watch(), 6, make(len(x)), []
+    planned, stepped = PotentialPlans.step, type(stepper).step
+
+    def plan(self, *given):
+        with watch.switched(False):
+            return planned(self, *given)
+
+    def step(self, z, gradient, loss, broken, t):
+        done = stepped(self, z, gradient, loss, broken, t)
+        watch.on = t < steps - 1  # from the first step, behind a look, to the last
+        taken.append(t)
+        return done
+
+    monkeypatch.setitem(_loop.LOOK, "cpu", 1000)
+    monkeypatch.setattr(PotentialPlans, "step", plan)
+    monkeypatch.setattr(type(stepper), "step", step)
+    with watch, torch.no_grad():
+        found = climb(stepper, Objective(model, y, False, loss), x, steps, kind=kind)
+        watch.on = True
+        with pytest.raises(AssertionError, match="the host waits"):
+            x[found.broken]
+        watch.on = False
+    assert taken == list(range(steps)) and bool(found.broken.any())
+
+
+class NoAnswer(nn.Module):
+    """Reads every image as 0, but once: then one logit of one image is NaN."""
+
+    calls = 0
+
+    def forward(self, z):
+        self.calls += z.requires_grad
+        logits = z.flatten(1)[:, :10] + 9 * (torch.arange(10) == 0)
+        return (
+            logits.index_put((torch.tensor([0]), torch.tensor([7])), torch.tensor(math.nan))
+            if (self.calls == 5)
+            else logits
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 1000])
+def test_an_answer_of_nan_is_noticed_at_the_next_look_even_where_it_passes(
+    steps, unseen, monkeypatch
+):
+    monkeypatch.setitem(_loop.LOOK, "cpu", steps)
+    x, model = unseen[0], NoAnswer()
+    with pytest.raises(ValueError, match="NaN on an attacked image"):
+        attacks.pgd(model, x, torch.zeros(len(x), dtype=torch.long), LinfBall(0.01), steps=9)
+    assert model.calls == {1: 5, 4: 6, 1000: 10}[steps]  # one of them before the climb
