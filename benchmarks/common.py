@@ -43,9 +43,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     clock = time.process_time if alone else time.perf_counter
+    wait()
     start = clock()
     done = work()
+    wait()
     return clock() - start, done
+
+
+def wait() -> None:
+    """Until the GPU, where there is one, has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def in_turns(rounds: int, works: dict[str, Callable[[], Any]]) -> dict[str, tuple[float, Any]]:

@@ -82,9 +82,9 @@ def pot_loop(method: str, pairs: list[Pair], reg: float) -> Timed:
     return [timed(partial(solve, p)) for p in pairs]
 
 
-def pot_batch(method: str, pairs: list[Pair], reg: float) -> Timed:
+def pot_batch(method: str, pairs: list[Pair], reg: float, device: str = "cpu") -> Timed:
     """POT's batch solver on pairs that are padded to one size with pixels of mass 0."""
-    a, b, cost = padded(pairs)
+    a, b, cost = (part.to(device) for part in padded(pairs))
     seconds, done = timed(
         lambda: pot.solve_batch(
             cost, reg, a, b, MOST, min(p.stop for p in pairs), method, grad="detach"
@@ -93,17 +93,17 @@ def pot_batch(method: str, pairs: list[Pair], reg: float) -> Timed:
     return shared(seconds, done.plan, pairs)
 
 
-def geomloss_loss(pairs: list[Pair], reg: float) -> Timed:
+def geomloss_loss(pairs: list[Pair], reg: float, device: str = "cpu") -> Timed:
     """geomloss's `SamplesLoss`, with nearly constant regularisation, one pair after the other.
 
     It takes a fixed number of steps. Each pair gets what it needs: 250, doubled (without being
     timed) until its error is at most TOL. Annealed from the diameter, as it is by default, its
     error falls only as 1 / steps.
     """
-    grid = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).double()
+    grid = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).double().to(device)
     found = []
     for p in pairs:
-        given = [torch.from_numpy(v)[None] for v in (p.a, p.b)]
+        given = [torch.from_numpy(v)[None].to(device) for v in (p.a, p.b)]
         given = [given[0], grid[p.i][None], given[1], grid[p.j][None]]
         steps, error = 125, np.inf
         while error > TOL and steps < MOST:
@@ -114,10 +114,40 @@ def geomloss_loss(pairs: list[Pair], reg: float) -> Timed:
                 cost=lambda x, y: (x[:, :, None] - y[:, None, :]).abs().sum(-1),
             )  # fmt: skip
             seconds, (f, g) = timed(lambda: loss(*given))  # noqa: B023
-            f, g = f[0].numpy(), g[0].numpy()
+            f, g = f[0].cpu().numpy(), g[0].cpu().numpy()
             plan = p.a[:, None] * p.b * np.exp((f[:, None] + g - p.cost) / reg)
             error = p.error(plan)
         found.append((seconds, plan))
+    return found
+
+
+def flash(pairs: list[Pair], reg: float, device: str) -> Timed:
+    """flash-sinkhorn, for squared Euclidean costs in float32, one pair after the other.
+
+    Its steps are doubled, without being timed, until its error is at most TOL or falls no more.
+    """
+    from flash_sinkhorn import SamplesLoss as Flash
+
+    grid = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).to(device)
+    found = []
+    for p in pairs:
+        a, b = (torch.from_numpy(v).float().to(device) for v in (p.a, p.b))
+        given, best, steps = (a, grid[p.i], b, grid[p.j]), np.inf, 125
+        while steps < MOST:
+            steps *= 2
+            loss = Flash(
+                "sinkhorn", blur=reg**0.5, potentials=True, backend="alternating", eps=reg,
+                use_epsilon_scaling=False, n_iters=steps, allow_tf32=False,
+            )  # fmt: skip
+            seconds, potentials = timed(lambda: loss(*given))  # noqa: B023
+            f, g = (v.double().cpu().numpy() for v in potentials)
+            plan = p.a[:, None] * p.b * np.exp((f[:, None] + g - p.cost) / reg)
+            before, error = best, p.error(plan)
+            if error < best:
+                best, kept = error, (seconds, plan)
+            if best <= TOL or not error < before / 2:
+                break
+        found.append(kept)
     return found
 
 
@@ -142,7 +172,8 @@ def padded(pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def shared(seconds: float, plans: torch.Tensor, pairs: list[Pair]) -> Timed:
     """A batch's seconds, the same for each of its pairs, and their plans without the padding."""
-    cut = (plan[: len(p.a), : len(p.b)] for plan, p in zip(plans.numpy(), pairs, strict=True))
+    plans = plans.cpu().numpy()
+    cut = (plan[: len(p.a), : len(p.b)] for plan, p in zip(plans, pairs, strict=True))
     return [(seconds / len(pairs), plan) for plan in cut]
 
 
@@ -165,6 +196,34 @@ RIVALS = {
     "pot-log-all-pixels": Rival(partial(pot_loop, "sinkhorn_log"), 1, lit=False),
     "pot-batch-log-all-pixels": Rival(partial(pot_batch, "log_sinkhorn"), 1, lit=False),
 }
+
+
+# Who runs on a GPU: the cost that it knows, reg, how it solves, and pairs that it gets
+ON_A_GPU = {
+    "pot-batch-log": (L1, 0.5, partial(pot_batch, "log_sinkhorn"), PAIRS),
+    "geomloss": (L1, 0.5, geomloss_loss, BATCH),
+    "flash-sinkhorn": (GroundCost(None, p=2, norm=2), 1.0, flash, BATCH),
+}
+
+
+def on_a_gpu(rival, x: torch.Tensor, y: torch.Tensor, device, blur: float = 1.0) -> dict:
+    """Seconds of all pairs, theirs and ours at their error, with `blur` times the usual reg."""
+    cost, reg, solve, most = rival
+    reg *= blur
+    a, b = ((v / v.sum((1, 2, 3), keepdim=True)).flatten(1).numpy() for v in (x, y))
+    dense = cost.dense(28, 28).numpy()
+    some = [pair(*each, dense, lit=True) for each in zip(a[:most], b[:most], strict=True)]
+    solve(some[:1], reg, device)  # warm up
+    found = solve(some, reg, device)
+    error = max(p.error(plan) for p, (_, plan) in zip(some, found, strict=True))
+    x, y = x.to(device), y.to(device)
+    ot.sinkhorn(x, y, cost, reg)  # warm up
+    seconds, done = timed(lambda: ot.sinkhorn(x, y, cost, reg, tol=max(TOL, error)))
+    return {
+        "reg": reg, "p": cost.p, "ours_seconds": seconds, "theirs_error": error,
+        "theirs_seconds": sum(s for s, _ in found) / len(some) * len(x),
+        "ours_error": float(done.marginal_error.max()), "theirs_pairs": len(some),
+    }  # fmt: skip
 
 
 def sinkhorn(given, x, y, a, b, cost, samples: str) -> None:

@@ -12,18 +12,26 @@ from functools import partial
 import torch
 from common import in_turns, mnist, options, parse, save
 
-from wotlab import models, training
-from wotlab.experiments.dro import DEFENSES
+from wotlab import WassersteinBall, models, training
+from wotlab.experiments.dro import DEFENSES, MNIST
+from wotlab.experiments.strength import EPS
 from wotlab.experiments.trials import Trial
 
+ALL = {name: make for name, (make, _) in DEFENSES.items()} | {  # for gpu.py, which asks them all
+    "trades": lambda epochs: training.TRADES(MNIST),
+    "mart": lambda epochs: training.MART(MNIST),
+    "wasserstein-at": lambda epochs: training.WassersteinAT(WassersteinBall(EPS)),
+    "got-pgd-s": lambda epochs: training.GOT.paper("GOT-PGD-S", "mnist"),
+}
 
-def epoch(x: torch.Tensor, y: torch.Tensor, make, each: int) -> None:
-    """One epoch, with so many back-propagations of each image."""
-    model = models.build("wong-mnist", seed=0)
+
+def epoch(x: torch.Tensor, y: torch.Tensor, make, device: torch.device | str = "cpu") -> int:
+    """One epoch: the images that were propagated back."""
+    model = models.build("wong-mnist", seed=0).to(device)
     done = training.fit(
         model, (x, y), make(1), epochs=1, batch_size=Trial.batch, lr=Trial.lr, progress=False
     )  # fmt: skip
-    assert done.history[0]["gradients"] == each * len(x)
+    return done.history[0]["gradients"]
 
 
 def main() -> None:
@@ -31,9 +39,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     given = parse(parser)
     x, y, samples = mnist("train", slice(0, given.images), given.data)
-    epoch(x, y, *DEFENSES["standard"])  # warm up
-    works = {name: partial(epoch, x, y, *defense) for name, defense in DEFENSES.items()}
-    taken = {name: seconds for name, (seconds, _) in in_turns(given.rounds, works).items()}
+    epoch(x, y, DEFENSES["standard"][0])  # warm up
+    works = {name: partial(epoch, x, y, make) for name, (make, _) in DEFENSES.items()}
+    done = in_turns(given.rounds, works)
+    taken = {name: seconds for name, (seconds, _) in done.items()}
+    assert all(done[name][1] == each * len(x) for name, (_, each) in DEFENSES.items())
     cost = {name: taken[name] / (each * len(x)) for name, (_, each) in DEFENSES.items()}
     for name in DEFENSES:
         save(

@@ -1,0 +1,249 @@
+"""How fast is it all on a GPU? Seconds on one card, the most valuable numbers first.
+
+Each row is measured once and written down at once, with the card's name. A row begins only if what
+it may take still fits into --seconds; what is missing (data, a network, a library) is said in a
+line, and the next row goes on. --dry runs everything on the CPU, on a few images and an untrained
+network, so that the script can be tried anywhere; what it records then says nothing of speed.
+
+    python benchmarks/gpu.py [--out FOLDER] [--seconds 480] [--rows transport radius] [--dry]
+"""
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from common import in_turns, mnist, options, parse, save, timed
+from torch import Tensor, nn
+from training import ALL, epoch
+
+import wotlab
+from wotlab import GroundCost, WassersteinBall, attacks, data, evaluate, models, ot
+from wotlab.experiments import strength
+from wotlab.experiments.runner import NETWORKS
+from wotlab.plans import PotentialPlans
+
+BALL = WassersteinBall(100 / 784)
+PAIRS, REG, TOL = 2500, 0.1, 1e-6  # of digits that Sinkhorn gets at once
+WHOLE = 60_000  # MNIST's training images: seconds of an epoch are scaled to them
+STEPS = 20  # of plans, where the kernel is compared
+L1 = GroundCost(None, norm=1)
+
+
+@dataclass
+class Bench:
+    """What a row is given."""
+
+    given: Namespace
+    device: torch.device
+    begin: float  # of the row
+
+    def few(self, whole, small):
+        """A number of the row, and what it is where the script is only tried."""
+        return small if self.given.dry else whole
+
+    def images(self, split: str, whole: int, small: int) -> tuple[Tensor, Tensor, str]:
+        """The first so many, on the CPU, and their name."""
+        x, y, samples = mnist(split, slice(0, self.few(whole, small)), self.given.data)
+        if not (self.given.dry or samples.startswith("MNIST")):
+            raise FileNotFoundError("MNIST is not in --data")
+        return x, y, samples
+
+    def attacked(self, whole: int, small: int) -> tuple[nn.Module, Tensor, Tensor, str]:
+        """Hu's network and test images on the GPU; a random network reads all of them rightly."""
+        x, y, samples = self.images("test", whole, small)
+        model = models.build("wong-mnist", seed=0).eval()
+        if self.given.dry:
+            return model, x, model(x).argmax(1), samples
+        if not (file := Path(self.given.checkpoints) / NETWORKS["hu2020"]).exists():
+            raise FileNotFoundError(f"{file.name} is not in --checkpoints")
+        models.load_weights(model, file)
+        return model.to(self.device), x.to(self.device), y.to(self.device), samples
+
+    def save(self, keys: dict, samples: str, value: float, unit: str = "s", **details) -> None:
+        details |= {"seed": 0, "note": "tried on a CPU, small" if self.given.dry else ""}
+        seconds = time.monotonic() - self.begin
+        save(self.given.out, "gpu-speed", keys, value, unit, samples, seconds, **details)
+
+
+def share(some: Tensor) -> float:
+    """In %."""
+    return 100 * float(some.double().mean())
+
+
+def transport(bench: Bench) -> None:
+    model, x, y, samples = bench.attacked(10_000, 8)
+    run = partial(attacks.transport, batch_size=len(x), **bench.few({}, {"steps": 10}))
+    attacks.transport(model, x[:100], y[:100], BALL, steps=2)  # warm up, compile the kernel
+    seconds, done = timed(lambda: run(model, x, y, BALL))
+    left, each = 100 - share(done.success), done.backward / len(x)
+    bench.save({"task": "transport"}, samples, seconds, accuracy=left, gradients=each)
+
+
+def radius(bench: Bench) -> None:
+    model, x, y, samples = bench.attacked(10_000, 8)
+    run = partial(attacks.radius, batch_size=len(x), **bench.few({}, {"steps": 30}))
+    attacks.radius(model, x[:100], y[:100], steps=2)  # warm up
+    seconds, done = timed(lambda: run(model, x, y))
+    found, left = share(done.eps.isfinite()), share(done.eps > BALL.eps)
+    bench.save({"task": "radius"}, samples, seconds, found=found, accuracy=left)
+
+
+def wasserstein_at(bench: Bench) -> None:
+    x, y, samples = bench.images("train", WHOLE, 64)
+    test = bench.images("test", 10_000, 64)[:2]
+    images = data.Images("mnist", x, y, list("0123456789"))
+    with tempfile.TemporaryDirectory() as folder:
+        run = SimpleNamespace(device=bench.device, load=lambda split: images)
+        run.checkpoints = Path(folder)
+        seconds, (model, took) = timed(lambda: strength.train(run))
+    took["accuracy"] = 100 * evaluate.accuracy(model, test).value
+    bench.save({"task": "wasserstein-at"}, samples, seconds, **took)
+
+
+def sinkhorn(bench: Bench) -> None:
+    x, _, samples = bench.images("test", 10_000, 8)
+    x = x.double().to(bench.device)
+    ot.sinkhorn(x[:4], x[4:8], L1, REG)  # warm up
+
+    def solve() -> list[ot.OTResult]:
+        parts = zip(x.split(PAIRS), x.flip(0).split(PAIRS), strict=True)
+        return [ot.sinkhorn(a, b, L1, REG, tol=TOL) for a, b in parts]
+
+    seconds, done = timed(solve)
+    bench.save(
+        {"task": "sinkhorn"}, f"{samples}, each with the one as far from the end", seconds,
+        reg=REG, error=max(float(part.marginal_error.max()) for part in done),
+        iterations=max(int(part.iterations.max()) for part in done),
+    )  # fmt: skip
+
+
+def kernel(bench: Bench) -> None:
+    """A step on plans in one kernel beside PyTorch's own."""
+    x, _, samples = bench.images("test", 1000, 8)
+    plans = PotentialPlans(x.to(bench.device), GroundCost(9))  # the window of `transport`
+    if not plans.fused:
+        raise ImportError("no kernel, which needs a GPU and Triton")
+    plain = copy(plans)  # in double precision
+    plain.fused = False
+    G = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(plans.x)
+    one = torch.ones_like(plans.total)
+
+    def climb(plans: PotentialPlans) -> Tensor:
+        phi, psi = torch.zeros_like(G), one
+        for k in range(STEPS):
+            phi, psi, image, _ = plans.step(k * G, phi, psi, BALL.eps * one)
+        return image
+
+    climb(plans), climb(plain)  # warm up
+    taken = in_turns(bench.given.rounds, {k: partial(climb, k) for k in (plans, plain)})
+    (ours, image), (theirs, other) = taken.values()
+    bench.save(
+        {"task": "kernel"}, samples, theirs / ours, "times as fast as PyTorch", window=9,
+        kernel_step_seconds=ours / STEPS, torch_step_seconds=theirs / STEPS,
+        largest_difference=float((image - other).abs().max()),
+    )  # fmt: skip
+
+
+def defenses(bench: Bench) -> None:
+    """Seconds of an epoch, from a tenth of one."""
+    x, y, samples = bench.images("train", WHOLE // 10, 50)
+    epoch(x, y, ALL["standard"], bench.device)  # warm up
+    for name, make in ALL.items():
+        seconds, gradients = timed(partial(epoch, x, y, make, bench.device))
+        bench.save(
+            {"task": "training", "defense": name}, samples, seconds * WHOLE / len(x), "s an epoch",
+            measured_seconds=seconds, back_propagations=gradients / len(x),
+        )  # fmt: skip
+
+
+def certificates(bench: Bench) -> None:
+    """Exact distances in a pool of processes: the part that no GPU does."""
+    model, x, y, samples = bench.attacked(10_000, 8)
+    z = attacks.mirror_ascent(model, x, y, BALL, steps=bench.few(20, 2)).x_adv
+    pool = bench.few(os.cpu_count(), 1)
+    seconds, seen = timed(lambda: wotlab.certify(x, z, BALL, processes=pool))
+    inside = share(seen.inside)
+    bench.save({"task": "certificates"}, samples, seconds, processes=pool, inside=inside)
+
+
+def iwda(bench: Bench) -> None:
+    """The attack by a generator and a critic an image."""
+    model, x, y, samples = bench.attacked(100, 1)
+    ball = wotlab.InternalWassersteinBall(9.0, tile=4)
+    steps, draw = bench.few(100, 2), torch.Generator().manual_seed(0)
+    run = partial(attacks.iwda, early_stop=False, generator=draw)
+    run(model, x[:1], y[:1], ball, steps=1)  # warm up
+    seconds, done = timed(lambda: run(model, x, y, ball, steps=steps))
+    bench.save({"task": "iwda"}, samples, seconds, steps=steps, broken=share(done.success))
+
+
+def rivals(bench: Bench) -> None:
+    """Sinkhorn beside other solvers, each at its error and with the cost that it knows."""
+    import sinkhorn as others  # which needs geomloss
+
+    x, _, samples = bench.images("test", 200, 8)
+    for name, rival in others.ON_A_GPU.items():
+        try:
+            found = others.on_a_gpu(rival, *x.double().chunk(2), bench.device, bench.few(1, 20))
+        except ImportError as reason:
+            print(f"{name}: left out, {reason}", flush=True)
+            continue
+        value = found["theirs_seconds"] / found["ours_seconds"]
+        bench.save({"task": "sinkhorn", "rival": name}, samples, value, "times as fast", **found)
+
+
+ROWS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # seconds that it may take
+    "transport": (60, transport),
+    "radius": (60, radius),
+    "wasserstein-at": (100, wasserstein_at),
+    "sinkhorn": (20, sinkhorn),
+    "kernel": (20, kernel),
+    "defenses": (90, defenses),
+    "certificates": (40, certificates),
+    "iwda": (40, iwda),
+    "rivals": (60, rivals),
+}
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument(
+        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
+        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
+    )  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=480, help="no row may end later")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="these alone")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, a few images, a few steps")
+    given = parse(parser)
+    if not (given.dry or torch.cuda.is_available()):
+        print("no GPU: nothing is measured; --dry tries all of it on the CPU")
+        return
+    device = torch.device("cpu" if given.dry else "cuda")
+    start, failed = time.monotonic(), []
+    for name in given.rows:
+        most, row = ROWS[name]
+        if time.monotonic() - start + most > given.seconds:
+            print(f"{name}: left out, it may take {most:.0f} s", flush=True)
+            continue
+        try:
+            row(Bench(given, device, time.monotonic()))
+        except (FileNotFoundError, ImportError) as reason:  # what is missing
+            print(f"{name}: left out, {reason}", flush=True)
+        except Exception:  # the others have their numbers all the same
+            traceback.print_exc()
+            failed.append(name)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
