@@ -19,7 +19,9 @@ window, and the same tolerance of 1e-4 on budget, mass and range.
     python benchmarks/attacks.py [--images 100]
 """
 
+import argparse
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +38,7 @@ from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
 from wotlab.experiments.runner import NETWORKS
 
+RELEASED = {name: NETWORKS[name] for name in ("standard", "wong2019", "hu2020")}
 EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
 RADIUS = {"quick": {"patience": 1, "restarts": 0}, "default": {}}
 TRANSPORT = {"quick": {"steps": 20, "restarts": 0}, "default": {}}
@@ -71,12 +74,25 @@ TABLE = {
 }  # fmt: skip
 
 
-def networks(given) -> tuple[dict[str, nn.Module], Tensor, Tensor, str]:
-    """The released networks that are at hand, else one trained here; and the first images."""
+def options_of_networks(text: str) -> argparse.ArgumentParser:
+    """A parser with the options of scripts that attack networks."""
+    parser = options(text)
+    parser.add_argument("--images", type=int, default=100, help="the first so many test images")
+    parser.add_argument(
+        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
+        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
+    )  # fmt: skip
+    return parser
+
+
+def networks(
+    given, files: Mapping[str, str] = RELEASED
+) -> tuple[dict[str, nn.Module], Tensor, Tensor, str]:
+    """Those of the networks that are at hand, else one trained here; and the first images."""
     x, y, samples = mnist("test", slice(0, given.images), given.data)
     found = {}
-    for name in ("standard", "wong2019", "hu2020"):
-        file = Path(given.checkpoints) / NETWORKS[name]
+    for name, released in files.items():
+        file = Path(given.checkpoints) / released
         if samples.startswith("MNIST") and file.exists():
             found[name] = models.build("wong-mnist").eval()
             models.load_weights(found[name], file)
@@ -200,13 +216,7 @@ def table(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--images", type=int, default=100, help="the first so many test images")
-    parser.add_argument(
-        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
-        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
-    )  # fmt: skip
-    given = parse(parser)
+    given = parse(options_of_networks(__doc__))
     found, x, y, samples = networks(given)
     for name, model in found.items():
         attacks.transport(model, x[:10], y[:10], WassersteinBall(EPS), steps=2)  # warm up

@@ -89,7 +89,8 @@ def save(
         command=command(), seconds=seconds, note=note, details=details,
     )  # fmt: skip
     results.write(record, out)
-    print(f"{what} {results.name(keys)}: {value:.3g} {unit} {details}", flush=True)
+    short = {key: value for key, value in details.items() if not isinstance(value, list)}
+    print(f"{what} {results.name(keys)}: {value:.3g} {unit} {short}", flush=True)
 
 
 def command() -> str:

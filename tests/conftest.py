@@ -9,7 +9,7 @@ from hypothesis import settings
 import wotlab
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
+sys.path[:0] = [str(ROOT / place) for place in ("book", "book/_ext", "benchmarks")]
 settings.register_profile("long", max_examples=2000, deadline=None)  # for tests that fuzz
 
 

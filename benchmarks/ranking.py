@@ -1,0 +1,251 @@
+"""Which attack comes nearest to the best that is known? Ranked as AttackBench ranks those for l_p.
+
+Cina et al. (AAAI 2025): an attack gives for each image i the distance d_i of the nearest breaking
+image that it finds within so many propagations (0 where the clean image is wrong, infinite where
+it finds none). Its robust accuracy at eps is the share of images with d_i > eps. The envelope has
+the least distance d*_i over all attacks, and ends at eps_0, the largest d*_i (here at most the
+largest budget). With A(d) = mean_i min(d_i, eps_0), the area below the curve up to eps_0,
+
+    local optimality = 1 - (A(d) - A(d*)) / (eps_0 * clean accuracy - A(d*)):
+
+100 % for the envelope, 0 % for an attack that finds nothing. Global optimality is the mean of the
+local ones over the networks.
+
+Distances are exact (`wotlab.certify`), on the whole grid, and an image counts only if it keeps
+budget, mass and range to 1e-4. All attacks get --passes propagations an image, forward and backward
+ones added. Those at a fixed eps get as many again at each of ten budgets, the smallest first, on
+the images that they have not broken yet; those whose eps changes on the way, `radius`, Hu's and
+ART's growing attacks, get them once for the whole curve. Budgets are evenly spaced up to one that
+leaves next to nothing of the network.
+
+Rivals run with the repair that keeps their images in the ball: without it next to none of them
+would count. The published Frank-Wolfe has its own, one projection at the end. ART's attack (where
+adversarial-robustness-toolbox 1.20 is installed; it takes most of the time) has Wong's step and
+regularisation, since its own overflow, and its images are projected and repaired afterwards.
+
+    python benchmarks/ranking.py [--images 100] [--passes 400] [--networks NAME ...]
+    python benchmarks/ranking.py --figure FILE    # draws the records of --out
+
+MNIST and networks lie where --data and --checkpoints say, as for benchmarks/attacks.py.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from attacks import BATCH, HU, SUBRAMANYAM, left, networks, options_of_networks, wrong
+from common import parse, save, timed
+from torch import Tensor, nn
+
+from wotlab import WassersteinBall, attacks, certify, plots, results
+from wotlab._base.modes import eval_mode
+from wotlab.experiments import hu
+from wotlab.experiments.runner import NETWORKS
+from wotlab.plans import Moves, repair
+from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
+
+WHAT, PIXELS, COUNT = "attack-ranking", 784, 10
+FILES = NETWORKS | {"fastadv": "fastadv_mnist_pgd.pth"}
+LARGEST = {"standard": 200, "wong2019": 50, "hu2020": 1000, "ours": 500, "fastadv": 200}  # x 784
+RUNS = 5  # of `transport` and `radius`: the first and four restarts
+
+OURS = ("transport", "radius", "mirror-ascent", "frank-wolfe")
+
+# an attack: model, images, labels, ball and propagations an image to attacked images
+Attack = Callable[[nn.Module, Tensor, Tensor, WassersteinBall, int], Tensor]
+
+
+def of_steps(attack: Callable, *, runs: int = 1, **settings) -> Attack:
+    """One of ours; a step is a pass there and back, and each run looks at its last image.
+
+    With further runs there is one look more, at the classes to aim at.
+    """
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
+        steps = (passes - runs - (runs > 1)) // (2 * runs)
+        return attack(model, x, y, ball, steps=steps, batch_size=BATCH, **settings).x_adv
+
+    return run
+
+
+def growing(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
+    """Hu's attack: eps grows from step to step, up to the ball's with the last one."""
+    steps = (passes - 1) // 2
+    return attacks.pgd(
+        model, x, y, ball, steps=steps, schedule=lambda t: ball.eps * (t + 1) / steps,
+        batch_size=BATCH,
+    ).x_adv  # fmt: skip
+
+
+def toolbox(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
+    """ART's attack: a step is two passes there and one back; eps grows after every ten."""
+    from art.attacks.evasion import Wasserstein
+    from art.estimators.classification import PyTorchClassifier
+
+    steps, first = (passes - 1) // 3, ball.eps / COUNT
+    with torch.enable_grad():
+        classifier = PyTorchClassifier(
+            nn.Sequential(model),  # it calls the parts one by one, and the passes would not count
+            nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1), device_type="cpu",
+        )  # fmt: skip
+        made = Wasserstein(
+            classifier, regularization=1000.0, norm="inf", eps_step=first, eps=first,
+            eps_factor=COUNT ** (1 / max(1, (steps - 1) // 10)), eps_iter=10, max_iter=steps,
+            batch_size=BATCH, verbose=False,
+        )  # fmt: skip
+        made.eps_step = hu.WONG["step_size"]  # refused where it is above eps, another unit
+        w = torch.from_numpy(made.generate(x.numpy(), y.numpy())).clamp(0, 1)
+    w = torch.where(w.isfinite().flatten(1).all(1)[:, None, None, None], w, x)
+    plan = constrained_sinkhorn(x, w, ball.eps, ball.ground_cost).plan
+    moves = Moves(x, ball.ground_cost)
+    return repair(moves, moves.shares(plan), ball.eps)[1]
+
+
+AT_EACH: dict[str, Attack] = {
+    "transport": of_steps(attacks.transport, runs=RUNS, restarts=RUNS - 1),
+    "mirror-ascent": of_steps(attacks.mirror_ascent),
+    "frank-wolfe": of_steps(attacks.frank_wolfe),
+    "frank-wolfe-wu": of_steps(attacks.frank_wolfe, published=True),
+    "pgd-wong": of_steps(
+        attacks.pgd, **hu.WONG, projection=partial(projected_sinkhorn, clamp=True)
+    ),
+    "pgd-hu": of_steps(attacks.pgd, **HU["repaired"]),
+    "pgd-subramanyam": of_steps(
+        attacks.pgd, rule="sign", step_size=0.02, projection=SUBRAMANYAM["corrected"]
+    ),
+}  # fmt: skip
+AT_ONCE: dict[str, Attack] = {
+    "radius": of_steps(attacks.radius, runs=RUNS, restarts=RUNS - 1),
+    "pgd-hu-growing": growing,
+} | ({"art": toolbox} if find_spec("art") else {})
+
+
+def distances(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budgets: list[float], passes: int
+) -> tuple[Tensor, dict[str, int]]:
+    """The nearest breaking image of each that an attack finds, by its distance * 784.
+
+    Also the propagations that it took, and how many images it got, each budget counted.
+    """
+    found = torch.where(wrong(model, x, y), 0.0, torch.inf).double()
+    spent = {"forward": 0, "backward": 0, "attacked": 0}
+    for budget in budgets:
+        rows = found.isinf().nonzero()[:, 0]
+        if not len(rows):
+            break
+        a, b, ball = x[rows], y[rows], WassersteinBall(budget / PIXELS)
+        with eval_mode(model) as seen:
+            z = attack(model, a, b, ball, passes)
+        more = (seen.forward, seen.backward, len(rows))
+        spent = {key: spent[key] + n for key, n in zip(spent, more, strict=True)}
+        judged = certify(a, z, ball)
+        broken = wrong(model, z, b) & judged.inside
+        found[rows[broken]] = PIXELS * judged.cost[broken].double()
+    return found, spent
+
+
+def area(found: Tensor, end: float) -> float:
+    """Below the curve of robust accuracy, up to `end`."""
+    return float(found.clamp(max=end).mean())
+
+
+def optimality(found: Tensor, best: Tensor, end: float) -> float:
+    """Local optimality, as a share, of distances beside the envelope's; `end` is eps_0."""
+    least, nothing = area(best, end), area(torch.where(best > 0, torch.inf, 0.0), end)
+    return 1 - (area(found, end) - least) / (nothing - least)
+
+
+def local(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:
+    """Every attack on one network, beside the envelope of all of them."""
+    largest = LARGEST.get(name, 200)
+    budgets = [largest * (k + 1) / COUNT for k in range(COUNT)]
+    runs = {case: (attack, budgets) for case, attack in AT_EACH.items()}
+    runs |= {case: (attack, budgets[-1:]) for case, attack in AT_ONCE.items()}
+    taken = {}
+    for case, (attack, at) in runs.items():
+        taken[case] = timed(lambda: distances(attack, model, x, y, at, given.passes))  # noqa: B023
+        print(f"{name}, {case}: {taken[case][0]:.0f} s", flush=True)
+    best = torch.stack([found for _, (found, _) in taken.values()]).amin(0)
+    end = min(float(best.max()), largest)
+    taken["envelope"] = sum(seconds for seconds, _ in taken.values()), (best, {})
+    for case, (seconds, (found, spent)) in taken.items():
+        save(
+            given.out, WHAT, {"attack": case, "network": name, "passes": given.passes},
+            100 * optimality(found, best, end), "%", samples, seconds, eps_0=end, **spent,
+            curve=[[budget, left(found <= budget)] for budget in (0, *budgets)],
+            distances=[round(d, 3) if d < torch.inf else None for d in found.tolist()],
+        )  # fmt: skip
+
+
+def recorded(given) -> dict[str, dict[str, results.Record]]:
+    """The records of so many propagations, by attack and network."""
+    found = defaultdict(dict)
+    by = results.table(WHAT, "attack", "network", folder=given.out, passes=given.passes)
+    for (attack, network), record in by.items():
+        found[attack][network] = record
+    return found
+
+
+def overall(given) -> None:
+    """Global optimality, of all networks that are recorded; the ranking, as a table."""
+    found = recorded(given)
+    names = [name for name in (*FILES, "trained") if name in found.pop("envelope")]
+    for attack, row in found.items():
+        some = [row[name] for name in names if name in row]
+        if len(some) == len(names) and len({record.samples for record in some}) == 1:
+            save(
+                given.out, WHAT, {"attack": attack, "network": "all", "passes": given.passes},
+                sum(record.value for record in some) / len(names), "%", some[0].samples,
+                sum(record.seconds for record in some), networks=names,
+            )  # fmt: skip
+    found = {attack: row for attack, row in recorded(given).items() if "all" in row}
+    print(f"| attack | {' | '.join(names)} | all |\n{'|---' * (len(names) + 2)}|")
+    for attack in sorted(found, key=lambda each: -found[each]["all"].value):
+        cells = [f"{found[attack][name].value:.1f}" for name in (*names, "all")]
+        print(f"| {attack} | {' | '.join(cells)} |")
+
+
+def draw(given) -> None:
+    """The curves, a panel a network, from the records; ours are solid, rivals dotted."""
+    import matplotlib.pyplot as plt
+
+    plots.use_style()
+    found = recorded(given)
+    names = [name for name in (*FILES, "trained") if name in found["envelope"]]
+    shown = [*OURS, *sorted(found.keys() - {*OURS, "envelope"}), "envelope"]
+    figure, axes = plt.subplots(2, len(names) // 2 + 1, figsize=(9, 5.5), sharey=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        for k, attack in enumerate(shown):
+            record = found[attack][name]
+            near = [1e9 if d is None else d for d in record.details["distances"]]
+            look = {"color": f"C{k % 5}", "linestyle": "-" if attack in OURS else ":", "lw": 1.2}
+            if attack == "envelope":
+                look = {"color": "black", "linestyle": "-", "lw": 2}
+            ax.ecdf(near, complementary=True, label=attack, **look)
+        end = record.details["curve"][-1][0]
+        ax.set(title=name, xlim=(0, end), ylim=(0, 1), xlabel="eps * 784")
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
+    figure.supylabel("robust accuracy")
+    figure.savefig(given.figure, metadata={"Date": None, "Creator": None})
+
+
+def main() -> None:
+    parser = options_of_networks(__doc__)
+    parser.add_argument("--passes", type=int, default=400, help="propagations an image")
+    parser.add_argument("--networks", nargs="+", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--figure", help="draw the records there, and measure nothing")
+    given = parse(parser)
+    if given.figure:
+        return draw(given)
+    models, x, y, samples = networks(given, {name: FILES[name] for name in given.networks})
+    for name, model in models.items():
+        local(given, name, model, x, y, samples)
+    overall(given)
+
+
+if __name__ == "__main__":
+    main()
