@@ -11,22 +11,21 @@ largest budget). With A(d) = mean_i min(d_i, eps_0), the area below the curve up
 100 % for the envelope, 0 % for an attack that finds nothing. Global optimality is the mean of the
 local ones over the networks.
 
-Distances are exact (`wotlab.certify`), on the whole grid, and an image counts only if it keeps
-budget, mass and range to 1e-4. All attacks get --passes propagations an image, forward and backward
-ones added. Those at a fixed eps get as many again at each of ten budgets, the smallest first, on
-the images that they have not broken yet; those whose eps changes on the way, `radius`, Hu's and
-ART's growing attacks, get them once for the whole curve. Budgets are evenly spaced up to one that
-leaves next to nothing of the network.
+Here curves are read at ten budgets, evenly spaced up to one that leaves next to nothing of the
+network: d_i is the least budget that holds a breaking image, by its exact distance on the whole
+grid, mass and range to 1e-4 (`wotlab.certify`). All attacks get --passes propagations an image,
+forward and backward ones added. Those at a fixed eps get as many again at each budget, the
+smallest first, on the images that they have not broken yet. Those that find their own eps get them
+once for all budgets: `radius`, the growing attacks of Hu and of ART, and Subramanyam's, whose
+projection knows no eps and which stops at the first image that breaks.
 
 Rivals run with the repair that keeps their images in the ball: without it next to none of them
 would count. The published Frank-Wolfe has its own, one projection at the end. ART's attack (where
-adversarial-robustness-toolbox 1.20 is installed; it takes most of the time) has Wong's step and
+adversarial-robustness-toolbox 1.20 is installed; it takes half of the time) has Wong's step and
 regularisation, since its own overflow, and its images are projected and repaired afterwards.
 
     python benchmarks/ranking.py [--images 100] [--passes 400] [--networks NAME ...]
     python benchmarks/ranking.py --figure FILE    # draws the records of --out
-
-MNIST and networks lie where --data and --checkpoints say, as for benchmarks/attacks.py.
 """
 
 from collections import defaultdict
@@ -41,6 +40,7 @@ from torch import Tensor, nn
 
 from wotlab import WassersteinBall, attacks, certify, plots, results
 from wotlab._base.modes import eval_mode
+from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
 from wotlab.experiments.runner import NETWORKS
 from wotlab.plans import Moves, repair
@@ -48,7 +48,7 @@ from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
 
 WHAT, PIXELS, COUNT = "attack-ranking", 784, 10
 FILES = NETWORKS | {"fastadv": "fastadv_mnist_pgd.pth"}
-LARGEST = {"standard": 200, "wong2019": 50, "hu2020": 1000, "ours": 500, "fastadv": 200}  # x 784
+LARGEST = {"standard": 200, "wong2019": 40, "hu2020": 1000, "ours": 500, "fastadv": 200}  # x 784
 RUNS = 5  # of `transport` and `radius`: the first and four restarts
 
 OURS = ("transport", "radius", "mirror-ascent", "frank-wolfe")
@@ -58,10 +58,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor, WassersteinBall, int], Tensor]
 
 
 def of_steps(attack: Callable, *, runs: int = 1, **settings) -> Attack:
-    """One of ours; a step is a pass there and back, and each run looks at its last image.
-
-    With further runs there is one look more, at the classes to aim at.
-    """
+    """One of ours: a step goes there and back, a run looks at its end, further ones at classes."""
 
     def run(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
         steps = (passes - runs - (runs > 1)) // (2 * runs)
@@ -112,26 +109,28 @@ AT_EACH: dict[str, Attack] = {
         attacks.pgd, **hu.WONG, projection=partial(projected_sinkhorn, clamp=True)
     ),
     "pgd-hu": of_steps(attacks.pgd, **HU["repaired"]),
-    "pgd-subramanyam": of_steps(
-        attacks.pgd, rule="sign", step_size=0.02, projection=SUBRAMANYAM["corrected"]
-    ),
 }  # fmt: skip
 AT_ONCE: dict[str, Attack] = {
     "radius": of_steps(attacks.radius, runs=RUNS, restarts=RUNS - 1),
     "pgd-hu-growing": growing,
+    "pgd-subramanyam": of_steps(
+        attacks.pgd, rule="sign", step_size=0.02, projection=SUBRAMANYAM["corrected"]
+    ),
 } | ({"art": toolbox} if find_spec("art") else {})
 
 
 def distances(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budgets: list[float], passes: int
-) -> tuple[Tensor, dict[str, int]]:
-    """The nearest breaking image of each that an attack finds, by its distance * 784.
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budgets: list[float],
+    passes: int, *, once: bool = False,
+) -> tuple[Tensor, dict[str, int]]:  # fmt: skip
+    """The least budget (eps * 784) that holds a breaking image of each; called once, or at each.
 
-    Also the propagations that it took, and how many images it got, each budget counted.
+    Also the propagations that it took, and how many images it got, each call counted.
     """
     found = torch.where(wrong(model, x, y), 0.0, torch.inf).double()
     spent = {"forward": 0, "backward": 0, "attacked": 0}
-    for budget in budgets:
+    scale = torch.tensor(budgets).double()
+    for budget in budgets[-1:] if once else budgets:
         rows = found.isinf().nonzero()[:, 0]
         if not len(rows):
             break
@@ -142,7 +141,8 @@ def distances(
         spent = {key: spent[key] + n for key, n in zip(spent, more, strict=True)}
         judged = certify(a, z, ball)
         broken = wrong(model, z, b) & judged.inside
-        found[rows[broken]] = PIXELS * judged.cost[broken].double()
+        least = torch.searchsorted(scale * (1 + TOLERANCE), PIXELS * judged.cost.double())
+        found[rows[broken]] = scale[least[broken]] if once else budget
     return found, spent
 
 
@@ -161,11 +161,10 @@ def local(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
     """Every attack on one network, beside the envelope of all of them."""
     largest = LARGEST.get(name, 200)
     budgets = [largest * (k + 1) / COUNT for k in range(COUNT)]
-    runs = {case: (attack, budgets) for case, attack in AT_EACH.items()}
-    runs |= {case: (attack, budgets[-1:]) for case, attack in AT_ONCE.items()}
     taken = {}
-    for case, (attack, at) in runs.items():
-        taken[case] = timed(lambda: distances(attack, model, x, y, at, given.passes))  # noqa: B023
+    for case, attack in (AT_EACH | AT_ONCE).items():
+        run = partial(distances, attack, model, x, y, budgets, given.passes, once=case in AT_ONCE)
+        taken[case] = timed(run)
         print(f"{name}, {case}: {taken[case][0]:.0f} s", flush=True)
     best = torch.stack([found for _, (found, _) in taken.values()]).amin(0)
     end = min(float(best.max()), largest)
@@ -175,16 +174,14 @@ def local(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
             given.out, WHAT, {"attack": case, "network": name, "passes": given.passes},
             100 * optimality(found, best, end), "%", samples, seconds, eps_0=end, **spent,
             curve=[[budget, left(found <= budget)] for budget in (0, *budgets)],
-            distances=[round(d, 3) if d < torch.inf else None for d in found.tolist()],
         )  # fmt: skip
 
 
 def recorded(given) -> dict[str, dict[str, results.Record]]:
     """The records of so many propagations, by attack and network."""
-    found = defaultdict(dict)
-    by = results.table(WHAT, "attack", "network", folder=given.out, passes=given.passes)
-    for (attack, network), record in by.items():
-        found[attack][network] = record
+    found, by = defaultdict(dict), ("attack", "network")
+    for key, record in results.table(WHAT, *by, folder=given.out, passes=given.passes).items():
+        found[key[0]][key[1]] = record
     return found
 
 
@@ -218,18 +215,17 @@ def draw(given) -> None:
     figure, axes = plt.subplots(2, len(names) // 2 + 1, figsize=(9, 5.5), sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
         for k, attack in enumerate(shown):
-            record = found[attack][name]
-            near = [1e9 if d is None else d for d in record.details["distances"]]
+            if name not in found[attack]:
+                continue
             look = {"color": f"C{k % 5}", "linestyle": "-" if attack in OURS else ":", "lw": 1.2}
             if attack == "envelope":
                 look = {"color": "black", "linestyle": "-", "lw": 2}
-            ax.ecdf(near, complementary=True, label=attack, **look)
-        end = record.details["curve"][-1][0]
-        ax.set(title=name, xlim=(0, end), ylim=(0, 1), xlabel="eps * 784")
+            ax.plot(*zip(*found[attack][name].details["curve"], strict=True), label=attack, **look)
+        ax.set(title=name, xlim=(0, LARGEST.get(name, 200)), ylim=(0, 100), xlabel="eps * 784")
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
-    figure.supylabel("robust accuracy")
+    figure.supylabel("robust accuracy, %")
     figure.savefig(given.figure, metadata={"Date": None, "Creator": None})
 
 
