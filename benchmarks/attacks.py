@@ -38,7 +38,7 @@ from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
 from wotlab.experiments.runner import NETWORKS
 
-RELEASED = {name: NETWORKS[name] for name in ("standard", "wong2019", "hu2020")}
+RELEASED = {name: NETWORKS["mnist"][name] for name in ("standard", "wong2019", "hu2020")}
 EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
 RADIUS = {"quick": {"patience": 1, "restarts": 0}, "default": {}}
 TRANSPORT = {"quick": {"steps": 20, "restarts": 0}, "default": {}}

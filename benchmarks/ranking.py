@@ -47,8 +47,8 @@ from wotlab.plans import Moves, repair
 from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
 
 WHAT, PIXELS, COUNT = "attack-ranking", 784, 10
-FILES = NETWORKS | {"fastadv": "fastadv_mnist_pgd.pth"}
-LARGEST = {"standard": 200, "wong2019": 40, "hu2020": 1000, "ours": 500, "fastadv": 200}  # x 784
+FILES = NETWORKS["mnist"]
+LARGEST = {"standard": 200, "wong2019": 40, "hu2020": 1000, "ours": 500, "pgd-at": 200}  # x 784
 RUNS = 2  # of `transport` and `radius`: with more each would be too short at 400 propagations
 
 OURS = ("transport", "radius", "mirror-ascent", "frank-wolfe")
