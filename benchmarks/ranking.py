@@ -152,9 +152,9 @@ def area(found: Tensor, end: float) -> float:
 
 
 def optimality(found: Tensor, best: Tensor, end: float) -> float:
-    """Local optimality, as a share, of distances beside the envelope's; `end` is eps_0."""
+    """Local optimality, as a share; `end` is eps_0. 1 where nobody finds anything."""
     least, nothing = area(best, end), area(torch.where(best > 0, torch.inf, 0.0), end)
-    return 1 - (area(found, end) - least) / (nothing - least)
+    return 1 - (area(found, end) - least) / (nothing - least) if least < nothing else 1.0
 
 
 def local(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str) -> None:

@@ -25,6 +25,7 @@ def test_area_is_the_integral_of_the_curve():
 def test_the_envelope_is_100_percent_and_finding_nothing_0():
     assert ranking.optimality(BEST, BEST, 4.0) == 1
     assert ranking.optimality(nothing(BEST), BEST, 4.0) == 0
+    assert ranking.optimality(nothing(BEST), nothing(BEST), 4.0) == 1  # then it is the envelope
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
