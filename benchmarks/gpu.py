@@ -64,7 +64,7 @@ class Bench:
         model = models.build("wong-mnist", seed=0).eval()
         if self.given.dry:
             return model, x, model(x).argmax(1), samples
-        if not (file := Path(self.given.checkpoints) / NETWORKS["hu2020"]).exists():
+        if not (file := Path(self.given.checkpoints) / NETWORKS["mnist"]["hu2020"]).exists():
             raise FileNotFoundError(f"{file.name} is not in --checkpoints")
         models.load_weights(model, file)
         return model.to(self.device), x.to(self.device), y.to(self.device), samples

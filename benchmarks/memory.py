@@ -38,7 +38,7 @@ def digits(given, count: int) -> tuple[nn.Module, Tensor, Tensor, str]:
         x, y = x.repeat(times, 1, 1, 1)[:count], y.repeat(times)[:count]
         samples = f"{samples}, repeated"
     model = models.build("wong-mnist", seed=0)
-    if (file := Path(given.checkpoints) / NETWORKS["hu2020"]).exists():
+    if (file := Path(given.checkpoints) / NETWORKS["mnist"]["hu2020"]).exists():
         models.load_weights(model, file)
     return model.eval(), x, y, samples
 
