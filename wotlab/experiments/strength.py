@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.runner import Cell, Run, printed
+from wotlab.experiments.runner import NETWORKS, Cell, Run, printed
 from wotlab.experiments.trials import fitted, judged
 from wotlab.results import Keys
 
@@ -107,7 +107,7 @@ def rate(epoch: float) -> float:
 
 def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
     """The network, and what its training took, with the weights' checksum."""
-    path = run.checkpoints / run.released["ours"]
+    path = run.checkpoints / NETWORKS["mnist"]["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
     model, took = fitted(
