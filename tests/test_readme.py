@@ -1,5 +1,6 @@
 """The README's numbers are those of the records."""
 
+import math
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -38,6 +39,11 @@ def strengths() -> dict[tuple[str, str], list[str]]:
         for name, value in shown:
             cells = found.setdefault((network, name), [""] * len(BUDGETS))
             cells[BUDGETS.index(budget)] = f"{value:.1f}"
+    for network, record in table_of(strength.RADII, "network", side="attack").items():
+        radii = [784 * (math.inf if r is None else r) for r in record.details["radii"]]
+        found[network, "radius"] = [
+            f"{100 * sum(r > budget for r in radii) / len(radii):.1f}" for budget in BUDGETS
+        ]
     return found
 
 
@@ -60,6 +66,27 @@ def test_table_of_strength_is_the_records():
     assert shown >= {(network, "transport") for network in networks}
     assert {r.samples for r in read(WHAT)} == {"MNIST test images 0 to 999"}
     assert "first 1,000 MNIST test images" in README
+
+
+def test_radius_leaves_what_transport_leaves_at_every_budget_but_for_two_points():
+    known = strengths()
+    for network, attack in known:
+        if attack == "radius":
+            pairs = zip(known[network, "radius"], known[network, "transport"], strict=True)
+            assert all(float(one) <= float(other) + 2 for one, other in pairs), network
+
+
+def test_bounds_from_below_and_above_are_the_records():
+    found = table_of(strength.RADII, "network", "side")
+    rows, networks = table("network", "from below", "from above"), {n for n, _ in found}
+    assert len(rows) == len(networks)
+    for name, low, high, *_ in rows:
+        here = [(f"{found[n, 'proof'].value:.1f}", f"{found[n, 'attack'].value:.1f}")
+                for n in networks]  # fmt: skip
+        assert (low, high) in here, name
+    for network in networks:
+        low, high = (found[network, side].details["radii"] for side in ("proof", "attack"))
+        assert all(a <= (math.inf if b is None else b) for a, b in zip(low, high, strict=False))
 
 
 def test_transport_leaves_at_most_what_the_others_leave():
