@@ -61,7 +61,7 @@ def test_a_model_that_returns_nan_on_an_attacked_image_is_no_success(unseen):
 @pytest.mark.parametrize("ball", [0.1, None, "linf"])
 def test_what_is_no_ball_is_refused(ball, fitted, unseen):
     for attack in (attacks.pgd, attacks.fgsm, attacks.eot, attacks.adef, attacks.stadv):
-        with pytest.raises(ValueError, match="ball must be a threat model"):
+        with pytest.raises(ValueError, match=f"ball must be a threat model.*; got {ball!r}$"):
             attack(fitted, *unseen, ball)
     with pytest.raises(ValueError, match="cost must be a GroundCost"):
         WassersteinBall(0.2, None)
@@ -88,6 +88,28 @@ def test_results_say_what_was_misread_before(fitted, unseen):
 def test_attacks_in_inference_mode_say_so(fitted, unseen):
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         attacks.fgsm(fitted, *unseen, LinfBall(0.1))
+
+
+def test_a_whole_number_among_the_weights_says_nothing_of_the_dtype(fitted, unseen):
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = nn.Parameter(torch.tensor(3), requires_grad=False)
+            self.inner = fitted
+
+        def forward(self, z):
+            return self.inner(z)
+
+    done, expected = (attacks.fgsm(m, *unseen, LinfBall(0.1)) for m in (Counted(), fitted))
+    assert torch.equal(done.x_adv, expected.x_adv)
+
+
+def test_images_made_in_inference_mode_are_attacked_as_others(fitted, unseen):
+    x, y = unseen
+    with torch.inference_mode():
+        made = x.clone()
+    done, expected = (attacks.fgsm(fitted, z, y, LinfBall(0.1)) for z in (made, x))
+    assert torch.equal(done.x_adv, expected.x_adv) and not done.x_adv.is_inference()
 
 
 @pytest.mark.parametrize("attack", ALL)

@@ -1,6 +1,9 @@
 """Checkpoints: a killed run goes on as if nothing had been; another run is refused, by name."""
 
+import hashlib
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import wotlab
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
 from wotlab.gibbs import Chain
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, AdversarialTransport, Standard, fit
-from wotlab.training._checkpoints import describe, of_data, over_epochs
+from wotlab.training._checkpoints import SEAL, describe, of_data, over_epochs
 from wotlab.training._defenses import pgd_adversary
 
 
@@ -284,6 +287,42 @@ def test_data_sets_are_told_apart_by_images_and_labels_but_not_by_chance():
         assert one == of_data(Flipped(x.clone(), y, chance)) != of_data(Flipped(x, 1 - y, chance))
     assert of_data(Flipped(x, y, 0.0)) != of_data(Flipped(1 - x, y, 0.0))
     assert of_data(TensorDataset(x, y)) != of_data(TensorDataset(x.roll(1, 0), y))
+
+
+def test_images_that_no_seed_repeats_are_told_apart_by_their_labels():
+    """Chance of another generator than the one that is seeded for the look."""
+    draw = torch.Generator()
+
+    class Noisy(Flipped):
+        def __getitem__(self, k):
+            x, label = super().__getitem__(k)
+            return x + torch.rand(x.shape, generator=draw), label
+
+    x, y = images()
+    noisy = Noisy(x, y, 0.0)
+    assert of_data(noisy) == of_data(noisy) != of_data(Noisy(x, 1 - y, 0.0))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    """Nor does one whose seal is right."""
+
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "touched"),)
+
+    content = io.BytesIO()
+    torch.save({"run": {}, "more": Touch()}, content)
+    body = content.getvalue()
+    (tmp_path / "c.pt").write_bytes(body + SEAL + hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(pickle.UnpicklingError):
+        fit(network(), images(), epochs=1, checkpoint=tmp_path / "c.pt", **OPTIONS)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    path = tmp_path / "of" / "today" / "c.pt"
+    fit(network(), images(), epochs=1, checkpoint=path, **OPTIONS)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_every_flipped_bit_and_every_cut_is_found(tmp_path):

@@ -182,6 +182,10 @@ WRONG_KINDS = [
     (lambda: attacks.radius(MODEL, X, Y, BALL, momentum="x"), r"momentum must lie in \[0, 1\)"),
     (lambda: attacks.radius(MODEL, X, MODEL(X).argmin(1), batch_size="x"), "batch_size must be"),
     (lambda: attacks.transfer(MODEL, X, Y, BALL, source="x"), "source must be a Module"),
+    (
+        lambda: attacks.mirror_ascent(MODEL, X, Y, BALL),
+        r"ball must be a WassersteinBall; got LinfBall\. For other balls use pgd$",
+    ),
     (lambda: attacks.adef(MODEL, 0.1, Y, BALL), r"x must be a torch tensor \(B, C, H, W\)"),
     (lambda: projected_sinkhorn(X, X, 0.1, COST, warm="x"), "warm must be a dict; got 'x'"),
     (lambda: PotentialPlans(None, COST), "x must be a Tensor; got None"),

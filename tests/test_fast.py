@@ -102,6 +102,17 @@ def test_free_is_its_algorithm(digits):
         assert torch.allclose(one, two, atol=1e-12)
 
 
+def test_free_leaves_alone_what_the_network_does_not_read():
+    """A gradient of 0 has the sign 0."""
+    x, y = torch.full((2, 1, 4, 4), 0.5, dtype=torch.double), torch.zeros(2, dtype=torch.long)
+    read = torch.ones_like(x)
+    read[..., :2] = 0
+    defense, valley = FreeAT(BALL), Valley(0.0 * x)
+    for times in (1, 2):  # up the valley from 0.5: eps further, and no more than eps
+        defense.loss(lambda z: valley(z * read), x, y, torch.arange(2)).backward()
+        assert torch.equal(defense.state_dict()["change"], BALL.eps * read), times
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

@@ -80,6 +80,16 @@ def test_an_image_that_only_the_model_misreads_is_broken_though_its_attack_is_no
     assert bool(done.success[0])
 
 
+def test_a_model_that_cannot_judge_transferred_images_is_refused():
+    """Though the source takes them: it has more classes, and finite weights."""
+    x, y = halves(0.1, 0.2)
+    source = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match=r"y must lie in 0\.\.1, the model's classes"):
+        attacks.transfer(Leaning(), x, 2 * y, LinfBall(0.1), source=source)
+    with pytest.raises(ValueError, match="model returns NaN"):
+        attacks.transfer(Leaning(torch.nan), x, y, LinfBall(0.1), source=Leaning())
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_bent_images_go_on_as_if_alone_when_others_leave(optimizer):
     """Those that break early leave the batch; the flows of the others do not notice."""

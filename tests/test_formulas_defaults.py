@@ -73,6 +73,8 @@ NUMBERS = {
     training.JointCost: {"latent": "cosine", "prediction": "kl", "lam": 1.0},
     training.AdversarialTransport: {"copies": 1, "steps": 1, "place": "cpu"},
     training.fit: {"batch_size": 128, "lr": 0.1, "seed": 0, "save_every": 300.0},
+    evaluate.certified_margin: {"window": 5},
+    evaluate.certified_radius: {"window": 5, "steps": 5},
     evaluate.success_rate: {"targeted": False},
     ot.sinkhorn: {"tol": 1e-6, "max_iter": 10_000},
     ot.sinkhorn_divergence: {"tol": 1e-6, "max_iter": 10_000},
@@ -95,6 +97,18 @@ NUMBERS = {
 def test_what_is_taken_where_nothing_is_given(made):
     parameters = inspect.signature(made).parameters
     assert {name: parameters[name].default for name in NUMBERS[made]} == NUMBERS[made]
+
+
+POSITIONAL = {attacks.Mirror, training.JointCost}  # the paper's lambda; a rule of our own
+
+
+def test_numbers_of_attacks_projections_and_defenses_are_given_by_name():
+    """A number in a wrong place would be taken for another one."""
+    for made in (f for f in NUMBERS if f not in POSITIONAL):
+        if made.__module__.split(".")[1] in ("attacks", "projections", "training"):
+            for name, one in inspect.signature(made).parameters.items():
+                if isinstance(one.default, bool | int | float):
+                    assert one.kind is one.KEYWORD_ONLY, (made, name)
 
 
 HARMLESS = {  # arguments that change how a result is made, not which

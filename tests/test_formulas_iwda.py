@@ -83,3 +83,14 @@ def test_images_that_leave_take_their_changes_with_them(monkeypatch):
     last = kept[1][2]
     assert torch.equal(kept[2][1], resize(last[:, [0, 2]], (16, 16)))
     assert torch.equal(kept[2][0], x[[0, 2]])
+
+
+def test_what_is_misread_as_it_is_goes_on_only_if_told_to():
+    model, x, y = scene()
+    for stop in (True, False):
+        done = attacks.iwda(
+            model, x, 1 - y, ANY, steps=2, critic_steps=1, lr=0.05, tau=1.0, early_stop=stop,
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        assert done.misread.all() and done.success.all()
+        assert torch.equal(done.x_adv, x) is stop

@@ -71,6 +71,19 @@ def test_a_selection_keeps_labels_and_clean_logits():
         assert torch.allclose(value, by_hand(loss)[1:]) and broken.tolist() == [False]
 
 
+@pytest.mark.parametrize("loss", ["ce", "margin", "kl", "towards a class"])
+def test_a_logit_that_is_no_number_is_no_answer(loss):
+    """Not even that of a class which the loss does not ask for, and of one image alone."""
+    aims = torch.tensor([1, 2])
+    some = objective(loss, clean=CLEAN) if loss in ("ce", "margin", "kl") else objective()
+    some = replace(some, aims=aims) if loss == "towards a class" else some
+    nan = LOGITS.clone()
+    nan[1, 3] = torch.nan
+    with pytest.raises(ValueError, match="model returns NaN on an attacked image"):
+        some.value(as_images(nan))
+    assert some.gradient(as_images(nan))[1].isnan().tolist() == [False, True]
+
+
 class Fixed(nn.Module):
     """Logits that depend on an image's mass alone, which no plan changes; a slope for the look."""
 
@@ -190,3 +203,15 @@ def test_dropped_images_leave_mirror_ascent_as_if_they_had_never_been():
     alone = mirrored(x[keep], first[keep], step_size=1.0, momentum=0.75)
     z_, cost_ = alone.step(x[keep], second[keep], nothing[:2], nothing[:2].bool(), 1)
     assert torch.allclose(z, z_) and torch.allclose(cost, cost_)
+
+
+def test_mirror_ascent_starts_from_as_much_noise_as_it_is_told():
+    """Of its own generator, in units of the potential; without noise nothing is drawn."""
+    x = torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    draw = torch.Generator().manual_seed(1)
+    before = draw.get_state()
+    assert (mirrored(x, step_size=1.0, generator=draw).G == 0).all()
+    assert torch.equal(draw.get_state(), before)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    found = mirrored(x, step_size=1.0, noise=3.0, generator=draw).G
+    assert torch.allclose(found, 3 * noise)

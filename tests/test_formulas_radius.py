@@ -8,7 +8,7 @@ from torch import nn
 import wotlab
 from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks, certify
 from wotlab.attacks import Mirror
-from wotlab.attacks._growing import Closest, Growing, Search
+from wotlab.attacks._growing import Bounded, Closest, Growing, Search
 
 NEAR, NEARER = 1.05, 1.02  # of the least budget, by default and with patience
 W = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
@@ -110,6 +110,20 @@ def test_shrinking_starts_from_what_the_plan_costs_not_from_its_budget(images):
     assert paid.item() < 0.9 * 3.0
     rule.step(x, 0 * x, nothing, torch.tensor([True]), 1)
     assert rule.budget.item() == pytest.approx(0.5 * paid.item())
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(0.1)], ids=["l-infinity", "l2"])
+def test_a_bounded_step_is_a_fifth_of_the_budget(ball):
+    """Along the gradients with momentum, each of length 1: 1, then 0.75 - 1, of both its sign."""
+    x = torch.full((1, 1, 2, 2), 0.5, dtype=torch.double)
+    up = torch.tensor([[3.0, -4.0], [0.0, 0.0]], dtype=torch.double).expand_as(x)
+    way = up.sign() if isinstance(ball, LinfBall) else up / 5
+    rule, nothing = Bounded(ball, 0.75), x.new_zeros(1)
+    z, _ = rule.start(x)
+    for t, (gradient, steps) in enumerate([(up, 1), (7 * up, 2), (-9 * up, 3), (-up, 2)]):
+        z, spent = rule.step(z, gradient, nothing, nothing.bool(), t)
+        assert torch.allclose(z, x + 0.02 * steps * way), t
+        assert spent.item() == pytest.approx(0.02 * steps)
 
 
 def test_the_search_forgets_three_per_cent_a_step_and_starts_anew_from_three_steps_of_noise():

@@ -191,6 +191,22 @@ def test_generators_begin_with_hes_weights_and_a_last_layer_of_zero():
     assert all((getattr(net, f"bias{k}") == 0).all() for k in range(4))
 
 
+def test_a_generator_bends_between_its_layers_and_not_after_them():
+    """One channel passed on by the mean of 3 x 3 pixels: a leak of 0.2 at three of four layers."""
+    net = pyramid.Generators(2, 1, like=torch.zeros(1))
+    with torch.no_grad():
+        for k in range(4):
+            weight = getattr(net, f"weight{k}").zero_()
+            weight[:, 0, 0] = 1 / 9
+        net.weight3[1] *= -1
+    for value in (2.0, -2.0):
+        given = torch.zeros(1, 2, 3, 5, 5)
+        given[:, :, 0] = value
+        expected = value * (1 if value > 0 else 0.2**3) * torch.tensor([1.0, -1.0])
+        made = net(given)
+        assert torch.allclose(made, expected[None, :, None, None, None].expand_as(made))
+
+
 def test_the_one_generator_adds_a_twentieth_and_stays_in_range():
     """x at first, whatever the noise; then x + 0.05 of the last layer, between 0 and 1."""
     net = Generator(1, like=torch.zeros(1))

@@ -67,6 +67,14 @@ def test_every_twentieth_minibatch_is_looked_at_in_eval_mode(count, looks):
     assert len(model.asked) - looks <= 2
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    """Each counts once, also those of a smaller last minibatch."""
+    x, y = images(21)
+    done = fit(Fixed(), (x, y), Standard(), epochs=2, batch_size=8, lr=0.1, progress=False)
+    mean = nn.functional.cross_entropy(Fixed()(x), y).item()
+    assert [entry["loss"] for entry in done.history] == pytest.approx([mean, mean], rel=1e-5)
+
+
 def linear(*shape):
     model = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], 2)).eval()
     with torch.no_grad():

@@ -100,6 +100,16 @@ def test_variants_have_the_papers_settings(variant, data):
         assert (defense.alpha, defense.clean) == ((2, 0.5) if data == "svhn" else (1, 0))
 
 
+def test_the_budget_of_its_attack_is_that_of_the_moment(digits, network):
+    climb = pgd_adversary(2)
+    defense = GOT(PGDAT(BALL, eps=lambda epoch: 0.1 * epoch, attack=climb), beta=0.0)
+    defense.at_epoch(0.5)
+    plain = value(PGDAT(LinfBall(0.05), attack=climb), network, digits)
+    assert value(defense, network, digits) == pytest.approx(plain, rel=1e-6)
+    other = value(PGDAT(BALL, attack=climb), network, digits)
+    assert abs(other - plain) > 1e-3
+
+
 def test_it_trains_and_resumes_to_the_same_weights(digits, tmp_path):
     def run(epochs, checkpoint=None):
         model = models.build("digits-small", seed=0)

@@ -246,3 +246,10 @@ def test_value_is_the_optimum_and_has_no_second_derivative():
             slope.square().sum().backward()
     done = ot.exact(x, y, GroundCost(None))
     assert torch.equal(done.value, done.primal) and not done.primal.requires_grad
+
+
+def test_a_solver_that_stops_early_is_no_answer(monkeypatch):
+    x, y = noise(1, 1, 4, 4, seed=1), noise(1, 1, 4, 4, seed=2)
+    monkeypatch.setattr("wotlab.ot._exact.MAX_PIVOTS", 1)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="stopped before the optimum"):
+        ot.exact(x, y, GroundCost())

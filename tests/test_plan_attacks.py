@@ -107,6 +107,20 @@ def test_published_frank_wolfe_is_two_steps_and_one_projection(fitted, unseen, s
     assert bool(certify(x, done.x_adv, ball).inside.all())
 
 
+def test_published_frank_wolfes_one_projection_takes_5000_steps_at_most(unseen, monkeypatch):
+    """As in the paper, on whose numbers strengths rest; it stops where it has converged."""
+    x, y, asked = unseen[0][:2], torch.zeros(2, dtype=torch.long), []
+
+    def projection(*given, max_iter):
+        asked.append(max_iter)
+        return wotlab.projections.dual_projection(*given, max_iter=5)
+
+    monkeypatch.setitem(attacks.frank_wolfe.__globals__, "dual_projection", projection)
+    w = torch.eye(8)[None]
+    attacks.frank_wolfe(Linear(w), x, y, WassersteinBall(1.0), steps=3, published=True)
+    assert asked == [5000]
+
+
 def test_published_frank_wolfe_counts_its_last_image_alone(unseen):
     x, y = unseen[0][:2], torch.zeros(2, dtype=torch.long)
     w = torch.zeros(1, 8, 8)

@@ -162,7 +162,8 @@ def test_no_nan_at_the_extremes(eps, lam, dtype):
     x[0, 0, :3] = 0  # pixels that no mass reaches
     for name in ("constrained", "projected"):
         found = BALLS[name](x, w, eps, GroundCost(3), reg=1 / lam, max_iter=60)
-        assert found.image.dtype == found.plan.mass.dtype == dtype
+        parts = found.image, found.plan.mass, found.value, *found.duals.values()
+        assert {part.dtype for part in parts} == {dtype} and len(parts) > 3
         assert found.image.isfinite().all() and found.plan.mass.isfinite().all()
         assert all(value.isfinite().all() for value in found.duals.values())
         assert (found.plan.cost() <= eps * (1 + 0.01)).all()
@@ -219,7 +220,8 @@ def test_float32_agrees_with_float64(name):
 def test_bad_input(name):
     project = BALLS[name]
     x, w = pair(2, 1, 4, 4)
-    bad = [float("inf"), -0.1, torch.tensor([0.1, -1.0]), torch.tensor([0.1, torch.nan])]
+    bad = [float("inf"), -0.1, torch.tensor([0.1, -1.0]), torch.tensor([0.1, torch.nan]),
+           torch.tensor([0.1, torch.inf])]  # fmt: skip
     for eps in bad:
         with pytest.raises(ValueError, match="eps must be"):
             project(x, w, eps, COST)

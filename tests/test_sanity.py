@@ -73,6 +73,19 @@ def test_each_dishonest_one_is_caught():
     assert "rounds to 1" in doubt.says and str(doubt).startswith("zero gradients: ")
 
 
+def test_a_loss_is_not_flat_where_the_nearest_rival_alone_stands_still():
+    """A third class moves, and with it the loss that attacks climb, but not the margin."""
+
+    class Third(nn.Module):
+        def forward(self, z):
+            score = z.mean((1, 2, 3)) - 5
+            return torch.stack([0 * score + 2, 0 * score + 1, score], 1)
+
+    x, y = greys()
+    seen = evaluate.sanity(Third(), x, 0 * y, pretended(0), LINF)
+    assert "zero gradients" not in [doubt.check for doubt in seen]
+
+
 def test_an_attack_without_gradients_that_is_stronger_is_a_doubt():
     timid = partial(attacks.pgd, steps=5, step_size=0.005)
     assert "black box" in checks(Tilted(), timid, others={"pgd": attacks.pgd})

@@ -205,6 +205,7 @@ class Stream(IterableDataset):
         (Rows(["cat"] * 60), "labels must be class numbers"),
         (Stream(), "data must be a map-style Dataset"),
         ((X.tolist(), Y.tolist()), "data must be a pair of tensors or arrays"),
+        ((X, Y.tolist()), "a pair of tensors or arrays, or a Dataset; got Tensor and list"),
         ((X[0, 0, 0, 0], Y[0]), "data must be a pair of tensors or arrays"),
     ],
 )
@@ -231,7 +232,8 @@ def exported():
         (lambda: network().requires_grad_(False), "no weight that learns"),
         (exported, "train and eval mode"),
         (lambda: lambda x: x, "model must be a torch.nn.Module"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), r"model must return logits \(B, classes\)"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), r"model must return .*; got \(8, 2, 2, 2\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.RNN(16, 2)), "model must return .*; got tuple"),
     ],
 )
 def test_models_that_cannot_be_trained_are_named(make, named):

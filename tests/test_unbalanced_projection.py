@@ -81,3 +81,21 @@ def test_unbalanced_batch_is_a_loop_and_finite(variant):
         assert torch.allclose(one.image[0], batch.image[1], atol=1e-9)
         assert one.iterations[0] == batch.iterations[1]
         assert (batch.iterations == 10).all() == (variant == "printed")
+
+
+def test_the_first_turn_of_the_variant_of_squares():
+    """Rows meet x, then columns meet what is not dark of w, each by its own equation; then z."""
+    x, w = pair(1, 1, 4, 5, seed=15, step=0.8)
+    assert w.min() < -0.1 and w.max() > 1.1
+    gamma, reg, tau = 0.5, 0.3, 0.7
+    found = unbalanced_sinkhorn(
+        x, w, COST, variant="l2", gamma=gamma, reg=reg, tau=tau, max_iter=1, tol=1e-300
+    )
+    costs = COST.dense(4, 5).double()
+    alpha, beta = (found.duals[name].flatten() for name in ("alpha", "beta"))
+    row = ((alpha[:, None] - costs) / reg).exp().sum(1)
+    column = ((alpha[:, None] + beta - costs) / reg).exp().sum(0)
+    assert torch.allclose(alpha, tau * (x.flatten() - row))
+    assert torch.allclose(beta, tau * (w.flatten().clamp_min(0) - column))
+    z = (tau * column + gamma * w.flatten()) / (tau + gamma)
+    assert torch.allclose(found.image.flatten(), z.clamp_min(0)) and z.min() < 0

@@ -21,7 +21,7 @@ class FrankWolfe(Stepper):
     """Step towards the plan that is best for the gradient as it is now."""
 
     ball: WassersteinBall
-    reg: float = 1e-3
+    reg: float
 
     def start(self, x: Tensor) -> Moved:
         self.moves = Moves(x, self.ball.ground_cost)
@@ -71,7 +71,7 @@ class FrankWolfe(Stepper):
 class Published(FrankWolfe):
     """As Wu et al. run it: no pixel bound on the way, one projection of the plan at the end."""
 
-    steps: int = 300
+    steps: int
 
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         moves = self.moves

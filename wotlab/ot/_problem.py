@@ -100,7 +100,7 @@ class FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, slope: Tensor, a: Tensor, b: Tensor, cost: Tensor) -> Tensor:
-        return slope.clone()
+        return slope
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> None:

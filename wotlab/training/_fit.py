@@ -158,7 +158,7 @@ def fit(
 def _alone(device: torch.device) -> Fabric:
     """One process on the model's device."""
     cuda = device.type == "cuda"
-    return Fabric(accelerator=device.type, devices=[device.index or 0] if cuda else 1)
+    return Fabric(accelerator=device.type, devices=[device.index] if cuda else 1)
 
 
 @dataclass
@@ -364,7 +364,7 @@ class _Run:
         if self.checkpoint is None:
             return False
         due = time.monotonic() - self.saved > self.save_every
-        return self.fabric.broadcast(due) if self.fabric.world_size > 1 else due
+        return self.fabric.broadcast(due)
 
     def save(self) -> None:
         if self.checkpoint is None:

@@ -177,8 +177,8 @@ class Gradients:
 
     images = 0
 
-    def watch(self, model: nn.Module, given: tuple, logits: Tensor) -> None:
-        if logits.requires_grad:
+    def watch(self, model: nn.Module, given: tuple, logits: object) -> None:
+        if isinstance(logits, Tensor) and logits.requires_grad:  # else `fit` says what is wrong
             logits.register_hook(self.count)
 
     def count(self, gradient: Tensor) -> None:
