@@ -182,3 +182,16 @@ def trained(found: dict, name: str) -> list[str] | None:
     low, high = records[-1].interval
     cells = [f"{record.value:.1f}" for record in records]
     return [*cells[:2], f"{cells[2]} ({low:.1f} to {high:.1f})"]
+
+
+def test_ranking_is_the_records():
+    """Every attack that met all networks, the best first; names of networks as in the records."""
+    found = table_of("attack-ranking", "attack", "network", passes=400)
+    everywhere = {attack: r for (attack, network), r in found.items() if network == "all"}
+    (names,) = {tuple(record.details["networks"]) for record in everywhere.values()}
+    best = sorted(everywhere, key=lambda attack: -everywhere[attack].value)
+    rows = [[f"`{attack}`", *(f"{found[attack, name].value:.1f}" for name in (*names, "all"))]
+            for attack in best]  # fmt: skip
+    assert table("attack", *names) == rows
+    assert {r.samples for r in found.values()} == {"MNIST test images 0 to 49"}
+    assert "first 50 MNIST test images; each attack gets 400 propagations" in README
