@@ -5,6 +5,8 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 from wotlab import results
 from wotlab.experiments import dro, strength
 
@@ -66,6 +68,20 @@ def test_table_of_strength_is_the_records():
     assert shown >= {(network, "transport") for network in networks}
     assert {r.samples for r in read(WHAT)} == {"MNIST test images 0 to 999"}
     assert "first 1,000 MNIST test images" in README
+
+
+@pytest.mark.parametrize("data", ["cifar10", "fashion-mnist"])
+def test_tables_of_other_data_sets_are_the_records(data):
+    budgets, title = strength.BUDGETS[data], {"cifar10": "CIFAR-10"}.get(data, "Fashion-MNIST")
+    found = table_of(strength.WHAT[data], "network", "attack", "budget")
+    shown = table(f"{title} network", "attack", *map(str, budgets))
+    assert len(shown) * len(budgets) == len(found)
+    for network, label, *cells in shown:
+        attack = {"`transport`": "transport", "`mirror_ascent`": "mirror"}[label]
+        assert cells == [f"{found[network, attack, b].value:.1f}" for b in budgets]
+    assert {r.samples for r in found.values()} == {f"{title} test images 0 to 199"}
+    for network, _, budget in found:
+        assert found[network, "transport", budget].value <= found[network, "mirror", budget].value
 
 
 def test_radius_leaves_what_transport_leaves_at_every_budget_but_for_two_points():
