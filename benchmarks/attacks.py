@@ -22,13 +22,12 @@ default `radius` and `transport` have their own, 9x9, and when quick 5x5, too.
 """
 
 import argparse
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import torch
-from common import in_turns, mnist, options, parse, save, timed
+from common import in_turns, mnist, options_of_networks, parse, released, save, timed
 from torch import Tensor, nn
 
 import wotlab
@@ -39,9 +38,8 @@ from wotlab.attacks._objective import objective_of
 from wotlab.attacks._result import Last
 from wotlab.balls import TOLERANCE
 from wotlab.experiments import hu
-from wotlab.experiments.runner import NETWORKS
 
-RELEASED = {name: NETWORKS["mnist"][name] for name in ("standard", "wong2019", "hu2020")}
+RELEASED = ("standard", "wong2019", "hu2020")
 EPS, LARGEST, BATCH = 100 / 784, 2.0, 100
 RADIUS = {"quick": {"patience": 1, "restarts": 0, "window": 5}, "default": {}}
 TRANSPORT = {"quick": {"steps": 20, "restarts": 0, "window": 5}, "default": {}}
@@ -77,28 +75,22 @@ TABLE = {
 }  # fmt: skip
 
 
-def options_of_networks(text: str) -> argparse.ArgumentParser:
-    """A parser with the options of scripts that attack networks."""
-    parser = options(text)
+def options_of_images(text: str) -> argparse.ArgumentParser:
+    """Of scripts that attack the first so many images."""
+    parser = options_of_networks(text)
     parser.add_argument("--images", type=int, default=100, help="the first so many test images")
-    parser.add_argument(
-        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
-        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
-    )  # fmt: skip
     return parser
 
 
 def networks(
-    given, files: Mapping[str, str] = RELEASED
+    given, names: Iterable[str] = RELEASED
 ) -> tuple[dict[str, nn.Module], Tensor, Tensor, str]:
     """Those of the networks that are at hand, else one trained here; and the first images."""
     x, y, samples = mnist("test", slice(0, given.images), given.data)
     found = {}
-    for name, released in files.items():
-        file = Path(given.checkpoints) / released
-        if samples.startswith("MNIST") and file.exists():
-            found[name] = models.build("wong-mnist").eval()
-            models.load_weights(found[name], file)
+    for name in names if samples.startswith("MNIST") else ():
+        with suppress(FileNotFoundError):
+            found[name] = released(name, given.checkpoints)
     if not found:
         found["trained"] = models.build("wong-mnist", seed=0)
         a, b, _ = mnist("train", slice(0, 5000), given.data)
@@ -244,7 +236,7 @@ def table(given, name: str, model: nn.Module, x: Tensor, y: Tensor, samples: str
 
 
 def main() -> None:
-    given = parse(options_of_networks(__doc__))
+    given = parse(options_of_images(__doc__))
     found, x, y, samples = networks(given)
     for name, model in found.items():
         attacks.transport(model, x[:10], y[:10], WassersteinBall(EPS), steps=2)  # warm up

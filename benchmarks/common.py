@@ -1,6 +1,7 @@
 """What the benchmarks share: their options, images, clocks and records."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 
-from wotlab import data, results
+from wotlab import data, models, results
+from wotlab.experiments.runner import NETWORKS
 
 PATHS = ("--data", "--checkpoints", "--out")  # of one machine: records do not name them
 
@@ -25,6 +27,23 @@ def options(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="ours and theirs take turns")
     parser.add_argument("--threads", type=int, default=1, help="of everybody")
     return parser
+
+
+def options_of_networks(text: str) -> argparse.ArgumentParser:
+    """The same for scripts that attack networks which others released."""
+    parser = options(text)
+    parser.add_argument(
+        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
+        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
+    )  # fmt: skip
+    return parser
+
+
+def released(name: str, folder: str) -> nn.Module:
+    """One of MNIST's networks; FileNotFoundError where its weights are not."""
+    if not (file := Path(folder) / NETWORKS["mnist"][name]).exists():
+        raise FileNotFoundError(f"{file.name} is not in --checkpoints")
+    return models.load_weights(models.build("wong-mnist"), file).eval()
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

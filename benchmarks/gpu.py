@@ -22,14 +22,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import in_turns, mnist, options, parse, save, timed
+from common import in_turns, mnist, options_of_networks, parse, released, save, timed
 from torch import Tensor, nn
 from training import ALL, epoch
 
 import wotlab
 from wotlab import GroundCost, WassersteinBall, attacks, data, evaluate, models, ot
 from wotlab.experiments import strength
-from wotlab.experiments.runner import NETWORKS
 from wotlab.plans import PotentialPlans
 
 BALL = WassersteinBall(100 / 784)
@@ -61,12 +60,10 @@ class Bench:
     def attacked(self, whole: int, small: int) -> tuple[nn.Module, Tensor, Tensor, str]:
         """Hu's network and test images on the GPU; a random network reads all of them rightly."""
         x, y, samples = self.images("test", whole, small)
-        model = models.build("wong-mnist", seed=0).eval()
         if self.given.dry:
+            model = models.build("wong-mnist", seed=0).eval()
             return model, x, model(x).argmax(1), samples
-        if not (file := Path(self.given.checkpoints) / NETWORKS["mnist"]["hu2020"]).exists():
-            raise FileNotFoundError(f"{file.name} is not in --checkpoints")
-        models.load_weights(model, file)
+        model = released("hu2020", self.given.checkpoints)
         return model.to(self.device), x.to(self.device), y.to(self.device), samples
 
     def save(self, keys: dict, samples: str, value: float, unit: str = "s", **details) -> None:
@@ -216,11 +213,7 @@ ROWS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # seconds that it ma
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument(
-        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
-        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
-    )  # fmt: skip
+    parser = options_of_networks(__doc__)
     parser.add_argument("--seconds", type=float, default=480, help="no row may end later")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="these alone")
     parser.add_argument("--dry", action="store_true", help="on the CPU, a few images, a few steps")

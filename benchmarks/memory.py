@@ -13,17 +13,15 @@ one minibatch: what is above it is the attack's own, its clean images and its re
     python benchmarks/memory.py
 """
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from common import mnist, options, parse, save, timed
+from common import mnist, options_of_networks, parse, released, save, timed
 from torch import Tensor, nn
 
 from wotlab import WassersteinBall, attacks, models
-from wotlab.experiments.runner import NETWORKS
 
 EPS, DIGITS, BATCH = 100 / 784, 10_000, 100
 FEW = {"steps": 5, "restarts": 2}
@@ -37,10 +35,11 @@ def digits(given, count: int) -> tuple[nn.Module, Tensor, Tensor, str]:
         times = -(-count // len(x))
         x, y = x.repeat(times, 1, 1, 1)[:count], y.repeat(times)[:count]
         samples = f"{samples}, repeated"
-    model = models.build("wong-mnist", seed=0)
-    if (file := Path(given.checkpoints) / NETWORKS["mnist"]["hu2020"]).exists():
-        models.load_weights(model, file)
-    return model.eval(), x, y, samples
+    try:
+        model = released("hu2020", given.checkpoints)
+    except FileNotFoundError:
+        model = models.build("wong-mnist", seed=0).eval()
+    return model, x, y, samples
 
 
 def photograph(given, count: int) -> tuple[nn.Module, Tensor, Tensor, str]:
@@ -87,12 +86,7 @@ def peak(*call) -> tuple[float, float, str]:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument(
-        "--checkpoints", default=os.environ.get("WOTLAB_CHECKPOINTS", "checkpoints"),
-        help="folder of the released networks; default: WOTLAB_CHECKPOINTS",
-    )  # fmt: skip
-    given = parse(parser)
+    given = parse(options_of_networks(__doc__))
     alone, _, _ = peak(given, digits, BATCH, None)
     most, seconds, samples = peak(given, digits, DIGITS, FEW)
     few, default = (peak(given, digits, BATCH, each)[0] for each in (FEW, {}))

@@ -34,7 +34,7 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from attacks import BATCH, HU, SUBRAMANYAM, left, networks, options_of_networks, wrong
+from attacks import BATCH, HU, SUBRAMANYAM, left, networks, options_of_images, wrong
 from common import parse, save, timed
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ from wotlab.plans import Moves, repair
 from wotlab.projections import constrained_sinkhorn, projected_sinkhorn
 
 WHAT, PIXELS, COUNT = "attack-ranking", 784, 10
-FILES = NETWORKS["mnist"]
+NAMES = tuple(NETWORKS["mnist"])
 LARGEST = {"standard": 200, "wong2019": 40, "hu2020": 1000, "ours": 500, "pgd-at": 200}  # x 784
 RUNS = 2  # of `transport` and `radius`: with more each would be too short at 400 propagations
 
@@ -189,7 +189,7 @@ def overall(given) -> None:
     """Global optimality, of all networks that are recorded; the ranking, as a table."""
     found = recorded(given)
     best = found.pop("envelope")
-    names = [name for name in (*FILES, "trained") if name in best]
+    names = [name for name in (*NAMES, "trained") if name in best]
     for attack, row in found.items():
         some = [row[name] for name in names if name in row]
         if len(some) == len(names) and len({record.samples for record in some}) == 1:
@@ -211,7 +211,7 @@ def draw(given) -> None:
 
     plots.use_style()
     found = recorded(given)
-    names = [name for name in (*FILES, "trained") if name in found["envelope"]]
+    names = [name for name in (*NAMES, "trained") if name in found["envelope"]]
     shown = [*OURS, *sorted(found.keys() - {*OURS, "envelope"}), "envelope"]
     figure, axes = plt.subplots(2, len(names) // 2 + 1, figsize=(9, 5.5), sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
@@ -231,14 +231,14 @@ def draw(given) -> None:
 
 
 def main() -> None:
-    parser = options_of_networks(__doc__)
+    parser = options_of_images(__doc__)
     parser.add_argument("--passes", type=int, default=400, help="propagations an image")
-    parser.add_argument("--networks", nargs="+", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--networks", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--figure", help="draw the records there, and measure nothing")
     given = parse(parser)
     if given.figure:
         return draw(given)
-    models, x, y, samples = networks(given, {name: FILES[name] for name in given.networks})
+    models, x, y, samples = networks(given, given.networks)
     for name, model in models.items():
         local(given, name, model, x, y, samples)
     overall(given)

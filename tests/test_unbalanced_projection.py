@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from known import digits, pair
+from torch import nn
 
 from wotlab import GroundCost
+from wotlab.experiments import subramanyam
 from wotlab.projections import unbalanced_sinkhorn
 
 COST = GroundCost(5)
@@ -99,3 +101,19 @@ def test_the_first_turn_of_the_variant_of_squares():
     assert torch.allclose(beta, tau * (w.flatten().clamp_min(0) - column))
     z = (tau * column + gamma * w.flatten()) / (tau + gamma)
     assert torch.allclose(found.image.flatten(), z.clamp_min(0)) and z.min() < 0
+
+
+@pytest.mark.parametrize("variant", subramanyam.VARIANTS)
+def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant):
+    """At Subramanyam's weights no mass moves. On an image with wide black parts, as a digit has."""
+    x = torch.zeros(2, 1, 9, 9)
+    x[:, :, 1:4, 1:4] = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    for size in (0.02, 0.2):  # one step, and ten
+        w = x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
+        ours = subramanyam.project(variant, x, w, subramanyam.BALL.ground_cost).image
+        full = unbalanced_sinkhorn(x, w, GroundCost(None), variant=variant, max_iter=10)
+        assert (ours - full.image).abs().max() < 1e-6
+        assert (ours - x).abs().max() > 0.01
+        five = unbalanced_sinkhorn(x, w, GroundCost(5), variant=variant, max_iter=10)
+        near = nn.functional.max_pool2d(x, 5, 1, 2) > 0  # where mass is within the window
+        assert (five.image - ours)[near].abs().max() < 1e-6

@@ -62,6 +62,9 @@ class Bounded(Stepper):
     momentum: float
     part: float = 0.2
 
+    def __post_init__(self) -> None:
+        checks.share("momentum", self.momentum, one=False)
+
     def start(self, x: Tensor) -> Moved:
         self.x, self.velocity = x, torch.zeros_like(x)
         self.budget = x.new_full((len(x),), self.ball.eps)
@@ -131,7 +134,6 @@ class Search:
 
     def __post_init__(self) -> None:
         self.rule(noise=False)  # checks what it is made of
-        checks.share("momentum", self.momentum, one=False)
         draws.check(self.generator)
         checks.count("restarts", self.restarts, zero=True)
         checks.count("patience", self.patience)

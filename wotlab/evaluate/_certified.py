@@ -12,7 +12,6 @@ from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab.balls import WassersteinBall
 from wotlab.evaluate._slopes import Around, Bounds, Layers
-from wotlab.ot import GroundCost
 
 Bound = Callable[[float], float]  # the margin that eps leaves at least
 FIRST = 1 / 4096  # of its largest eps a radius is tried first
@@ -178,14 +177,14 @@ def _each(
         check(model, x, y)
         layers, found = Layers(model, x.shape[1:], window), []
         for one, label in zip(tqdm(x, disable=not progress, leave=False), y, strict=True):
-            found.append(ask(partial(_margin, layers, one, int(label), cost)))
+            around = Around(one.to(layers.first), layers, cost)
+            found.append(ask(partial(_margin, around, int(label))))
     return x.new_tensor(found)
 
 
-def _margin(layers: Layers, x: Tensor, y: int, cost: GroundCost, eps: float) -> float:
+def _margin(around: Around, y: int, eps: float) -> float:
     """The least lead of the label's logit over any other, as far as it is proven."""
-    x = x.to(layers.first)
-    bounds = Bounds(Around(x, layers, cost), eps * float(x.sum()))
+    layers, bounds = around.layers, Bounds(around, eps * float(around.x.sum()))
     last = len(layers.parts) - 1
     classes = layers.every(last)
     others = classes[classes != y]
