@@ -13,7 +13,7 @@ from wotlab.transformations import Transformations
 
 CLIMB = {"targeted": False, "loss": "ce", "early_stop": True}
 SEARCH = {
-    "loss": "ce", "steps": 250, "restarts": 4, "window": 9, "patience": 15, "step_size": 1.0,
+    "loss": "ce", "steps": 250, "restarts": 6, "window": 9, "patience": 15, "step_size": 1.0,
     "momentum": 0.75,
 }  # fmt: skip
 NUMBERS = {

@@ -46,7 +46,7 @@ def radius(
     *,
     loss: str = "ce",
     steps: int = 250,
-    restarts: int = 4,
+    restarts: int = 6,
     window: int | None = 9,
     patience: int = 15,
     step_size: float = 1.0,
