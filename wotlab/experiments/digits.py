@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from wotlab import attacks, evaluate
-from wotlab.experiments import trials, zoo
+from wotlab.experiments import recipes, trials, zoo
 from wotlab.experiments.runner import Cell, Run
 from wotlab.gibbs import Chain
 from wotlab.results import Keys
@@ -29,12 +29,12 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of GOT-PGD-S, one change at a time
 
 def chain_steps(run: Run) -> Iterator[Cell]:
     """The sign chain with short and long steps, little and much noise; constant learning rate."""
-    strong = partial(attacks.pgd, steps=40, step_size=zoo.BALL.eps / 10)
+    strong = partial(attacks.pgd, steps=40, step_size=recipes.BALL.eps / 10)
     for eta, sigma in product(SIZES, SIZES):
-        rule = Chain("sign", sigma=sigma * zoo.BALL.eps, eta=eta * zoo.BALL.eps)
-        recipe = zoo.Recipe(
+        rule = Chain("sign", sigma=sigma * recipes.BALL.eps, eta=eta * recipes.BALL.eps)
+        recipe = recipes.Recipe(
             f"sign chain, eta {eta:g} eps, sigma {sigma:g} eps",
-            partial(zoo.carried(rule), zoo.growing(zoo.BALL.eps, 3)),
+            partial(recipes.carried(rule), recipes.growing(recipes.BALL.eps, 3)),
             {"epochs": 6, "batch_size": 50, "lr": 0.05},
         )
         keys: Keys = {"eta": eta, "sigma": sigma}
@@ -44,16 +44,16 @@ def chain_steps(run: Run) -> Iterator[Cell]:
 def got_settings(run: Run) -> Iterator[Cell]:
     """GOT-PGD-S with one change at a time, from the network of PGD-AT."""
     judges = {
-        "pgd-20": trials.pgd(20, zoo.BALL.eps / 8, restarts=1),
+        "pgd-20": trials.pgd(20, recipes.BALL.eps / 8, restarts=1),
         "apgd": trials.autoattack("apgd-ce"),
     }
     for name, how in SETTINGS.items():
-        recipe = zoo.tuned(name, zoo.got("pgd", **how))
+        recipe = recipes.tuned(name, recipes.got("pgd", **how))
         yield from row(run.first(FEW), "digits-got-settings", {"setting": name}, recipe, judges)
 
 
 def row(
-    run: Run, what: str, keys: Keys, recipe: zoo.Recipe, judges: dict[str, Callable]
+    run: Run, what: str, keys: Keys, recipe: recipes.Recipe, judges: dict[str, Callable]
 ) -> Iterator[Cell]:
     """A network and what the attacks leave of it, in double precision."""
     run = replace(run, dataset="digits")
@@ -64,11 +64,11 @@ def row(
                    given, seed=recipe.seed)  # fmt: skip
 
 
-def trained(recipe: zoo.Recipe) -> tuple[nn.Module, dict]:
+def trained(recipe: recipes.Recipe) -> tuple[nn.Module, dict]:
     model, history = zoo.trained(recipe)
     return model.eval(), {
         "network": recipe.network, "training": recipe.told, "start": recipe.start,
-        "eps": zoo.BALL.eps, "epochs": len(history), "dtype": "float64",
+        "eps": recipes.BALL.eps, "epochs": len(history), "dtype": "float64",
         "back_propagations": sum(entry["gradients"] for entry in history),
     }  # fmt: skip
 
@@ -81,5 +81,5 @@ def stands(
     x = x.double()
     if attack is None:
         return evaluate.accuracy(model, (x, y)), details
-    broken = attack(model, x, y, zoo.BALL).success
+    broken = attack(model, x, y, recipes.BALL).success
     return evaluate.share(int((~broken).sum()), len(x)), details

@@ -105,14 +105,17 @@ def rate(epoch: float) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * int(epoch) / EPOCHS)) / 2
 
 
+def defense() -> training.WassersteinAT:
+    attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
+    return training.WassersteinAT(WassersteinBall(EPS), budget, attack)
+
+
 def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
     """The network, and what its training took, with the weights' checksum."""
     path = run.checkpoints / NETWORKS["mnist"]["ours"]
     model = models.build("wong-mnist", seed=seed).to(run.device)
-    attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
     model, took = fitted(
-        model, run.load("train").tensors(),
-        training.WassersteinAT(WassersteinBall(EPS), budget, attack), path,
+        model, run.load("train").tensors(), defense(), path,
         epochs=EPOCHS, batch_size=128, schedule=rate, seed=seed,
         optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3),
     )  # fmt: skip

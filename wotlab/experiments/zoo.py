@@ -1,230 +1,28 @@
-"""The networks that ship: trained on two cores in minutes, rounded, measured, with a card each.
+"""The networks that ship: trained on two cores, rounded, measured, with a card each.
 
-`python -m wotlab.experiments zoo [--only NAME]` makes them again, on data that lie inside a
-dependency. A training is chaotic, so another processor gives other weights of the same kind: what
-ships is one outcome, and its card says what was measured on it.
+`python -m wotlab.experiments zoo [--only NAME] [--data ROOT]` makes them again, on data that lie
+inside a dependency or, for the networks on MNIST, under ROOT. A training is chaotic, so another
+processor gives other weights of the same kind: what ships is one outcome, and its card says what
+was measured on it.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wotlab import attacks, data, evaluate, models, results, training
+from wotlab import evaluate, models, results, training
 from wotlab._base.files import replacing
-from wotlab.balls import InternalWassersteinBall, LinfBall
+from wotlab.experiments.recipes import RECIPES, Recipe
 from wotlab.experiments.runner import Parser, has_room
-from wotlab.gibbs import Chain
-from wotlab.training import pgd_adversary
-
-Pair = tuple[Tensor, Tensor]
-STRONG = partial(attacks.pgd, steps=40, early_stop=False)
-
-
-BALL = LinfBall(0.15)
-JUDGES: dict[str, Callable] = {  # of the networks on digits
-    "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
-}
-DIGITS = "digits", lambda split: data.load("digits", split).tensors()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one network is made.
-
-    Attributes
-    ----------
-    told : str
-        The training in words.
-    defense : function
-        Makes the defense.
-    fit : dict
-        Options of `training.fit`.
-    network, num_classes, in_channels
-        As for `models.build`.
-    start : str, optional
-        The network of this table whose weights the training goes on from; untrained by default.
-    drawn : dtype
-        Precision in which the first weights are drawn; the training is in double either way.
-    source : (str, function)
-        The data in words, and a function of "train" or "test" that gives images and labels.
-    seed : int
-        Of the first weights.
-    judges : dict
-        Attack by its name on the card, called as `attack(model, x, y)`.
-    watch : (str, attack), optional
-        What the card's history also holds: the share of test images that this attack leaves
-        after each epoch, by this name.
-    """
-
-    told: str
-    defense: Callable[[], training.Defense]
-    fit: dict
-    network: str = "digits-small"
-    num_classes: int = 10
-    in_channels: int = 1
-    start: str | None = None
-    drawn: torch.dtype = torch.double
-    seed: int = 0
-    source: tuple[str, Callable[[str], Pair]] = DIGITS
-    judges: dict[str, Callable] = field(default_factory=lambda: JUDGES)
-    watch: tuple[str, Callable] | None = None
-
-
-def falling(epochs: int) -> dict:
-    """Options of `fit`: minibatches of 50, a rate that falls from 0.05 to zero."""
-    schedule = lambda epoch: 1 - epoch / epochs  # noqa: E731
-    return {"epochs": epochs, "batch_size": 50, "lr": 0.05, "schedule": schedule}
-
-
-def growing(eps: float, epochs: float) -> Callable[[float], float]:
-    """The budget: grows to eps over so many epochs, then stays."""
-    return lambda epoch: eps * min(1.0, epoch / epochs)
-
-
-def pieces(split: str) -> Pair:
-    """Squares of 28 pixels cut from six scenes, and which scene each is from."""
-    photographs, scenes = (
-        data.load(name).tensors()[0].double() for name in ("photographs", "scenes")
-    )
-    shrink = partial(torch.nn.functional.interpolate, mode="area")
-    small = [*shrink(photographs, scale_factor=0.25), *shrink(scenes, size=(106, 106))]
-    count, seed = {"train": (1200, 0), "test": (300, 1)}[split]
-    which, cut = torch.arange(count) % len(small), []
-    draw = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float)
-    for k, at in zip(which.tolist(), draw, strict=True):
-        top, left = ((torch.tensor(small[k].shape[1:]) - 28) * at).long().tolist()
-        cut.append(small[k][:, top : top + 28, left : left + 28])
-    return torch.stack(cut), which
-
-
-GROWS = "eps grows over the first half"
-
-
-def pgd_at(steps: int, eps: Callable[[float], float] | None = None) -> training.PGDAT:
-    return training.PGDAT(BALL, eps, pgd_adversary(steps))
-
-
-def trades() -> training.TRADES:
-    return training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
-
-
-def grown(told: str, eps: float, epochs: int, defense: Callable) -> Recipe:
-    """A training whose budget grows over its first half."""
-    return Recipe(
-        f"{told} {eps:g}, {epochs} epochs; {GROWS}", lambda: defense(growing(eps, epochs / 2)),
-        falling(epochs),
-    )  # fmt: skip
-
-
-RECIPES = {
-    # chapters 2 and 3
-    "digits-standard": Recipe(
-        "cross-entropy, 10 epochs", training.Standard,
-        {"epochs": 10, "lr": 0.05}, drawn=torch.float,
-    ),
-    # chapters 4 and 6
-    "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
-    "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
-    # chapter 4
-    "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
-    "digits-pgd-at-4": grown(
-        "PGD-AT, 5 steps, l-infinity", 0.1, 4,
-        lambda eps: training.PGDAT(
-            LinfBall(0.1), eps, partial(attacks.pgd, steps=5, early_stop=False)
-        ),
-    ),
-    "digits-iwdd-4": grown(
-        "IWDD, 3 steps of pgd, IWD", 0.25, 4,
-        lambda eps: training.IWDD(
-            InternalWassersteinBall(0.25), eps, partial(attacks.pgd, steps=3, early_stop=False)
-        ),
-    ),
-    "scenes-standard": Recipe(
-        "cross-entropy, 10 epochs", training.Standard, falling(10),
-        network="wong-mnist", num_classes=6, in_channels=3, source=("squares of scenes", pieces),
-        judges={"pgd, 40 steps, l-infinity 1/255": partial(STRONG, ball=LinfBall(1 / 255))},
-    ),
-}  # fmt: skip
-
-
-def equal_work(told: str, each: int, defense: Callable) -> Recipe:
-    """A row of chapter 5: 33 back-propagations per image, or as near as whole epochs come."""
-    epochs = 33 // each
-    return Recipe(
-        f"{told}, l-infinity 0.15, {epochs} epochs", lambda: defense(growing(0.15, epochs / 2)),
-        falling(epochs), watch=("fgsm", partial(attacks.fgsm, ball=BALL)),
-    )  # fmt: skip
-
-
-def carried(rule: Chain, **options: Any) -> Callable:
-    """Adversarial Transport by the budget."""
-    return lambda eps: training.AdversarialTransport(BALL, eps, chain=rule, **options)
-
-
-def tuned(told: str, defense: Callable[[], training.Defense]) -> Recipe:
-    """A row of chapter 6: trains on from PGD-AT, with the paper's optimizer and rate."""
-    adam = {"optimizer": lambda model: torch.optim.Adam(model.parameters(), 1e-3)}
-    return Recipe(
-        f"{told}, l-infinity 0.15, 3 epochs, Adam from 0.001", defense, falling(3) | adam,
-        start="digits-pgd-at-6",
-    )  # fmt: skip
-
-
-def got(loss: str, term: dict | None = None, **options: Any) -> Callable[[], training.GOT]:
-    """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
-    inner = trades if loss == "trades" else partial(pgd_at, 5)
-    return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
-
-
-HALF = Chain("sign", sigma=BALL.eps / 2, eta=BALL.eps / 2)
-REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
-MATCHED = {"match_labels": True}
-RECIPES |= {
-    # chapter 5
-    "digits-pgd-10": equal_work(f"PGD-AT, 10 steps; {GROWS}", 11, partial(pgd_at, 10)),
-    "digits-pgd-10-all-at-once": equal_work("PGD-AT, 10 steps", 11, lambda eps: pgd_at(10)),
-    "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
-    "digits-fast": equal_work(f"FastAT; {GROWS}", 2, partial(training.FastAT, BALL)),
-    "digits-free-4": equal_work(
-        f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, eps, repeats=4)
-    ),
-    "digits-chain": equal_work(
-        f"Adversarial Transport, sign chain, sigma = eta = eps / 2; {GROWS}", 2, carried(HALF)
-    ),
-    "digits-chain-reflected": equal_work(
-        f"Adversarial Transport, reflected chain, lam 300, sigma 0.04; {GROWS}", 2,
-        carried(REFLECTED),
-    ),
-    "digits-chain-4-samples": equal_work(
-        f"Adversarial Transport, sign chain, 4 samples, soft maximum; {GROWS}", 8,
-        carried(HALF, copies=4, soft=5.0),
-    ),
-    # chapter 6
-    "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
-    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", partial(pgd_at, 5)),
-    "digits-trades": tuned("TRADES, 5 steps", trades),
-    "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=pgd_adversary(5))),
-    "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
-    "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
-    "digits-got-pgd-lm": tuned("GOT-PGD-LM", got("pgd", MATCHED)),
-    "digits-got-trades-lm": tuned("GOT-TRADES-LM", got("trades", MATCHED)),
-    "digits-got-pgd-s-weak": tuned("GOT-PGD-S, beta 1", got("pgd", beta=1.0)),
-    "digits-got-pgd-paired": tuned("GOT on pairs", got("pgd", {"kind": "paired"})),
-    "digits-got-pgd-exact": tuned("GOT, exact cost", got("pgd", {"kind": "exact"})),
-}  # fmt: skip
 
 
 def untrained(recipe: Recipe) -> nn.Module:
-    """The network that a training starts from, in double precision."""
+    """The network that a training starts from."""
     if recipe.start is not None:
-        return models.load(recipe.start).double()
+        return models.load(recipe.start).to(recipe.precision)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(recipe.drawn)
     try:
@@ -234,25 +32,27 @@ def untrained(recipe: Recipe) -> nn.Module:
         )  # fmt: skip
     finally:
         torch.set_default_dtype(usual)
-    return model.double()
+    return model.to(recipe.precision)
 
 
-def trained(recipe: Recipe) -> tuple[nn.Module, list[dict]]:
+def trained(
+    recipe: Recipe, root: Path | None = None, checkpoint: Path | None = None
+) -> tuple[nn.Module, list[dict]]:
     """The network, and what is told of each epoch."""
-    x, y = recipe.source[1]("train")
+    x, y = recipe.source[1]("train", root)
     model, curve = untrained(recipe), []
     if recipe.watch is not None:
         name, attack = recipe.watch
-        images, labels = recipe.source[1]("test")
+        images, labels = recipe.source[1]("test", root)
 
     def watch(model: nn.Module) -> int:
-        broken = attack(model, images.double(), labels).success
+        broken = attack(model, images.to(recipe.precision), labels).success
         curve.append({name: 1 - broken.double().mean().item()})
         return len(curve)  # so the last epoch counts as the best: test images choose nothing
 
     done = training.fit(
-        model, (x.double(), y), recipe.defense(), progress=False,
-        validate=watch if recipe.watch else None, **recipe.fit,
+        model, (x.to(recipe.precision), y), recipe.defense(), progress=False,
+        validate=watch if recipe.watch else None, checkpoint=checkpoint, **recipe.fit,
     )  # fmt: skip
     for entry, seen in zip(done.history, curve, strict=False):
         entry.pop("validation")
@@ -260,10 +60,10 @@ def trained(recipe: Recipe) -> tuple[nn.Module, list[dict]]:
     return model, done.history
 
 
-def measure(name: str, model: nn.Module) -> dict:
-    """Clean and robust shares of the test images, in double precision."""
+def measure(name: str, model: nn.Module, every: int = 1) -> dict:
+    """Clean and robust shares of every so many test images, in double precision."""
     recipe = RECIPES[name]
-    x, y = recipe.source[1]("test")
+    x, y = (part[::every] for part in recipe.source[1]("test", None))
     x = x.double()
     shares = {"clean": vars(evaluate.accuracy(model, (x, y)))}
     broken = {key: int(judge(model, x, y).success.sum()) for key, judge in recipe.judges.items()}
@@ -271,11 +71,10 @@ def measure(name: str, model: nn.Module) -> dict:
     return shares | {"robust": left}
 
 
-def make(name: str, folder: Path) -> None:
+def make(name: str, folder: Path, root: Path | None) -> None:
     """Train, round to half precision, measure; write the weights and the card."""
-    recipe = RECIPES[name]
-    model, history = trained(recipe)
-    count = len(recipe.source[1]("train")[1])
+    recipe, checkpoint = RECIPES[name], folder / f"{name}.training"
+    model, history = trained(recipe, root, checkpoint)  # a killed one goes on
     model = model.half().eval()
     path = folder / f"{name}.safetensors"
     models.save_weights(model, path)
@@ -283,13 +82,15 @@ def make(name: str, folder: Path) -> None:
     told = {
         "name": name, "network": recipe.network, "num_classes": recipe.num_classes,
         "in_channels": recipe.in_channels, "training": recipe.told, "start": recipe.start,
-        "data": f"{recipe.source[0]}, all {count} training images", "seed": recipe.seed,
+        "data": recipe.source[0], "seed": recipe.seed,
         "command": f"python -m wotlab.experiments zoo --only {name}",
         "seconds": seconds, "history": history, **measure(name, model.double()),
+        **({"again": measure(name, model, recipe.again)["robust"]} if recipe.again > 1 else {}),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **results.provenance(),
     }  # fmt: skip
     with replacing(folder / f"{name}.json") as part:
         part.write_text(json.dumps(told, indent=2) + "\n")
+    checkpoint.unlink()
     shares = (evaluate.Share(**s) for s in (told["clean"], *told["robust"].values()))
     print(f"{name}: {', '.join(map(str, shares))} in {seconds:.0f} s", flush=True)
 
@@ -299,8 +100,9 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m wotlab.experiments zoo", description=__doc__)
     parser.add_argument("--only", choices=list(RECIPES), help="one network; by default all")
     parser.add_argument("--out", type=Path, default=models.SHIPPED, help="folder of the weights")
+    parser.add_argument("--data", type=Path, help="folder of data sets, for networks on MNIST")
     given = parser.parse_args(arguments)
     if not has_room(given.out):
         parser.error(f"argument --out: no folder can be made at {given.out}")
     for name in [given.only] if given.only else RECIPES:
-        make(name, given.out)
+        make(name, given.out, given.data)
