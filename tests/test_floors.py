@@ -23,7 +23,7 @@ FLOORS = (  # each imports from those before it; those of one floor leave one an
     ("transformations",),
     ("attacks",),
     ("training", "evaluate"),
-    ("data", "models", "plots", "results"),
+    ("data", "models", "plots", "results", "exercises"),
     ("experiments",),
 )
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

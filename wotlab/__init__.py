@@ -31,6 +31,7 @@ __all__ = [
     "certify",
     "data",
     "evaluate",
+    "exercises",
     "gibbs",
     "iwd",
     "models",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from wotlab import data, models, plots, results, training
+    from wotlab import data, exercises, models, plots, results, training
 
     __version__: str
 else:

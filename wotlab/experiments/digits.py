@@ -1,4 +1,4 @@
-"""Sweeps on the 8x8 digits whose networks do not ship: chapter 5's steps, chapter 6's settings."""
+"""Sweeps on the 8x8 digits whose networks do not ship: chapter 6's steps, chapter 7's settings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -126,10 +126,10 @@ RECIPES = {
         "cross-entropy, 10 epochs", training.Standard,
         {"epochs": 10, "lr": 0.05}, drawn=torch.float,
     ),
-    # chapters 4 and 6
+    # chapters 5 and 7
     "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
     "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
-    # chapter 4
+    # chapter 5
     "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
     "digits-pgd-at-4": grown(
         "PGD-AT, 5 steps, l-infinity", 0.1, 4,
@@ -153,7 +153,7 @@ RECIPES = {
 
 
 def equal_work(told: str, each: int, defense: Callable) -> Recipe:
-    """A row of chapter 5: 33 back-propagations per image, or as near as whole epochs come."""
+    """A row of chapter 6: 33 back-propagations per image, or as near as whole epochs come."""
     epochs = 33 // each
     return Recipe(
         f"{told}, l-infinity 0.15, {epochs} epochs", lambda: defense(growing(0.15, epochs / 2)),
@@ -167,7 +167,7 @@ def carried(rule: Chain, **options: Any) -> Callable:
 
 
 def tuned(told: str, defense: Callable[[], training.Defense]) -> Recipe:
-    """A row of chapter 6: trains on from PGD-AT, with the paper's optimizer and rate."""
+    """A row of chapter 7: trains on from PGD-AT, with the paper's optimizer and rate."""
     adam = {"optimizer": lambda model: torch.optim.Adam(model.parameters(), 1e-3)}
     return Recipe(
         f"{told}, l-infinity 0.15, 3 epochs, Adam from 0.001", defense, falling(3) | adam,
@@ -185,7 +185,7 @@ HALF = Chain("sign", sigma=BALL.eps / 2, eta=BALL.eps / 2)
 REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
 MATCHED = {"match_labels": True}
 RECIPES |= {
-    # chapter 5
+    # chapter 6
     "digits-pgd-10": equal_work(f"PGD-AT, 10 steps; {GROWS}", 11, partial(pgd_at, 10)),
     "digits-pgd-10-all-at-once": equal_work("PGD-AT, 10 steps", 11, lambda eps: pgd_at(10)),
     "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
@@ -204,7 +204,7 @@ RECIPES |= {
         f"Adversarial Transport, sign chain, 4 samples, soft maximum; {GROWS}", 8,
         carried(HALF, copies=4, soft=5.0),
     ),
-    # chapter 6
+    # chapter 7
     "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
     "digits-more-pgd-at": tuned("PGD-AT, 5 steps", partial(pgd_at, 5)),
     "digits-trades": tuned("TRADES, 5 steps", trades),
