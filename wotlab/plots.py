@@ -64,6 +64,7 @@ def use_style() -> None:
             "legend.frameon": False,
             "lines.linewidth": 1.6,
             "savefig.facecolor": "white",
+            "savefig.pad_inches": 0.04,  # a notebook trims figures to their content, and adds this
             "svg.hashsalt": "moving-mass",
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
