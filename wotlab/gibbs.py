@@ -27,6 +27,13 @@ def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     ----------
     z, lo, hi : Tensor
         Of shapes that broadcast; lo <= hi.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> gibbs.fold(torch.tensor([-0.25, 0.5, 1.25]), torch.zeros(3), torch.ones(3))
+    tensor([0.2500, 0.5000, 0.7500])
     """
     width = hi - lo
     place = torch.remainder(z - lo, (2 * width).clamp_min(torch.finfo(z.dtype).tiny))
@@ -57,6 +64,16 @@ class Chain:
     ------
     ValueError
         For an unknown rule, or numbers that are not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.gibbs import Chain
+    >>> z, gradient = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[1.0, -3.0]]).double()
+    >>> Chain("sign", eta=0.1).drift(z, gradient)
+    tensor([[0.6000, 0.4000]], dtype=torch.float64)
+    >>> Chain("reflected", lam=10, sigma=0.2).drift(z, gradient)
+    tensor([[ 0.7000, -0.1000]], dtype=torch.float64)
     """
 
     rule: str = "reflected"
@@ -142,6 +159,17 @@ def sample(
     ValueError
         For steps < 1, a loss that is no function, walls that are no tensors or do not broadcast
         to the shape of z, or lo above hi.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> z, noise = torch.full((5000, 1), 0.5).double(), torch.Generator().manual_seed(0)
+    >>> lo, hi = torch.zeros_like(z), torch.ones_like(z)
+    >>> chain = gibbs.Chain("mala", lam=2.0, sigma=0.5)
+    >>> ends = gibbs.sample(lambda z: z[:, 0], z, lo, hi, chain, 50, generator=noise)
+    >>> abs(float(ends.mean()) - 0.657) < 0.02  # the mean of the law exp(2 z) on [0, 1]
+    True
     """
     checks.function("loss", loss, "lambda z: -z.square().flatten(1).sum(1)")
     checks.instance("chain", chain, Chain)
@@ -193,6 +221,13 @@ def like(go: Tensor, part: Tensor) -> Tensor:
     ----------
     go : Tensor (B,)
     part : Tensor (B, ...)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> gibbs.like(torch.ones(5), torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 1, 1, 1])
     """
     return go.reshape(-1, *[1] * (part.ndim - 1))
 
@@ -207,6 +242,14 @@ def soft_maximum(losses: Tensor, lam: float) -> Tensor:
     ----------
     losses : Tensor (K, ...)
     lam : float > 0
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> losses = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    >>> [round(float(gibbs.soft_maximum(losses, lam)), 3) for lam in (0.001, 1, 1000)]
+    [3.002, 4.926, 5.999]
     """
     checks.positive("lam", lam)
     checks.instance("losses", losses, Tensor)

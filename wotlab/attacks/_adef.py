@@ -143,6 +143,15 @@ def adef(
     ValueError
         As for `mirror_ascent`; for a WassersteinBall, images of one row or column, candidates < 1,
         sigma < 0, overshoot < 1.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> done = attacks.adef(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done.success, done.steps
+    (tensor([True, True, True, True]), tensor([1, 1, 1, 1]))
     """
     checks.count("candidates", candidates)
     checks.images("x", x, black=True)

@@ -73,6 +73,17 @@ def eot(
     ------
     ValueError
         As for `pgd`; for samples < 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> options = dict(samples=2, steps=10, generator=torch.Generator().manual_seed(0))
+    >>> done = attacks.eot(model, x.double(), y, LinfBall(0.3), **options)
+    >>> done.success
+    tensor([True, True, True, True])
     """
     checks.count("samples", samples)
 

@@ -163,6 +163,15 @@ def frank_wolfe(
     ------
     ValueError
         As for `mirror_ascent`.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.frank_wolfe(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
+    (15, True)
     """
     ball = on_plans(ball)
     checks.positive("reg", reg)

@@ -89,6 +89,17 @@ def iwda(
     ValueError
         As for `mirror_ascent`; for a ball of another kind, patches that do not fit into the
         image, or a number out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import InternalWassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(2))
+    >>> noise, ball = torch.Generator().manual_seed(0), InternalWassersteinBall(9.0)
+    >>> done = attacks.iwda(model, x.double(), y, ball, samples=2, steps=10, generator=noise)
+    >>> done.x_adv.shape  # two of each image
+    torch.Size([4, 1, 8, 8])
     """
     InternalWassersteinBall.require(ball)
     counts = {"steps": steps, "critic_steps": critic_steps, "most_scales": most_scales,

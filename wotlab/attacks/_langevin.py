@@ -89,6 +89,17 @@ def langevin(
     ------
     ValueError
         As for `mirror_ascent`; for a ball of another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> done = attacks.langevin(model, x.double(), y, LinfBall(0.3), generator=noise)
+    >>> int(done.success.sum()), bool(((done.x_adv - x).abs() <= 0.3 + 1e-6).all())
+    (20, True)
     """
     LinfBall.require(ball)
     half = max(ball.eps / 2, 1e-30)

@@ -30,6 +30,15 @@ class Mirror(Stepper):
         Deviation of the Gaussian potential that it starts from, in units of the step.
     generator : torch.Generator, optional
         Of that noise.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> mirror = attacks.Mirror(WassersteinBall(0.3), step_size=1.0)
+    >>> z, spent = mirror.start(x.double())
+    >>> bool((z == x).all()), spent
+    (True, tensor([0., 0.], dtype=torch.float64))
     """
 
     ball: WassersteinBall
@@ -120,6 +129,15 @@ def mirror_ascent(
     ------
     ValueError
         For bad images, labels or numbers, or a model that returns NaN or probabilities.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.mirror_ascent(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
+    (16, True)
     """
     ball = on_plans(ball)
     run = climbing(Mirror(ball, step_size, momentum), steps)

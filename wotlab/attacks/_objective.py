@@ -35,6 +35,16 @@ class Objective:
     clean : Tensor (B, classes), optional
         Logits of the clean images; "kl" needs them.
     aims : Tensor (B,), int64, optional
+
+    Examples
+    --------
+    >>> from wotlab import attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(2))
+    >>> goal = attacks.Objective(model, y, targeted=False, loss="margin")
+    >>> gradient, loss, broken = goal.gradient(x.double())
+    >>> gradient.shape, [round(m, 2) for m in loss.tolist()]  # right by this much
+    (torch.Size([2, 1, 8, 8]), [-1.91, -8.65])
     """
 
     model: nn.Module

@@ -140,6 +140,15 @@ def stadv(
     ------
     ValueError
         As for `mirror_ascent`; for a WassersteinBall, tau < 0, lr <= 0, another optimizer.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> done = attacks.stadv(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done.success
+    tensor([True, True, True, True])
     """
     checks.positive("tau", tau, zero=True)
     checks.positive("lr", lr)

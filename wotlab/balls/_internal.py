@@ -41,6 +41,15 @@ class InternalWassersteinBall(Ball):
     -----
     Not convex. It holds images far from x in every pixel: with stride = size, x with its blocks
     in any order.
+
+    Examples
+    --------
+    >>> from wotlab import InternalWassersteinBall, data
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> ball = InternalWassersteinBall(0.5)
+    >>> z = ball.project(x.double(), 1 - x.double())  # towards the negative
+    >>> round(float(ball.distance(x.double(), z)), 3)
+    0.5
     """
 
     patch_cost: PatchCost = field(default_factory=PatchCost)

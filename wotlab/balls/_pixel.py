@@ -23,6 +23,14 @@ class LinfBall(Ball):
     ------
     ValueError
         For eps < 0 or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall
+    >>> x = torch.tensor([[[[0.0, 0.9]]]], dtype=torch.float64)
+    >>> LinfBall(0.2).project(x, x + 0.5)
+    tensor([[[[0.2000, 1.0000]]]], dtype=torch.float64)
     """
 
     norm: ClassVar[str] = "Linf"
@@ -63,6 +71,14 @@ class L2Ball(Ball):
     ------
     ValueError
         For eps < 0 or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import L2Ball
+    >>> x = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
+    >>> L2Ball(0.5).project(x, x + torch.tensor([3.0, 4.0]) / 5)
+    tensor([[[[0.3000, 0.4000]]]], dtype=torch.float64)
     """
 
     norm: ClassVar[str] = "L2"

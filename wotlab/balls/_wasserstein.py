@@ -38,6 +38,15 @@ class WassersteinBall(Ball):
     ------
     ValueError
         For eps < 0 or infinite, or a cost that is no GroundCost.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, data
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> ball = WassersteinBall(0.1)
+    >>> z = ball.project(x.double(), x.double().flip(3))  # towards the mirror image
+    >>> bool(ball.contains(x.double(), z)), round(float(ball.distance(x.double(), z)), 2)
+    (True, 0.1)
     """
 
     keeps_mass: ClassVar[bool] = True
@@ -117,6 +126,13 @@ def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
         Budget of the attack.
     share : float > 0
         0.06 in the paper.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.balls import hu_step
+    >>> hu_step(torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64), 0.1)
+    tensor([[[[1.6000]]]], dtype=torch.float64)
     """
     return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
 

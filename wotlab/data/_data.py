@@ -76,6 +76,16 @@ def load(
         For a file that is not there, if it may not be downloaded.
     ConnectionError
         If a download fails.
+
+    Examples
+    --------
+    >>> from wotlab import data
+    >>> images = data.load("mnist-5k")
+    >>> images
+    Images(mnist-5k: 1,000 images of 10 classes)
+    >>> x, y = images.tensors(slice(3))
+    >>> x.shape, y
+    (torch.Size([3, 1, 28, 28]), tensor([0, 1, 2]))
     """
     if size is not None:
         checks.count("size", size)

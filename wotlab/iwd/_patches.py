@@ -33,6 +33,14 @@ class PatchCost:
     ------
     ValueError
         For a size or stride below 1, a stride above the size, a norm other than 1 and 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> PatchCost().cut(x).shape, PatchCost(size=4, stride=4).cut(x).shape
+    (torch.Size([1, 36, 9]), torch.Size([1, 4, 16]))
     """
 
     size: int = 3

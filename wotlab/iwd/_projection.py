@@ -42,6 +42,15 @@ def project(
     ------
     ValueError
         As `matching`; for eps < 0, w of another shape.
+
+    Examples
+    --------
+    >>> from wotlab import PatchCost, data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> x, w = x[:1].double(), x[1:].double()
+    >>> z = iwd.project(x, w, 0.5, PatchCost())
+    >>> bool(iwd.exact(x, z) <= 0.5 + 1e-9)
+    True
     """
     checks.positive("eps", eps, zero=True)
     checks.instance("cost", cost, PatchCost)

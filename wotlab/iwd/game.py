@@ -53,6 +53,15 @@ class PatchCritics(nn.Module):
         Gives device and dtype.
     generator : torch.Generator, optional
         Of the first weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.iwd import game
+    >>> one, u = torch.Generator().manual_seed(0), torch.rand(2, 36, 9)
+    >>> critics = game.PatchCritics(2, 9, like=u, generator=one)
+    >>> critics(u).shape, critics.slope(u).shape
+    (torch.Size([2, 36]), torch.Size([2, 36, 9]))
     """
 
     def __init__(self, count: int, d: int, *, like: Tensor, generator: Generator = None):
@@ -105,6 +114,15 @@ def slope_penalty(
         Its norm is the one whose dual is taken.
     generator : torch.Generator, optional
         Of rho.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> from wotlab.iwd import game
+    >>> u, v = torch.rand(1, 4, 9), torch.rand(1, 4, 9)
+    >>> game.slope_penalty(lambda w: torch.full_like(w, 3.0), u, v, PatchCost())
+    tensor([4.])
     """
     rho = draws.uniform(u[:, :, :1], generator)
     w = (rho * u + (1 - rho) * v).detach()
@@ -119,6 +137,14 @@ def gap(critics: OnPatches, u: Tensor, v: Tensor) -> Tensor:
     ----------
     critics : function of patches (B, N, d) that returns (B, N)
     u, v : Tensor (B, N, d), (B, M, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.iwd import game
+    >>> u, v = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.0], [0.5]]])
+    >>> game.gap(lambda patches: patches.sum(2), u, v)  # f(u) = u is 1-Lipschitz
+    tensor([1.2500])
     """
     of_u, of_v = critics(torch.cat([u, v], 1)).split([u.shape[1], v.shape[1]], 1)
     return of_u.mean(1) - of_v.mean(1)
@@ -162,6 +188,16 @@ def critic(
     ------
     ValueError
         For images or patches as `exact`; for steps, lr or penalty that are not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> one = torch.Generator().manual_seed(0)
+    >>> learned = iwd.critic(x.double(), x.double().flip(0), steps=50, generator=one)
+    >>> learned.shape, bool((learned > 0).all())
+    (torch.Size([2]), True)
     """
     cost = cost or PatchCost()
     checks.instance("cost", cost, PatchCost)
@@ -200,6 +236,21 @@ def critic_step(
         As for `slope_penalty`.
     penalty : float > 0
         Its weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> from wotlab.iwd import game
+    >>> one = torch.Generator().manual_seed(0)
+    >>> u, v = torch.zeros(1, 36, 9), torch.ones(1, 36, 9)
+    >>> critics = game.PatchCritics(1, 9, like=u, generator=one)
+    >>> adam = torch.optim.Adam(critics.parameters(), 5e-4, maximize=True)
+    >>> before = game.gap(critics, u, v)
+    >>> for _ in range(20):
+    ...     game.critic_step(adam, critics, u, v, PatchCost(), 10.0, one)
+    >>> bool(game.gap(critics, u, v) > before + 1)
+    True
     """
     value = gap(critics, u, v) - penalty * slope_penalty(critics.slope, u, v, cost, generator)
     adam.zero_grad()

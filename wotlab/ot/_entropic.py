@@ -61,6 +61,15 @@ def sinkhorn(
     -----
     For one exact number use `exact`; as a loss between images that may coincide use
     `sinkhorn_divergence`, since this value is not smallest at a = b.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
+    >>> found = ot.sinkhorn(a, b, torch.tensor([[0.0, 1], [1, 0]]).double(), reg=0.1)
+    >>> found.primal.round(decimals=4), found.converged
+    (tensor([0.7500], dtype=torch.float64), tensor([True]))
     """
     return _solve(a, b, cost, reg, Balanced(), tol, max_iter)
 
@@ -101,6 +110,15 @@ def unbalanced_sinkhorn(
     ------
     ValueError
         As `sinkhorn`, and for tau <= 0 or infinite, or other marginals.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, cost = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 9], [9, 0]]).double()
+    >>> found = ot.unbalanced_sinkhorn(a, a.flip(1), cost, reg=0.1, tau=1.0)
+    >>> found.plan.sum().round(decimals=2)  # mass of the plan: nearly all is destroyed
+    tensor(0.0100, dtype=torch.float64)
     """
     checks.positive("tau", tau)
     kinds: dict[str, Marginal] = {"kl": KL(tau), "l2": L2(tau)}
@@ -140,6 +158,13 @@ def sinkhorn_divergence(
     -----
     UserWarning
         If a problem has not converged; `sinkhorn` says which, and how far it is.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, ot
+    >>> x = data.load("digits").tensors(slice(2))[0].double()
+    >>> ot.sinkhorn_divergence(x, x.flip(0), GroundCost(), reg=0.1).round(decimals=3)
+    tensor([0.5400, 0.5400], dtype=torch.float64)
     """
     costs = cost if isinstance(cost, tuple) else (cost, cost, cost)
     if len(costs) != 3:

@@ -54,6 +54,15 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     Runs on the CPU, one pair after the other, in time and memory of about (pixels with
     mass)^2, however large the grid: a few milliseconds for a digit of 28x28. For large batches,
     or on a GPU, where a bias can be borne, use `sinkhorn`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, ot
+    >>> x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    >>> x[0, 0, 0, 0] = 1.0
+    >>> ot.exact(x, x.flip(2, 3), GroundCost()).value  # from corner to corner
+    tensor([4.2426], dtype=torch.float64)
     """
     problem = Problem(a, b, cost, balanced=True)
     solved = [_simplex(*row) for row in _lit(problem)]
@@ -119,6 +128,13 @@ def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     -----
     The scaling hides a change of brightness: W(x, x / 30) = 0. `wotlab.certify` reports the
     change of mass beside the distance.
+
+    Examples
+    --------
+    >>> from wotlab import data, wasserstein_distance
+    >>> x = data.load("digits").tensors(slice(3))[0].double()
+    >>> wasserstein_distance(x, x.roll(1, 0)).round(decimals=3)  # in pixels
+    tensor([1.2820, 0.6030, 1.0400], dtype=torch.float64)
     """
     checks.image_pair(x=x, y=y)
     return exact(x, y, cost or GroundCost()).value
@@ -145,6 +161,15 @@ def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     -----
     It sees mass of any size: a pixel of 1e-6 far away counts in full. About ten exact problems
     an image. No gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot, wasserstein_distance
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> z = torch.tensor([[[[0.9, 0.0, 0.0, 0.1]]]], dtype=torch.float64)
+    >>> ot.wasserstein_infinity(x, z), wasserstein_distance(x, z).round(decimals=6)
+    (tensor([3.], dtype=torch.float64), tensor([0.3000], dtype=torch.float64))
     """
     checks.image_pair(x=x, y=y)
     problem = Problem(x.detach(), y.detach(), cost or GroundCost(), balanced=True)

@@ -36,6 +36,18 @@ class GroundCost:
     ------
     ValueError
         For an even or non-positive window, p <= 0 or infinite, a norm other than 1 and 2.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost
+    >>> GroundCost(3).costs(8, 8).reshape(3, 3)  # of the nine steps of its window
+    tensor([[1.4142, 1.0000, 1.4142],
+            [1.0000, 0.0000, 1.0000],
+            [1.4142, 1.0000, 1.4142]])
+    >>> GroundCost(None, p=2).dense(1, 3)
+    tensor([[0., 1., 4.],
+            [1., 0., 1.],
+            [4., 1., 0.]], dtype=torch.float64)
     """
 
     window: int | None = 5

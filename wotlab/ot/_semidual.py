@@ -34,6 +34,14 @@ def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0)
     ------
     ValueError
         For bad histograms or costs, g of another shape, reg < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> g, b = torch.tensor([[0.0, -3.0]]).double(), torch.tensor([[0.5, 0.5]]).double()
+    >>> ot.c_transform(g, b, torch.tensor([[0.0, 1], [1, 0]]).double())
+    tensor([[0., 1.]], dtype=torch.float64)
     """
     checks.positive("reg", reg, zero=True)
     checks.tensor("g", g, b.ndim, "of b")
@@ -68,6 +76,15 @@ def semi_dual(g: Tensor, a: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: f
     ------
     ValueError
         For bad histograms or costs, g of another shape, reg < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
+    >>> g, cost = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[0.0, 1], [1, 0]]).double()
+    >>> ot.semi_dual(g, a, b, cost), ot.exact(a, b, cost).value  # this g is a best one
+    (tensor([0.7500], dtype=torch.float64), tensor([0.7500], dtype=torch.float64))
     """
     Problem(a, b, cost, balanced=True)
     f = c_transform(g, b, cost, reg)

@@ -25,6 +25,14 @@ def wright_omega(z: Tensor) -> Tensor:
     ----------
     z : Tensor
         Of any shape; floats.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> w = ot.wright_omega(torch.tensor([1.0, 1000.0], dtype=torch.float64))
+    >>> (w + w.log()).round(decimals=6)
+    tensor([   1., 1000.], dtype=torch.float64)
     """
     w = torch.where(z > 1, z - z.clamp_min(1).log(), z.clamp(-40, 1).exp() * 0.5)
     for _ in range(7):
@@ -34,7 +42,16 @@ def wright_omega(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Balanced:
-    """m = a."""
+    """m = a.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> f, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.Balanced().wanted(f, a, reg=0.1)  # the marginal itself
+    tensor([1.], dtype=torch.float64)
+    """
 
     def solve(self, t: Tensor, a: Tensor, reg: float) -> Tensor:
         return t
@@ -63,6 +80,14 @@ class KL:
     ----------
     tau : float > 0
         Weight of the penalty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> m, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.KL(tau=2.0).penalty(m, a).round(decimals=4)
+    tensor([0.3069], dtype=torch.float64)
     """
 
     tau: float
@@ -99,6 +124,14 @@ class L2:
     ----------
     tau : float > 0
         Weight of the penalty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> m, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.L2(tau=2.0).penalty(m, a)
+    tensor([0.2500], dtype=torch.float64)
     """
 
     tau: float

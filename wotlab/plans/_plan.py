@@ -21,6 +21,16 @@ class TransportPlan:
         over k is the source image. Non-negative, and zero along steps that leave the image.
     ground_cost : GroundCost
         The ground cost, whose window says which K steps there are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, TransportPlan, ot
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> matrix = ot.exact(x, x.flip(3), GroundCost()).plan
+    >>> plan = TransportPlan.from_matrix(matrix, 1, 3, GroundCost())
+    >>> plan.image(), plan.cost()
+    (tensor([[[[0., 0., 1.]]]], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
 
     mass: Tensor

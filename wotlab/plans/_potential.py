@@ -34,6 +34,19 @@ class PotentialPlans:
         Its window limits the moves. Potentials may span log(largest number), 690 in float64;
         what lies further below an image's highest is raised. Of float32 images on a GPU a `step`
         is one kernel in float32, where Triton is installed and costs stay below 1e15.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, plans
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> found = plans.PotentialPlans(x, GroundCost(None))
+    >>> G, one = 9 * x.flip(3), torch.ones(1, dtype=torch.float64)  # worth most on the right
+    >>> phi, psi, z, cost = found.step(G, 0 * x, one, eps=0.5 * one, sweeps=50)
+    >>> z.round(decimals=2)
+    tensor([[[[0.7500, 0.0000, 0.2500]]]], dtype=torch.float64)
+    >>> cost.round(decimals=3)
+    tensor([0.5000], dtype=torch.float64)
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):

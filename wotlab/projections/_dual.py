@@ -67,6 +67,15 @@ def dual_projection(
     Rows without mass hold no plan, whatever G says there. This projects plans, not images: its
     image is not the nearest one of the ball, and w inside the ball does not come back. For that
     take `exact_projection` or, larger, `constrained_sinkhorn`.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.dual_projection(x, x.flip(3), 0.1, GroundCost())
+    >>> round(float(found.plan.cost()), 4), float(found.image.max()) <= 1
+    (0.1, True)
     """
     task = scaled(x, x if isinstance(w, TransportPlan) else w, eps)
     checks.flags(bound=bound)

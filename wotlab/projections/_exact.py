@@ -54,6 +54,15 @@ def exact_projection(
     Notes
     -----
     On the CPU, image by image: a tenth of a second for 8x8, seconds for a digit. Not for attacks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, projections
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> found = projections.exact_projection(x, x.flip(3), 0.5, GroundCost())
+    >>> found.image.round(decimals=3) + 0
+    tensor([[[[0.7500, 0.0000, 0.2500]]]], dtype=torch.float64)
     """
     task = scaled(x, w, eps)
     checks.flags(bound=bound)

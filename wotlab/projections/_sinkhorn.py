@@ -104,6 +104,15 @@ def constrained_sinkhorn(
     stopping test is no certificate: see `wotlab.certify`. An iteration moves beta by a share
     1 / (1 + z / reg) of what is missing, so that reg far below z converges slowly.
     Not for exact distances: `dual_projection` has no entropy, `exact_projection` no tolerance.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.constrained_sinkhorn(x, x.flip(3), 0.1, GroundCost())
+    >>> round(float(found.plan.cost()), 4), float(found.image.max()) <= 1
+    (0.1, True)
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}; got {rule!r}")
@@ -190,6 +199,15 @@ def projected_sinkhorn(
     ------
     ValueError
         As `constrained_sinkhorn`.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.projected_sinkhorn(x, 2 * x.flip(3), 0.3, GroundCost())
+    >>> round(float(found.plan.cost()), 3), float(found.image.max()) > 1  # no bound on pixels
+    (0.3, True)
     """
     checks.flags(clamp=clamp)
     found = constrained_sinkhorn(

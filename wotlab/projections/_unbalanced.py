@@ -78,6 +78,16 @@ def unbalanced_sinkhorn(
     In the log domain and float64. Block updates contract by tau / (tau + reg) each: for
     tau >> reg raise `max_iter`. "printed" takes the log of z, which w below 0 can make negative,
     at no less than 1e-12.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.unbalanced_sinkhorn(x, x.flip(3), GroundCost(window=None))
+    >>> lost = 1 - float(found.plan.image().sum() / x.sum())
+    >>> bool(found.converged), round(lost, 2)  # mass is destroyed, not moved
+    (True, 0.38)
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}; got {variant!r}")

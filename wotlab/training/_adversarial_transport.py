@@ -54,6 +54,16 @@ class AdversarialTransport(LinfDefense):
     ValueError
         For a ball of another kind, numbers out of range; from `loss`, if `prepare`
         was not called or the images of a place change.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, gibbs, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> chain = gibbs.Chain("sign", sigma=0.1, eta=0.1)
+    >>> defense = training.AdversarialTransport(LinfBall(0.2), chain=chain)
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one for the chain, one for the weights
+    128
     """
 
     _: KW_ONLY

@@ -29,14 +29,37 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 class Defense(Protocol):
-    """What `fit` needs of a defense; what else it may have is said in `wotlab.training`."""
+    """What `fit` needs of a defense; what else it may have is said in `wotlab.training`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy
+    >>> from wotlab import data, models, training
+    >>> class Noisy:
+    ...     def loss(self, model, x, y, index):
+    ...         return cross_entropy(model((x + 0.1 * torch.randn_like(x)).clamp(0, 1)), y)
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> training.fit(models.build("digits-small", seed=0), images, Noisy(), epochs=1).epochs
+    1
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean loss of the minibatch x, y, whose images have the places `index`."""
 
 
 class Standard(Readable):
-    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all."""
+    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all.
+
+    Examples
+    --------
+    >>> from wotlab import data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> model, baseline = models.build("digits-small", seed=0), training.Standard()
+    >>> fit = training.fit(model, images, baseline, epochs=3)
+    >>> fit.history[2]["loss"] < fit.history[0]["loss"]
+    True
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the minibatch; `index` are the images' places in the data set."""
@@ -91,6 +114,15 @@ def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> At
         As for `pgd`.
     step : float > 0, optional
         Length of a step, in brightness.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(8))
+    >>> attack = training.pgd_adversary(10)  # steps of eps / 4
+    >>> int(attack(model, x.double(), y, LinfBall(0.3)).success.sum())
+    8
     """
     return partial(
         pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
@@ -118,6 +150,15 @@ class PGDAT(BallDefense):
     -----
     Attacks run in eval mode, the loss in the model's own mode. An attack leaves no trace in
     the weights' gradients.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: ten for the attack, one for the weights
+    704
     """
 
     sees_clean: ClassVar[bool] = False  # whether `mix` wants the clean images' logits
@@ -163,6 +204,14 @@ class TRADES(PGDAT):
     ------
     ValueError
         For beta <= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, training
+    >>> logits, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+    >>> training.TRADES(LinfBall(0.2)).mix(logits, -logits, y).round(decimals=3)
+    tensor(9.2660, dtype=torch.float64)
     """
 
     sees_clean = True
@@ -194,6 +243,14 @@ class MART(PGDAT):
     ------
     ValueError
         For beta <= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, training
+    >>> logits, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+    >>> training.MART(LinfBall(0.2)).mix(logits, -logits, y).round(decimals=3)
+    tensor(5.1620, dtype=torch.float64)
     """
 
     sees_clean = True
@@ -244,6 +301,15 @@ class WassersteinAT(PGDAT):
     ------
     ValueError
         For noise < 0.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.WassersteinAT(WassersteinBall(0.1))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: six for the attack, one for the weights
+    448
     """
 
     ball: WassersteinBall
@@ -298,6 +364,14 @@ class IWDD(PGDAT):
     Notes
     -----
     The paper trains with SGD from lr 0.1 for 200 epochs of minibatches of 128.
+
+    Examples
+    --------
+    >>> from wotlab import InternalWassersteinBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(16))
+    >>> defense = training.IWDD(InternalWassersteinBall(0.5))
+    >>> training.fit(models.build("digits-small", seed=0), images, defense, epochs=1).epochs
+    1
     """
 
     sees_clean = True

@@ -33,6 +33,15 @@ class FastAT(LinfDefense):
     ------
     ValueError
         For a ball of another kind, or step <= 0.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.FastAT(LinfBall(0.2))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one for the attack, one for the weights
+    128
     """
 
     positive = ("step",)
@@ -72,6 +81,15 @@ class FreeAT(LinfDefense):
     ------
     ValueError
         For a ball of another kind, or repeats < 1.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.FreeAT(LinfBall(0.2), repeats=4)
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # four steps on 64 images: weights and attack share them
+    256
     """
 
     repeats: int = field(default=8, kw_only=True)

@@ -40,6 +40,14 @@ class Fit:
         `seconds`: of the epoch, without validation. `validation`, if there was one.
     best : int or None
         With `validate`, the epoch (from 0) whose weights the model has; None if all were NaN.
+
+    Examples
+    --------
+    >>> from wotlab import data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, epochs=2)
+    >>> fit.epochs, sorted(fit.history[-1])
+    (2, ['clean_loss', 'gradients', 'loss', 'seconds'])
     """
 
     history: list[dict] = field(default_factory=list)
@@ -127,6 +135,15 @@ def fit(
         network, defense, data set or setting; it says which.
     FloatingPointError
         When the loss is no longer finite. The checkpoint then holds the last good state.
+
+    Examples
+    --------
+    >>> from wotlab import data, evaluate, models, training
+    >>> train, test = (data.load("digits", split).tensors() for split in ("train", "test"))
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, train, epochs=3, batch_size=64)
+    >>> fit.epochs, float(evaluate.accuracy(model, test)) > 0.8
+    (3, True)
     """
     inputs.check_model(model)
     defense = Standard() if defense is None else defense

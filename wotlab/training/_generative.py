@@ -106,6 +106,14 @@ class GenerativeIWDD(Grown):
 
     The paper trains the classifier with SGD from lr 0.1 for 200 epochs of minibatches of 128. In
     several processes each has a generator and a critic of its own.
+
+    Examples
+    --------
+    >>> from wotlab import data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(16))
+    >>> defense = training.GenerativeIWDD(critic_steps=1)
+    >>> training.fit(models.build("digits-small", seed=0), images, defense, epochs=1).epochs
+    1
     """
 
     grown = ("players", "down", "up")

@@ -90,6 +90,15 @@ class GOT(Grown):
 
     Of a single image the term is the cost between it and its attack: there is one coupling.
     In several processes each one compares its own part of the minibatch and learns its own phi.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> inner = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
+    >>> model, defense = models.build("digits-small", seed=0), training.GOT(inner, beta=1.0)
+    >>> training.fit(model, images, defense, epochs=1).epochs
+    1
     """
 
     grown = ("phi", "climber")

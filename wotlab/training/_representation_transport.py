@@ -36,6 +36,15 @@ class JointCost:
     ------
     ValueError
         For an unknown name or lam < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import training
+    >>> u = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 0.0]]).double()
+    >>> v = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[9.0, 0.0]]).double()
+    >>> training.JointCost(prediction="l1")(u, v).round(decimals=3)  # 1 - cos, and |p - p'|_1
+    tensor([[2.]], dtype=torch.float64)
     """
 
     latent: str = "cosine"
@@ -110,6 +119,16 @@ class JointTransport:
     representations are one: they pull every image towards every other. A small network that is
     trained with them from its first weights may end there. "divergence", "exact" and "paired"
     are 0 between a batch and itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import training
+    >>> latents, logits = torch.eye(2).double(), torch.zeros(2, 2).double()
+    >>> u, v, y = (latents, logits), (latents.flip(0), logits), torch.tensor([0, 1])
+    >>> terms = training.JointTransport("exact"), training.JointTransport("paired")
+    >>> [round(float(term(u, v, (y, y))), 3) for term in terms]  # the same points swapped
+    [0.0, 1.0]
     """
 
     kind: str = "semi-dual"
