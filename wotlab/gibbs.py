@@ -1,7 +1,10 @@
-"""Markov chains on a box for the Gibbs law p(z) ~ exp(lam * loss(z)), lo <= z <= hi.
+r"""Markov chains on a box for the Gibbs law of a loss.
+
+.. math:: p(z) \propto e^{\lambda\, \mathrm{loss}(z)}, \quad \mathtt{lo} \le z \le \mathtt{hi}
 
 The law is the adversary of the entropic problem: of all laws p on the box the one that makes
-E_p[loss] + H(p) / lam largest (Regniez et al., 2022, propositions 3.3 and 3.4).
+:math:`\mathbb{E}_p[\mathrm{loss}] + H(p) / \lambda` largest (Regniez et al., 2022, propositions 3.3
+and 3.4).
 """
 
 import math
@@ -42,15 +45,20 @@ def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chain:
-    r"""One step of a chain for the law p(z) ~ exp(lam * loss(z)) on the box [lo, hi].
+    r"""One step of a chain for the Gibbs law of a loss on the box [lo, hi].
+
+    .. math:: p(z) \propto e^{\lambda\, \mathrm{loss}(z)}, \quad \mathtt{lo} \le z \le \mathtt{hi}
+
+    Below, g is the gradient of the loss and :math:`\xi` a standard Gaussian.
 
     Parameters
     ----------
     rule : "sign", "projected", "reflected" or "mala"
-        "sign": z + eta sign(g) + sigma xi, clamped to the box: the paper's Algorithm 1. Its law
+        "sign": :math:`z + \eta\, \mathrm{sign}(g) + \sigma \xi`, clamped to the box: the paper's
+        Algorithm 1. Its law
         is not the Gibbs law, however small the steps (chapter 5 measures it).
-        "projected": z + (lam sigma^2 / 2) g + sigma xi, clamped. True gradient, but what steps
-        over a wall stays on it.
+        "projected": :math:`z + \tfrac12 \lambda \sigma^2 g + \sigma \xi`, clamped. True gradient,
+        but what steps over a wall stays on it.
         "reflected": the same, reflected at the walls. Tends to the Gibbs law as sigma -> 0.
         "mala": the same with the correction of Metropolis and Hastings: the Gibbs law exactly.
     lam : float > 0
@@ -233,10 +241,12 @@ def like(go: Tensor, part: Tensor) -> Tensor:
 
 
 def soft_maximum(losses: Tensor, lam: float) -> Tensor:
-    r"""(1 / lam) log mean_k exp(lam * losses_k): over the first axis, (K, ...) to (...).
+    r"""Soft maximum of losses over the first axis, (K, ...) to (...).
 
-    Theorem 3.1: for samples of the uniform law on the ball this estimates the value of the
-    entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
+    .. math:: \frac1\lambda \log \frac1K \sum_{k=1}^K e^{\lambda\, \mathtt{losses}_k}
+
+    Theorem 3.1 of Regniez et al.: for samples of the uniform law on the ball this estimates the
+    value of the entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
 
     Parameters
     ----------

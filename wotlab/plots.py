@@ -29,7 +29,9 @@ __all__ = [
     "use_style",
 ]
 
+#: Colours of the source, the target, of mass that moves, and of all else.
 SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
+#: Colours of mass, from white to black.
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
 _GROUND = LinearSegmentedColormap.from_list("ground", ["#ffffff", "#dddddd", "#8a8a8a"])
 _PLAIN = {"Date": None, "Creator": None}  # the same bytes each run

@@ -31,8 +31,8 @@ __all__ = [
     "write",
 ]
 
-Key = str | float | bool | None  # a value of a key
-Keys = dict[str, Key]
+Key = str | float | bool | None  #: The value of a key of a record.
+Keys = dict[str, Key]  #: What tells a record from the others of its experiment.
 KEBAB = re.compile(r"[a-z0-9][a-z0-9.-]*")
 PACKAGES = ("torch", "torchvision", "POT", "numpy")
 PATH = re.compile(r"(^|[\s=\"'])(/|~|[A-Za-z]:\\)\S*")  # of one machine, which nobody else has

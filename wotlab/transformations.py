@@ -22,7 +22,9 @@ __all__ = [
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    r"""z(s) = x(s + flow(s)), bilinearly: (B, C, H, W). Differentiable in both.
+    r"""Bend images by a flow, bilinearly: (B, C, H, W). Differentiable in both.
+
+    .. math:: z(s) = x(s + \mathtt{flow}(s))
 
     Parameters
     ----------
@@ -60,7 +62,9 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def compose(flow: Tensor, then: Tensor) -> Tensor:
-    r"""The flow of warping by `flow` first and the result by `then`: then(s) + flow(s + then(s)).
+    r"""The flow of warping by `flow` first and the result by `then`.
+
+    .. math:: s \mapsto \mathtt{then}(s) + \mathtt{flow}(s + \mathtt{then}(s))
 
     So an image that is warped many times is sampled once, and does not blur.
 
@@ -81,7 +85,10 @@ def compose(flow: Tensor, then: Tensor) -> Tensor:
 
 
 def roughness(flow: Tensor) -> Tensor:
-    r"""sum_s sqrt(|flow(s) - flow(s + down)|^2 + |flow(s) - flow(s + right)|^2): (B,), pixels.
+    r"""How much neighbouring pixels of a flow move apart: (B,), in pixels.
+
+    .. math:: \sum_s \sqrt{\lVert f(s) - f(s + \mathrm{down})\rVert^2
+        + \lVert f(s) - f(s + \mathrm{right})\rVert^2}
 
     The flow loss of stAdv (Xiao et al., 2018, equation 4) with each pair of neighbours counted
     once and one root a pixel. 0 for a flow that is the same everywhere; the root is smoothed by

@@ -47,7 +47,9 @@ def eot(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> AttackResult:
-    r"""max_{z in ball} E_t[loss(model(t(z)), y)] by `pgd`: EOT.
+    r"""Fool under random transformations t of the image: EOT (Athalye et al., 2018), by `pgd`.
+
+    .. math:: \max_{z \in B_\varepsilon(x)}\ \mathbb{E}_t\, \ell(t(z), y)
 
     Parameters
     ----------

@@ -135,9 +135,11 @@ def frank_wolfe(
 ) -> AttackResult:
     r"""Maximise the loss over the plans of the ball by Frank-Wolfe steps.
 
-    The oracle maximises <g, z> over the plans of the ball with entropy of weight `reg`,
-    q_i(d) ~ exp((g(i + d) - psi C(d)) / reg), and the plan moves towards its answer,
-    q <- (1 - s) q + s q_oracle with s = 2 / (t + 2) (Wu et al., 2020, section 5).
+    The oracle maximises :math:`\langle g, z\rangle` over the plans of the ball with entropy of
+    weight `reg`, and the plan moves towards its answer (Wu et al., 2020, section 5):
+
+    .. math:: \hat q_i(d) \propto e^{(g(i + d) - \psi\, C(d)) / \mathtt{reg}}, \qquad
+        q \leftarrow (1 - s)\, q + s\, \hat q, \quad s = \frac{2}{t + 2}
 
     Parameters
     ----------

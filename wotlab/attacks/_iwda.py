@@ -37,7 +37,10 @@ def iwda(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    r"""min_g max_f E f(u) - E f(v) - penalty R(f) - tau L(model(g(x, n)), y): IWDA, Algorithm 1.
+    r"""A generator against a critic of patches: IWDA (Tan et al., Algorithm 1).
+
+    .. math:: \min_g \max_f\ \mathbb{E} f(u) - \mathbb{E} f(v) - \mathtt{penalty}\, R(f)
+        - \tau\, L(\mathrm{model}(g(x, n)), y)
 
     u are the patches of x, v those of the generated image g(x, n), n normal noise, f a critic of
     patches whose gap estimates IWD(x, g(x, n)) (see `wotlab.iwd.critic`). Each image has a

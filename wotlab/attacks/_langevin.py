@@ -63,7 +63,10 @@ def langevin(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    r"""Sample the Gibbs law p(z) ~ exp(lam CE(model(z), y)) on the ball; keep the worst image.
+    r"""Sample the Gibbs law of the loss on the ball; keep the worst image.
+
+    .. math:: p(z) \propto e^{\lambda\, \mathrm{CE}(\mathrm{model}(z),\, y)}
+        \quad\text{on}\quad B_\varepsilon(x)
 
     Parameters
     ----------

@@ -91,9 +91,13 @@ def mirror_ascent(
 
     With q_i(j) the share of pixel i's mass that moves to j, the gradient with respect to the plan
     is the image gradient g read where the mass arrives, the same for all that arrive there. Each
-    step adds it to a potential on the pixels, G += step_size * g with g scaled to largest entry 1
-    (dual averaging), and takes the plan q_i(j) ~ exp(G_j - phi_j - psi C_ij), whose multipliers
-    psi and phi keep it within the budget and its image in [0, 1]
+    step adds it, scaled to largest entry 1, to a potential on the pixels (dual averaging), and
+    takes the plan of this potential:
+
+    .. math:: G \leftarrow G + \mathtt{step\_size}\, \frac{g}{\max_j \lvert g_j\rvert}, \qquad
+        q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
+
+    The multipliers psi and phi keep it within the budget and its image in [0, 1]
     (`wotlab.plans.PotentialPlans`). Each iterate is made exactly feasible, so every gradient is
     taken inside the ball.
 

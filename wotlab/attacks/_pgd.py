@@ -110,7 +110,9 @@ def pgd(
     progress: bool = False,
     objective: Callable[..., Objective] = Objective,
 ) -> AttackResult:
-    r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
+    r"""Projected gradient ascent on a ball of any kind.
+
+    .. math:: z \leftarrow P_{B_\varepsilon(x)}(z + \mathrm{step}(\nabla_z\, \ell(z, y)))
 
     Parameters
     ----------

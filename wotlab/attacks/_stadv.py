@@ -108,7 +108,10 @@ def stadv(
     batch_size: int = 1000,
     progress: bool = False,
 ) -> AttackResult:
-    r"""min_flow max(-loss(model(warp(x, flow)), y), 0) + tau roughness(flow): stAdv.
+    r"""Bend the image by a smooth flow until it breaks: stAdv (Xiao et al., 2018).
+
+    .. math:: \min_f\ \max(-\mathrm{loss}(\mathrm{model}(\mathrm{warp}(x, f)), y),\, 0)
+        + \tau\ \mathrm{roughness}(f)
 
     Parameters
     ----------

@@ -12,7 +12,8 @@ from wotlab._base.precision import full_precision, wide
 from wotlab.plans import TransportPlan
 
 NOISE = 0.1  # deviation of a random start, in brightness, where eps is no brightness
-TOLERANCE = 1e-4  # relative on the budget, absolute on mass and range: float32 images, rounded
+#: Of certificates: relative on the budget, absolute on mass and range. Float32 images, rounded.
+TOLERANCE = 1e-4
 ROUNDING = 1e-5  # share of an image's mass by which a plan's source may differ from the image
 
 

@@ -12,7 +12,10 @@ from wotlab.balls._ball import Ball
 
 @dataclass(frozen=True)
 class LinfBall(Ball):
-    r"""{z : |z_i - x_i| <= eps for every pixel, 0 <= z <= 1}.
+    r"""Images each of whose pixels changes by at most eps.
+
+    .. math:: \{z : \lvert z_i - x_i\rvert \le \varepsilon \text{ for every pixel } i,\
+        0 \le z \le 1\}
 
     Parameters
     ----------
@@ -60,7 +63,9 @@ class LinfBall(Ball):
 
 @dataclass(frozen=True)
 class L2Ball(Ball):
-    r"""{z : |z - x|_2 <= eps, 0 <= z <= 1}.
+    r"""Images whose change has a Euclidean length of at most eps.
+
+    .. math:: \{z : \lVert z - x\rVert_2 \le \varepsilon,\ 0 \le z \le 1\}
 
     Parameters
     ----------

@@ -20,7 +20,10 @@ HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
 
 @dataclass(frozen=True)
 class WassersteinBall(Ball):
-    r"""{z : W(x, z) <= eps, each channel keeps its mass, 0 <= z <= 1} (Hu et al., 2020).
+    r"""Images made by moving mass at a cost of at most eps (Hu et al., 2020).
+
+    .. math:: \{z : W(x, z) \le \varepsilon,\ \textstyle\sum_i z_{ci} = \sum_i x_{ci}
+        \text{ for every channel } c,\ 0 \le z \le 1\}
 
     A black image has no mass that could move: it is alone in its ball.
 

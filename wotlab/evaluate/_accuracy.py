@@ -25,7 +25,7 @@ def accuracy(
     batch_size: int = 500,
     progress: bool = False,
 ) -> Share:
-    """Share of images that `model` classifies rightly.
+    """Share of images that `model` classifies correctly.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def accuracy(
 
 
 def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Which images `model` classifies rightly.
+    """Which images `model` classifies correctly.
 
     Parameters
     ----------

@@ -39,7 +39,11 @@ class Share:
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share, which stays right near 0 and 1.
+    r"""Wilson's 95 % score interval of a share, which stays right near 0 and 1.
+
+    .. math:: \frac{p + \frac{c^2}{2n} \pm c \sqrt{\frac{p (1 - p)}{n} + \frac{c^2}{4 n^2}}}
+        {1 + \frac{c^2}{n}}, \qquad p = \frac{\mathtt{count}}{n}, \quad n = \mathtt{total},
+        \quad c = 1.96
 
     Parameters
     ----------

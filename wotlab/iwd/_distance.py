@@ -51,7 +51,9 @@ def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
 def matching(
     x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | None = None
 ) -> Tensor:
-    r"""The best permutation: argmin_m sum_j c(u_m(j), v_j) over the patches u of x, v of z.
+    r"""The best permutation of the patches u of x onto the patches v of z.
+
+    .. math:: \operatorname*{arg\,min}_m\ \sum_j c(u_{m(j)}, v_j)
 
     Images of one shape have equally many patches of equal weight, so that an optimal plan is a
     permutation, and transport an assignment problem.
@@ -166,7 +168,9 @@ def solve(block: np.ndarray) -> list[np.ndarray]:
 
 
 def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
-    r"""IWD(x, z) = W_1 of the patches = min_m (1/N) sum_j c(u_m(j), v_j), exactly: (B,).
+    r"""The internal Wasserstein distance, W_1 between the patches of two images, exactly: (B,).
+
+    .. math:: \mathrm{IWD}(x, z) = \min_m\ \frac1N \sum_{j=1}^N c(u_{m(j)}, v_j)
 
     Parameters
     ----------
@@ -218,7 +222,7 @@ def tiled(x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | No
     Returns
     -------
     Tensor (B,)
-        Never below `exact`, since any matching is dearer than the best. Differentiable. Takes
+        Never below `exact`, since any matching costs more than the best. Differentiable. Takes
         seconds for 299x299 pixels, where `exact` can not be had; `sliced` is the bound from below.
 
     Raises
@@ -240,7 +244,9 @@ def tiled(x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | No
 
 
 def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tensor:
-    r"""F_m = (1/N) sum_j c(u_m(j), v_j) of patches u, v (B, N, d) and a matching m (B, N): (B,).
+    r"""What a matching m of patches u and v costs, for the mean patch: (B,).
+
+    .. math:: F_m = \frac1N \sum_{j=1}^N c(u_{m(j)}, v_j)
 
     Never less than the distance, whatever the matching. Differentiable in both.
 
@@ -269,7 +275,11 @@ def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tenso
 def entropic(
     x: Tensor, z: Tensor, cost: PatchCost | None = None, *, reg: float = 0.05, max_iter: int = 1000
 ) -> Tensor:
-    r"""Debiased entropic IWD, S_reg(u, v) = OT_reg(u, v) - OT_reg(u, u)/2 - OT_reg(v, v)/2: (B,).
+    r"""Entropic IWD without its bias, by Sinkhorn's algorithm: (B,).
+
+    .. math:: S(u, v) = \mathrm{OT}(u, v) - \tfrac12 \mathrm{OT}(u, u) - \tfrac12 \mathrm{OT}(v, v)
+
+    OT is the entropic value of `wotlab.ot.sinkhorn` between patches, with weight `reg`.
 
     Parameters
     ----------
@@ -318,7 +328,10 @@ def sliced(
     directions: int = 100,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Mean over directions w of W_1 between the numbers <w, u> and <w, v>: (B,).
+    r"""Mean over directions w of the distance between the patches' projections: (B,).
+
+    .. math:: \mathbb{E}_w\, W_1(\langle w, u\rangle, \langle w, v\rangle)
+        \ \le\ \mathrm{IWD}(x, z)
 
     Parameters
     ----------

@@ -10,7 +10,9 @@ from wotlab._base import checks
 
 @dataclass(frozen=True)
 class PatchCost:
-    r"""Cut images into patches; ground cost c(u, v) = \|u - v\|_norm between two of them.
+    r"""Cut images into patches, and what it costs to turn one patch into another.
+
+    .. math:: c(u, v) = \lVert u - v\rVert_{\mathtt{norm}}
 
     Patches are size x size pixels with all channels, a vector of d = C * size^2 numbers. They
     begin at each `stride`-th row and column. Where the last ones would not reach the image's

@@ -20,8 +20,12 @@ def project(
 ) -> Tensor:
     r"""An image z of [0, 1] near w with IWD(x, z) <= eps: (B, C, H, W).
 
-    With the matching m that is best for w, F_m(z) = (1/N) sum_j c(u_m(j), v_j(z)) is convex in z
-    and never below IWD(x, z). For the l1 cost z is the nearest image with F_m(z) <= eps; for the
+    With the matching m that is best for w,
+
+    .. math:: F_m(z) = \frac1N \sum_j c(u_{m(j)}, v_j(z))
+
+    is convex in z and never below IWD(x, z). For the l1 cost z is the nearest image with
+    :math:`F_m(z) \le \varepsilon`; for the
     l2 cost the last such image on the way to w from the mean of what the patches ask for. Where
     that has no beginning (patches that overlap do not fit together in every order) m is the
     identity, and the way begins at x.

@@ -28,12 +28,12 @@ __all__ = [
     "slope_penalty",
 ]
 
-RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
-LEAK = 0.2  # slope of the rectifiers below zero
+RATE, BETAS = 5e-4, (0.5, 0.999)  #: Of Adam, for the critic and the generator (Tan et al.).
+LEAK = 0.2  #: Slope of the rectifiers below zero.
 HIDDEN = 64  # width of the critics' layers
-WIDTH, KERNEL = 32, 3  # of the generator's convolutions
-GAIN = 0.05  # of its output, so that the critics keep up
-PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
+WIDTH, KERNEL = 32, 3  #: Channels and side of the generator's convolutions.
+GAIN = 0.05  #: Of the generator's output, so that the critics keep up.
+PENALTY = 10.0  #: Of the critic's slope: Gulrajani et al. (2017); Tan et al. do not print theirs.
 
 OnPatches = Callable[[Tensor], Tensor]  # a function of patches (B, N, d)
 
@@ -99,10 +99,13 @@ class PatchCritics(nn.Module):
 def slope_penalty(
     slope: OnPatches, u: Tensor, v: Tensor, cost: PatchCost, generator: Generator = None
 ) -> Tensor:
-    r"""R = mean (|grad f(w)|_* - 1)^2 at patches w = rho u + (1 - rho) v, rho uniform: (B,).
+    r"""How far a critic's slope is from 1 between patches of u and of v: (B,).
 
-    |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
-    1-Lipschitz for |.|_1 where no partial derivative exceeds 1. The gradient is that of each
+    .. math:: R = \mathbb{E}\, \bigl(\lVert \nabla f(w)\rVert_* - 1\bigr)^2, \qquad
+        w = \rho u + (1 - \rho) v, \quad \rho \text{ uniform on } [0, 1]
+
+    The norm with a star is the dual of the ground cost's, the largest entry for l1: a function is
+    1-Lipschitz for l1 where no partial derivative exceeds 1. The gradient is that of each
     patch, not of the image: `slope` takes patches (B, N, d) to as many gradients.
 
     Parameters
@@ -131,7 +134,9 @@ def slope_penalty(
 
 
 def gap(critics: OnPatches, u: Tensor, v: Tensor) -> Tensor:
-    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,).
+    r"""What a critic f proves of the distance, if it is 1-Lipschitz: (B,).
+
+    .. math:: \mathbb{E} f(u) - \mathbb{E} f(v) \ \le\ \mathrm{IWD}(x, z)
 
     Parameters
     ----------
@@ -161,7 +166,11 @@ def critic(
     generator: Generator = None,
     progress: bool = False,
 ) -> Tensor:
-    r"""IWD(x, z) as learned by max_f E f(u) - E f(v) - penalty R(f) (Tan et al., Algorithm 1).
+    r"""The internal distance as a critic learns it, one for each pair of images (Tan et al.).
+
+    .. math:: \max_f\ \mathbb{E} f(u) - \mathbb{E} f(v) - \mathtt{penalty}\, R(f)
+
+    over the patches u of x and v of z, as in their Algorithm 1.
 
     Parameters
     ----------

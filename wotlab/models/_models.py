@@ -16,8 +16,9 @@ from wotlab._base.files import replacing
 from wotlab.models._networks import OWN
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SHIPPED = Path(__file__).parent / "weights"  # of `load`, a card beside each
-# The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
+#: The folder with the weights that ship, a card beside each; `load` reads it.
+SHIPPED = Path(__file__).parent / "weights"
+#: The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
 IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 
 

@@ -31,7 +31,10 @@ def sinkhorn(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> OTResult:
-    r"""Solve min_P <C, P> + reg KL(P | a b^T) over plans P with marginals a and b.
+    r"""The plan between a and b of least cost and entropic term (Cuturi, 2013).
+
+    .. math:: \min_\pi\ \langle C, \pi\rangle + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
+        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b
 
     Parameters
     ----------
@@ -85,13 +88,17 @@ def unbalanced_sinkhorn(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> OTResult:
-    r"""Solve min_P <C, P> + reg KL(P | a b^T) + D(P 1 | a) + D(P^T 1 | b), P >= 0.
+    r"""The plan of least cost where mass may be made and destroyed for a penalty.
 
-    Mass may be made and destroyed for a penalty: D(m | a) = tau KL(m | a) for `marginals="kl"`
-    (Chizat et al., 2018), tau/2 |m - a|^2 for "l2". Histograms are taken as they are, not
+    .. math:: \min_{\pi \ge 0}\ \langle C, \pi\rangle
+        + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
+        + D(\pi \mathbf{1} \mid a) + D(\pi^\top \mathbf{1} \mid b)
+
+    D(m | a) is :math:`\tau\, \mathrm{KL}(m \mid a)` for `marginals="kl"` (Chizat et al., 2018),
+    and :math:`\tfrac{\tau}{2} \lVert m - a\rVert^2` for "l2". Histograms are taken as they are, not
     scaled. As tau grows the plan tends to the balanced one (if the masses agree); as tau falls
-    to 0 it tends to a_i b_j exp(-C_ij / reg), which moves next to nothing for small reg.
-    Generalised KL: KL(p | q) = sum p log(p / q) - p + q.
+    to 0 it tends to :math:`a_i b_j e^{-C_{ij} / \mathtt{reg}}`, which moves next to nothing for
+    small reg. Generalised KL: :math:`\mathrm{KL}(p \mid q) = \sum p \log(p / q) - p + q`.
 
     Parameters
     ----------
@@ -136,7 +143,9 @@ def sinkhorn_divergence(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> Tensor:
-    r"""The debiased value S(a, b) = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2, (B,).
+    r"""The entropic value without its bias: 0 where a = b, (B,).
+
+    .. math:: S(a, b) = \mathrm{OT}(a, b) - \tfrac12 \mathrm{OT}(a, a) - \tfrac12 \mathrm{OT}(b, b)
 
     OT is the `value` of `sinkhorn`. S is 0 at a = b, positive elsewhere for the costs
     |i - j| and |i - j|^2 (Feydy et al., 2019), and differentiable in `a`, `b` and the costs.

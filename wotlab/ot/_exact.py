@@ -20,7 +20,10 @@ GAP = 1e-6  # relative, between the plan's cost and the dual value: what counts 
 
 
 def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
-    r"""Solve min_P <C, P> over plans P with marginals a and b, to machine precision.
+    r"""The plan of least cost between a and b, to machine precision.
+
+    .. math:: \min_\pi\ \langle C, \pi\rangle
+        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b,\ \pi \ge 0
 
     Parameters
     ----------
@@ -106,10 +109,12 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
 
 
 def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
-    r"""Exact transport cost between images, min_P <C, P>: (B,).
+    r"""Exact transport cost between images: (B,).
 
-    With images scaled to mass 1 (over all channels) this is W_p^p(x, y), in pixels^p; for
-    p = 1, the default, W_1 in pixels. Differentiable in `x` and `y` (see `exact`).
+    .. math:: W_p^p(x, y) = \min_{\pi \in \Pi(x, y)} \langle C, \pi\rangle
+
+    for images scaled to mass 1 (over all channels), in pixels^p; for p = 1, the default,
+    :math:`W_1` in pixels. Differentiable in `x` and `y` (see `exact`).
 
     Parameters
     ----------
@@ -141,9 +146,11 @@ def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
 
 
 def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
-    r"""Exact W_infinity(x, y) = min_P max {C(i, j) : P_ij > 0}: (B,).
+    r"""The longest distance that any mass must travel, exactly: (B,).
 
-    The longest way that any mass must go (in the units of `cost`, with its power p). Found by
+    .. math:: W_\infty(x, y) = \min_{\pi \in \Pi(x, y)} \max\,\{C_{ij} : \pi_{ij} > 0\}
+
+    In the units of `cost`, with its power p. Found by
     bisection over the costs that occur, each tested by an exact plan that pays 1 for every
     forbidden move.
 

@@ -16,7 +16,9 @@ Dtype = torch.dtype | None
 
 @dataclass(frozen=True)
 class GroundCost:
-    r"""Cost of moving a unit of mass from pixel i to pixel j, C(i, j) = \|i - j\|_norm^p.
+    r"""Cost of moving a unit of mass from pixel to pixel: a power of the distance.
+
+    .. math:: C_{ij} = \lVert i - j\rVert_{\mathtt{norm}}^{\,p}
 
     Distances are in pixels: a step to the next pixel of the same row costs 1.
 

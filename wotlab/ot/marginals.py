@@ -16,7 +16,9 @@ __all__ = ["KL", "L2", "Balanced", "Marginal", "wright_omega"]
 
 
 def wright_omega(z: Tensor) -> Tensor:
-    """The w > 0 with w + log w = z: Lambert's W of exp(z), with no overflow for any real z.
+    r"""Wright's omega function: Lambert's W of exp(z), with no overflow for any real z.
+
+    .. math:: w + \log w = z, \quad w > 0
 
     Newton's method on the concave left-hand side, from a start that makes it monotone; the
     result is exact to rounding for float32 and float64. Below z = -40, w = exp(z).
@@ -42,7 +44,9 @@ def wright_omega(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Balanced:
-    """m = a.
+    """The marginal is held exactly.
+
+    .. math:: m = a
 
     Examples
     --------
@@ -74,7 +78,9 @@ class Balanced:
 
 @dataclass(frozen=True)
 class KL:
-    """tau KL(m | a) = tau sum m log(m / a) - m + a.
+    r"""The marginal is held by a relative entropy (Chizat et al., 2018).
+
+    .. math:: \tau\, \mathrm{KL}(m \mid a) = \tau \sum m \log\frac{m}{a} - m + a
 
     Parameters
     ----------
@@ -118,7 +124,9 @@ class KL:
 
 @dataclass(frozen=True)
 class L2:
-    """tau / 2 |m - a|^2.
+    r"""The marginal is held by a squared distance.
+
+    .. math:: \frac{\tau}{2} \lVert m - a\rVert^2
 
     Parameters
     ----------
@@ -161,4 +169,5 @@ class L2:
         return f
 
 
+#: How a plan's marginals are held: exactly, or for a penalty.
 Marginal = Balanced | KL | L2

@@ -146,9 +146,9 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
        A pixel that gets mass back may overflow in its turn, so this is done four times. In
        images that are still too full all pixels then take no more than 1 - x, the room that
        they have when they send nothing: none can overflow.
-    2. Blend with the plan that moves nothing, q <- (1 - t) q + t q_0. The image is then
-       (1 - t) z + t x and the cost (1 - t) times what it was: the smallest t that meets eps
-       is exact.
+    2. Blend with the plan that moves nothing, :math:`q \leftarrow (1 - t) q + t q_0`. The image is
+       then :math:`(1 - t) z + t x` and the cost 1 - t times what it was: the smallest t that meets
+       eps is exact.
 
     Parameters
     ----------

@@ -85,7 +85,9 @@ class TransportPlan:
         return self.ground_cost.scatter(self.mass)
 
     def cost(self) -> Tensor:
-        r"""Cost of the plan, sum_i sum_d mass_i(d) C(d), for mass 1 over all channels: (B,).
+        r"""Cost of the plan, for mass 1 over all channels: (B,).
+
+        .. math:: \sum_i \sum_d \mathtt{mass}_i(d)\, C(d) \Big/ \sum_i \sum_d \mathtt{mass}_i(d)
 
         An upper bound of the exact transport cost between `source` and `image`. 0 for a black
         image, which sends nothing.

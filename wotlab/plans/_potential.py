@@ -18,11 +18,14 @@ from wotlab.plans._plan import TransportPlan
 
 
 class PotentialPlans:
-    r"""The plans q_i(j) ~ exp(G_j - phi_j - psi C_ij) from the pixels of images x.
+    r"""The plans from the pixels of images x that a potential G makes, never stored.
 
-    They maximise sum_i x_i <q_i, G> + x_i H(q_i) over the plans of cost at most eps whose image
-    stays in [0, 1]: G (B, C, H, W) is the potential, what mass is worth where it arrives; psi (B,)
-    is the multiplier of distance and phi (B, C, H, W) that of full pixels, both >= 0. The plan is
+    .. math:: q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
+
+    They maximise :math:`\sum_i x_i \langle q_i, G\rangle + x_i H(q_i)` over the plans of cost at
+    most eps whose image stays in [0, 1]: G (B, C, H, W) is the potential, what mass is worth where
+    it arrives; psi (B,) is the multiplier of distance and phi (B, C, H, W) that of full pixels,
+    both at least 0. The plan is
     a soft c-transform of G, and all that is asked of it are sums over a window around each pixel,
     of the pixels that lie equally far together: no tensor of pixels times window is ever made.
 

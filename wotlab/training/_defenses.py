@@ -49,7 +49,9 @@ class Defense(Protocol):
 
 
 class Standard(Readable):
-    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all.
+    r"""Cross-entropy on the clean images: no defense, the baseline of all.
+
+    .. math:: \mathbb{E}\ \mathrm{CE}(\mathrm{model}(x), y)
 
     Examples
     --------
@@ -132,7 +134,9 @@ def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> At
 
 @dataclass(eq=False, repr=False)
 class PGDAT(BallDefense):
-    r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
+    r"""Adversarial training (Madry et al., 2018): the loss of the attacked images.
+
+    .. math:: \mathbb{E} \max_{z \in B_\varepsilon(x)} \mathrm{CE}(\mathrm{model}(z), y)
 
     Parameters
     ----------
@@ -188,7 +192,10 @@ class PGDAT(BallDefense):
 
 @dataclass(eq=False, repr=False)
 class TRADES(PGDAT):
-    r"""E[CE(model(x), y) + beta max_{z in ball(x)} KL(p(x) | p(z))] (Zhang et al., 2019).
+    r"""Clean loss, and how far an attack moves the prediction: TRADES (Zhang et al., 2019).
+
+    .. math:: \mathbb{E}\, \Bigl[\mathrm{CE}(\mathrm{model}(x), y)
+        + \beta \max_{z \in B_\varepsilon(x)} \mathrm{KL}(p(x) \mid p(z))\Bigr]
 
     Parameters
     ----------
@@ -229,8 +236,11 @@ class TRADES(PGDAT):
 class MART(PGDAT):
     r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
 
-    E[BCE(p(z), y) + beta (1 - p_y(x)) KL(p(x) | p(z))], where z climbs the cross-entropy in
-    ball(x) and BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k).
+    .. math:: \mathbb{E}\, \bigl[\mathrm{BCE}(p(z), y)
+        + \beta\, (1 - p_y(x))\, \mathrm{KL}(p(x) \mid p(z))\bigr], \qquad
+        \mathrm{BCE}(p, y) = -\log p_y - \log\bigl(1 - \max_{k \ne y} p_k\bigr)
+
+    where z climbs the cross-entropy in the ball around x.
 
     Parameters
     ----------

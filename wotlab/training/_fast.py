@@ -16,9 +16,12 @@ from wotlab.training._defenses import LinfDefense, bare
 class FastAT(LinfDefense):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
+    .. math:: z = x + \mathrm{clamp}\bigl(\delta + \mathtt{step}\, \varepsilon\, \mathrm{sign}(g),
+        -\varepsilon, \varepsilon\bigr)
+
     delta is uniform in [-eps, eps] for each pixel, and g is the gradient of the cross-entropy at
-    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from
-    x + clamp(delta + step * eps * sign(g), -eps, eps), clamped to [0, 1], whatever the loss there.
+    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from z, clamped
+    to [0, 1], whatever the loss there.
 
     Parameters
     ----------

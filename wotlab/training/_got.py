@@ -44,9 +44,12 @@ def linear(size: int) -> nn.Linear:
 
 @dataclass(eq=False, repr=False)
 class GOT(Grown):
-    r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
+    r"""Adversarial training with transport between clean and attacked representations.
 
-    u = (latent, prediction), and W the transport cost between the laws of u over the clean and
+    .. math:: \alpha\, L_{\mathtt{inner}}(x, z) + \mathtt{clean}\ \mathrm{CE}(x)
+        + \beta\, W_d(Q, Q^a), \qquad z = \mathrm{attack}(x)
+
+    W_d is the transport cost between the laws of u = (latent, prediction) over the clean and
     the attacked minibatch ("Improving Robustness with Optimal Transport based Adversarial
     Generalization", GOT).
 

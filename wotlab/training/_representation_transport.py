@@ -19,7 +19,9 @@ KINDS = ("semi-dual", "entropic", "divergence", "exact", "paired")
 
 @dataclass(frozen=True)
 class JointCost:
-    r"""d(u, u') = lam d_x(z, z') + d_y(p, p') between pairs u = (z, p) of latent and prediction.
+    r"""Cost between pairs u = (z, p) of a latent and a prediction.
+
+    .. math:: d(u, u') = \lambda\, d_x(z, z') + d_y(p, p')
 
     Parameters
     ----------
@@ -91,13 +93,15 @@ class JointTransport:
     Parameters
     ----------
     kind : "semi-dual", "entropic", "divergence", "exact" or "paired"
-        "semi-dual": the paper's. max over a potential phi on the clean latents of
-        mean_i phi(z_i) + mean_j phi^c(v_j), phi^c(v) = -reg log mean_i exp((phi(z_i) - C(u_i, v))
-        / reg), with phi taken from a family of functions (`potential`) and learned by gradient
-        ascent: a lower bound of "entropic".
-        "entropic": the value of min <P, C> + reg KL(P | a b), solved.
+        "semi-dual": the paper's. The maximum over a potential :math:`\varphi` on the clean latents
+        of :math:`\mathbb{E}_i \varphi(z_i) + \mathbb{E}_j \varphi^c(v_j)`, where
+        :math:`\varphi^c(v) = -\theta \log \mathbb{E}_i\, e^{(\varphi(z_i) - C(u_i, v)) / \theta}`
+        and :math:`\theta` is reg, with the potential taken from a family of functions (`potential`)
+        and learned by gradient ascent: a lower bound of "entropic".
+        "entropic": the value of :math:`\min_\pi \langle C, \pi\rangle + \mathtt{reg}\,
+        \mathrm{KL}(\pi \mid a b^\top)`, solved.
         "divergence": the same, debiased: minus half of both self-terms. Wants a symmetric cost.
-        "exact": min <P, C>, by a network simplex on the CPU.
+        "exact": :math:`\min_\pi \langle C, \pi\rangle`, by a network simplex on the CPU.
         "paired": mean_i C(u_i, v_i), each image with its own attack: no transport. It is what the
         paper's equation gives when read literally, with both means over the clean batch.
     cost : JointCost

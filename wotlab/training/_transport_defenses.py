@@ -15,7 +15,9 @@ from wotlab.training._defenses import PGDAT, watched
 
 @dataclass(eq=False, repr=False)
 class WassersteinAT(PGDAT):
-    r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
+    r"""Adversarial training on a Wasserstein ball: the loss of images whose mass was moved.
+
+    .. math:: \mathbb{E} \max_{z \in B_\varepsilon(x)} \mathrm{CE}(\mathrm{model}(z), y)
 
     Parameters
     ----------
@@ -83,7 +85,10 @@ class WassersteinAT(PGDAT):
 
 @dataclass(eq=False, repr=False)
 class IWDD(PGDAT):
-    r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
+    r"""Adversarial training on an internal ball, the aim of Tan et al. (IWDD).
+
+    .. math:: \mathbb{E}\, \Bigl[\beta\, \mathrm{CE}(\mathrm{model}(x), y)
+        + \max_{z \in B_\varepsilon(x)} \mathrm{CE}(\mathrm{model}(z), y)\Bigr]
 
     The inner maximum is sought by an attack that keeps to the ball. The paper's Algorithm 2 seeks
     it by a generator against a critic, which keep to no ball: that is `GenerativeIWDD`.
