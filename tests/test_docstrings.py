@@ -94,6 +94,7 @@ def test_names_in_docstrings_link_to_what_they_name(text, seen_from, target):
     ("plain", "shown"),
     [
         ("|i - j|_2 <= 1", r":math:`\lVert i - j \rVert_2` ≤ 1"),
+        ("|i - j| and |i - j|^2", r":math:`\lvert i - j \rvert` and :math:`\lvert i - j \rvert^2`"),
         ("(f_i + g_j)", "(:math:`f_{i}` + :math:`g_{j}`)"),
         ("C_ij, pixels^p", r":math:`C_{ij}`, :math:`\mathrm{pixels}^p`"),
         ("KL(p(x) | p(z)) and KL(a | b)", r"KL(p(x) \| p(z)) and KL(a \| b)"),

@@ -77,7 +77,8 @@ class Chain:
     --------
     >>> import torch
     >>> from wotlab.gibbs import Chain
-    >>> z, gradient = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[1.0, -3.0]]).double()
+    >>> z = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    >>> gradient = torch.tensor([[1.0, -3.0]], dtype=torch.float64)
     >>> Chain("sign", eta=0.1).drift(z, gradient)
     tensor([[0.6000, 0.4000]], dtype=torch.float64)
     >>> Chain("reflected", lam=10, sigma=0.2).drift(z, gradient)
@@ -172,11 +173,12 @@ def sample(
     --------
     >>> import torch
     >>> from wotlab import gibbs
-    >>> z, noise = torch.full((5000, 1), 0.5).double(), torch.Generator().manual_seed(0)
+    >>> z = torch.full((5000, 1), 0.5).double()
+    >>> noise = torch.Generator().manual_seed(0)
     >>> lo, hi = torch.zeros_like(z), torch.ones_like(z)
     >>> chain = gibbs.Chain("mala", lam=2.0, sigma=0.5)
     >>> ends = gibbs.sample(lambda z: z[:, 0], z, lo, hi, chain, 50, generator=noise)
-    >>> abs(float(ends.mean()) - 0.657) < 0.02  # the mean of the law exp(2 z) on [0, 1]
+    >>> abs(float(ends.mean()) - 0.657) < 0.02  # the mean of exp(2 z) on [0, 1]
     True
     """
     checks.function("loss", loss, "lambda z: -z.square().flatten(1).sum(1)")

@@ -75,7 +75,7 @@ class Record:
     --------
     >>> from wotlab import results
     >>> keys, sample = {"attack": "pgd", "eps": 0.1}, "digits 0 to 9"
-    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "python demo.py", 1.0)
+    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "demo.py", 1.0)
     >>> record.value, record.printed  # no paper prints it
     (0.5, None)
     """
@@ -162,7 +162,7 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     >>> import tempfile
     >>> from wotlab import results
     >>> keys, sample = {"attack": "pgd", "eps": 0.1}, "digits 0 to 9"
-    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "python demo.py", 1.0)
+    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "demo.py", 1.0)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = results.write(record, folder)
     ...     again = results.find("demo", keys, folder)

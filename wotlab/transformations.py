@@ -105,7 +105,7 @@ def roughness(flow: Tensor) -> Tensor:
     >>> from wotlab import transformations
     >>> flow = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
     >>> flow[0, 0, 2:] = 1.0  # the lower half moves by one pixel
-    >>> transformations.roughness(flow).round(decimals=3)  # four pixels at the fault
+    >>> transformations.roughness(flow).round(decimals=3)  # of four pixels
     tensor([4.], dtype=torch.float64)
     """
     checks.instance("flow", flow, Tensor)
@@ -203,7 +203,8 @@ def translate(x: Tensor, share: float, *, generator: torch.Generator | None = No
     >>> from wotlab import transformations
     >>> x = torch.zeros(1, 1, 5, 5)
     >>> x[0, 0, 2, 2] = 1.0
-    >>> z = transformations.translate(x, 0.2, generator=torch.Generator().manual_seed(1))
+    >>> one = torch.Generator().manual_seed(1)
+    >>> z = transformations.translate(x, 0.2, generator=one)
     >>> z.sum(), (z[0, 0] == 1).nonzero().tolist()
     (tensor(1.), [[2, 3]])
     """

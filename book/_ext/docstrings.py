@@ -31,7 +31,7 @@ SIGNS = {
 INDEX = re.compile(r"(?<!\w)([A-Za-z])_(\w{1,2})(?!\w)")
 TERM = re.compile(  # |x|_1 and |i - j|, x_i and C_ij, pixels^p: short enough to be recognised
     r"""(?<![\w.^=+*~|\\])(?:
-        \\?\|(?P<bars>[\w(](?:[\w\ +./()-]{0,14}[\w)])?)\\?\|(?P<norm>_[12])?
+        \\?\|(?P<bars>[\w(](?:[\w\ +./()-]{0,14}[\w)])?)\\?\|(?P<norm>_[12])?(?P<square>\^2)?
         | (?P<of>[A-Za-z])_(?P<index>[a-z0-9]{1,2})
         | (?P<base>[A-Za-z]+)\^(?P<power>\w)
     )(?=[\s)\]}>/:.,;!?'"-]|$)""",
@@ -206,7 +206,7 @@ def term(match: re.Match) -> str:
     if inner := match["bars"]:
         mark, norm = ("V", match["norm"]) if match["norm"] else ("v", "")
         inner = INDEX.sub(r"\1_{\2}", inner)
-        return rf":math:`\l{mark}ert {inner} \r{mark}ert{norm}`"
+        return rf":math:`\l{mark}ert {inner} \r{mark}ert{norm}{match['square'] or ''}`"
     if match["of"]:
         return f":math:`{match['of']}_{{{match['index']}}}`"
     base = (

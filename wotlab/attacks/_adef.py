@@ -116,8 +116,9 @@ def adef(
     Each step takes the margin F between a rival class and the label as linear in a small further
     field tau. The least field that closes the margin, S being a convolution with a Gaussian, is
 
-    .. math:: \tau = -F\, \frac{S S \alpha}{\lVert S \alpha\rVert^2}, \qquad
-        \alpha(s) = \sum_c \frac{\partial F}{\partial z_c(s)} \nabla z_c(s)
+    .. math::
+        & \tau = -F\, \frac{S S \alpha}{\lVert S \alpha\rVert^2}, \\
+        & \alpha(s) = \sum_c \frac{\partial F}{\partial z_c(s)} \nabla z_c(s)
 
     The rival is the one whose field is shortest. Fields are composed, so that x itself is sampled,
     once.
@@ -153,7 +154,7 @@ def adef(
     >>> from wotlab import LinfBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(4))
-    >>> done = attacks.adef(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done = attacks.adef(model, x.double(), y, LinfBall(1.0))  # holds all
     >>> done.success, done.steps
     (tensor([True, True, True, True]), tensor([1, 1, 1, 1]))
     """

@@ -82,7 +82,8 @@ def eot(
     >>> from wotlab import LinfBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(4))
-    >>> options = dict(samples=2, steps=10, generator=torch.Generator().manual_seed(0))
+    >>> one = torch.Generator().manual_seed(0)
+    >>> options = dict(samples=2, steps=10, generator=one)
     >>> done = attacks.eot(model, x.double(), y, LinfBall(0.3), **options)
     >>> done.success
     tensor([True, True, True, True])

@@ -138,8 +138,9 @@ def frank_wolfe(
     The oracle maximises :math:`\langle g, z\rangle` over the plans of the ball with entropy of
     weight `reg`, and the plan moves towards its answer (Wu et al., 2020, section 5):
 
-    .. math:: \hat q_i(d) \propto e^{(g(i + d) - \psi\, C(d)) / \mathtt{reg}}, \qquad
-        q \leftarrow (1 - s)\, q + s\, \hat q, \quad s = \frac{2}{t + 2}
+    .. math::
+        & \hat q_i(d) \propto e^{(g(i + d) - \psi\, C(d)) / \mathtt{reg}}, \\
+        & q \leftarrow (1 - s)\, q + s\, \hat q, \quad s = \frac{2}{t + 2}
 
     Parameters
     ----------
@@ -171,7 +172,8 @@ def frank_wolfe(
     >>> from wotlab import WassersteinBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(20))
-    >>> done = attacks.frank_wolfe(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> ball = WassersteinBall(0.1)
+    >>> done = attacks.frank_wolfe(model, x.double(), y, ball, steps=50)
     >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
     (15, True)
     """

@@ -100,7 +100,8 @@ def iwda(
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(2))
     >>> noise, ball = torch.Generator().manual_seed(0), InternalWassersteinBall(9.0)
-    >>> done = attacks.iwda(model, x.double(), y, ball, samples=2, steps=10, generator=noise)
+    >>> options = dict(samples=2, steps=10, generator=noise)
+    >>> done = attacks.iwda(model, x.double(), y, ball, **options)
     >>> done.x_adv.shape  # two of each image
     torch.Size([4, 1, 8, 8])
     """

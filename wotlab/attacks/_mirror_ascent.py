@@ -94,8 +94,9 @@ def mirror_ascent(
     step adds it, scaled to largest entry 1, to a potential on the pixels (dual averaging), and
     takes the plan of this potential:
 
-    .. math:: G \leftarrow G + \mathtt{step\_size}\, \frac{g}{\max_j \lvert g_j\rvert}, \qquad
-        q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
+    .. math::
+        & G \leftarrow G + \mathtt{step\_size}\, \frac{g}{\max_j \lvert g_j\rvert}, \\
+        & q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
 
     The multipliers psi and phi keep it within the budget and its image in [0, 1]
     (`wotlab.plans.PotentialPlans`). Each iterate is made exactly feasible, so every gradient is
@@ -139,7 +140,8 @@ def mirror_ascent(
     >>> from wotlab import WassersteinBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(20))
-    >>> done = attacks.mirror_ascent(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> ball = WassersteinBall(0.1)
+    >>> done = attacks.mirror_ascent(model, x.double(), y, ball, steps=50)
     >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
     (16, True)
     """

@@ -97,7 +97,7 @@ def radius(
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(20))
     >>> found = attacks.radius(model, x.double(), y, restarts=0)
-    >>> [int((found.eps > eps).sum()) for eps in (0.0, 0.03, 0.1)]  # stand at each budget
+    >>> [int((found.eps > eps).sum()) for eps in (0.0, 0.03, 0.1)]  # stand
     [20, 18, 4]
     """
     start = time.perf_counter()

@@ -149,7 +149,7 @@ def stadv(
     >>> from wotlab import LinfBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(4))
-    >>> done = attacks.stadv(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done = attacks.stadv(model, x.double(), y, LinfBall(1.0))  # holds all
     >>> done.success
     tensor([True, True, True, True])
     """

@@ -54,7 +54,8 @@ def transfer(
     Examples
     --------
     >>> from wotlab import LinfBall, attacks, data, models
-    >>> model, source = (models.load(f"digits-standard{k}").double() for k in ("", "-4"))
+    >>> model = models.load("digits-standard").double()
+    >>> source = models.load("digits-standard-4").double()
     >>> x, y = data.load("digits").tensors(slice(20))
     >>> done = attacks.transfer(model, x.double(), y, LinfBall(0.15), source=source)
     >>> int(done.success.sum())

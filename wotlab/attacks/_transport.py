@@ -79,7 +79,8 @@ def transport(
     >>> from wotlab import WassersteinBall, attacks, data, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(8))
-    >>> done = attacks.transport(model, x.double(), y, WassersteinBall(0.1), restarts=2)
+    >>> ball = WassersteinBall(0.1)
+    >>> done = attacks.transport(model, x.double(), y, ball, restarts=2)
     >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
     (7, True)
     """

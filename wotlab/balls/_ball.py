@@ -45,7 +45,7 @@ class Certificate:
     >>> from wotlab import WassersteinBall, certify
     >>> x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
     >>> x[0, 0, 1, 1] = 1.0
-    >>> seen = certify(x, 0.5 * x, WassersteinBall(0.1))  # dimmed: half the mass is gone
+    >>> seen = certify(x, 0.5 * x, WassersteinBall(0.1))  # dimmed
     >>> float(seen.cost), float(seen.mass_error), bool(seen.inside)
     (0.0, 0.5, False)
     """

@@ -45,10 +45,10 @@ class WassersteinBall(Ball):
     Examples
     --------
     >>> from wotlab import WassersteinBall, data
-    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = data.load("digits").tensors(slice(1))[0].double()
     >>> ball = WassersteinBall(0.1)
-    >>> z = ball.project(x.double(), x.double().flip(3))  # towards the mirror image
-    >>> bool(ball.contains(x.double(), z)), round(float(ball.distance(x.double(), z)), 2)
+    >>> z = ball.project(x, x.flip(3))  # towards the mirror image
+    >>> bool(ball.contains(x, z)), round(float(ball.distance(x, z)), 2)
     (True, 0.1)
     """
 

@@ -66,8 +66,9 @@ def load(
 
     Returns
     -------
-    Dataset of (image float32 (C, H, W) in [0, 1], label), with `classes`, and with
-    `tensors(which)` for batches.
+    Images or ImageFolder
+        A data set of (image float32 (C, H, W) in [0, 1], label), with `classes`, and with
+        `tensors(which)` for batches.
 
     Raises
     ------

@@ -55,7 +55,8 @@ class Images(Dataset):
     >>> import torch
     >>> from wotlab import data
     >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    >>> images = data.Images("two", pixels, torch.tensor([0, 1]), ["black", "white"])
+    >>> labels, classes = torch.tensor([0, 1]), ["black", "white"]
+    >>> images = data.Images("two", pixels, labels, classes)
     >>> images, images[1]
     (Images(two: 2 images of 2 classes), (tensor([[[1.]]]), 1))
     """
@@ -115,7 +116,8 @@ class ImageFolder(Dataset):
     >>> with tempfile.TemporaryDirectory() as name:
     ...     for k, label in enumerate(("cat", "dog")):
     ...         (Path(name) / label).mkdir()
-    ...         Image.new("L", (20, 10), 200 * k).save(Path(name) / label / "one.png")
+    ...         image = Image.new("L", (20, 10), 200 * k)
+    ...         image.save(Path(name) / label / "one.png")
     ...     x, y = data.ImageFolder(Path(name), size=8).tensors()
     >>> x.shape, y
     (torch.Size([2, 3, 8, 8]), tensor([0, 1]))

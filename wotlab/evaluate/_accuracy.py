@@ -52,7 +52,8 @@ def accuracy(
     Examples
     --------
     >>> from wotlab import data, evaluate, models
-    >>> print(evaluate.accuracy(models.load("digits-standard").double(), data.load("digits")))
+    >>> model = models.load("digits-standard").double()
+    >>> print(evaluate.accuracy(model, data.load("digits")))
     91.6% (87.9% to 94.2%), 272 of 297
     """
     data, right = as_dataset(data), 0
@@ -142,8 +143,8 @@ class Curve:
     >>> from wotlab import LinfBall, attacks, data, evaluate, models
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(20))
-    >>> pgd = partial(attacks.pgd, steps=10)
-    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), [0, 0.1, 0.3])
+    >>> pgd, eps = partial(attacks.pgd, steps=10), [0, 0.1, 0.3]
+    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), eps)
     >>> curve.eps, [int(stands.sum()) for stands in curve.left]
     ((0, 0.1, 0.3), [20, 12, 0])
     """
@@ -202,8 +203,8 @@ def accuracy_curve(
     >>> from wotlab import LinfBall, attacks, data, evaluate, models
     >>> model = models.load("digits-pgd-10").double()
     >>> x, y = data.load("digits").tensors(slice(20))
-    >>> pgd = partial(attacks.pgd, steps=10)
-    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), [0, 0.1, 0.3])
+    >>> pgd, eps = partial(attacks.pgd, steps=10), [0, 0.1, 0.3]
+    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), eps)
     >>> [share.count for share in curve.shares]  # of 20
     [15, 14, 0]
     """
@@ -268,7 +269,7 @@ def success_rate(
     >>> model = models.load("digits-standard").double()
     >>> x, y = data.load("digits").tensors(slice(40, 60))
     >>> done = attacks.pgd(model, x.double(), y, LinfBall(0.3))
-    >>> print(evaluate.success_rate(model, x.double(), y, done))  # three were misread before
+    >>> print(evaluate.success_rate(model, x.double(), y, done))  # of 20
     100.0% (81.6% to 100.0%), 17 of 17
     """
     checks.instance("done", done, AttackResult)

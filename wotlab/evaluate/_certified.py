@@ -66,8 +66,9 @@ def certified_margin(
     :math:`[0, u / (u - h_0)]` for :math:`h_0 \le 0 < u` and in :math:`[h_0 / (h_0 - l), 1]` for
     :math:`h_0 > 0 > l`; it is 0 or 1 where the ReLU cannot switch. So :math:`f_y - f_t` changes by
 
-    .. math:: \sum_{ij} \pi_{ij} \langle g, w_j - w_i\rangle, \qquad
-        g = D_1 W_2^\top D_2 \cdots D_{K-1} W_K^\top (e_y - e_t),
+    .. math::
+        & \sum_{ij} \pi_{ij} \langle g, w_j - w_i\rangle, \\
+        & g = D_1 W_2^\top D_2 \cdots D_{K-1} W_K^\top (e_y - e_t),
 
     where :math:`w_j` is column j of :math:`W_1` and :math:`D_k` holds the d of layer k: for each z
     a sum over the moves of its plan, with one g. Intervals, from the last layer to the first, hold
@@ -96,7 +97,7 @@ def certified_margin(
     >>> from torch import nn
     >>> from wotlab import WassersteinBall, evaluate
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
-    >>> model[1].weight.data = torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0]])
+    >>> model[1].weight.data = torch.tensor([[4.0, 0, 0, 0], [0, 4, 0, 0]])
     >>> x = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
     >>> evaluate.certified_margin(model, x, torch.tensor([0]), WassersteinBall(0.25))
     tensor([2.])
@@ -145,7 +146,7 @@ def certified_radius(
     >>> from torch import nn
     >>> from wotlab import WassersteinBall, evaluate
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
-    >>> model[1].weight.data = torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0]])
+    >>> model[1].weight.data = torch.tensor([[4.0, 0, 0, 0], [0, 4, 0, 0]])
     >>> x = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
     >>> evaluate.certified_radius(model, x, torch.tensor([0]))
     tensor([0.4922])

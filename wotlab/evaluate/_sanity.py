@@ -115,7 +115,8 @@ def sanity(
     >>> from wotlab import LinfBall, attacks, data, evaluate, models
     >>> x, y = data.load("digits").tensors(slice(50))
     >>> weak = partial(attacks.pgd, steps=2, step_size=0.001)
-    >>> found = evaluate.sanity(models.load("digits-standard"), x, y, weak, LinfBall(0.3))
+    >>> model = models.load("digits-standard")
+    >>> found = evaluate.sanity(model, x, y, weak, LinfBall(0.3))
     >>> [doubt.check for doubt in found]
     ['short steps', 'not to chance', 'black box']
     """

@@ -41,9 +41,10 @@ class Share:
 def wilson(count: int, total: int) -> tuple[float, float]:
     r"""Wilson's 95 % score interval of a share, which stays right near 0 and 1.
 
-    .. math:: \frac{p + \frac{c^2}{2n} \pm c \sqrt{\frac{p (1 - p)}{n} + \frac{c^2}{4 n^2}}}
-        {1 + \frac{c^2}{n}}, \qquad p = \frac{\mathtt{count}}{n}, \quad n = \mathtt{total},
-        \quad c = 1.96
+    .. math::
+        & \frac{1}{1 + c^2 / n} \Bigl(p + \frac{c^2}{2n}
+          \pm c \sqrt{\frac{p (1 - p)}{n} + \frac{c^2}{4 n^2}}\Bigr), \\
+        & p = \frac{\mathtt{count}}{n}, \quad n = \mathtt{total}, \quad c = 1.96
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     Examples
     --------
     >>> from wotlab import evaluate
-    >>> [round(end, 3) for end in evaluate.wilson(0, 100)]  # none of a hundred is not never
+    >>> [round(end, 3) for end in evaluate.wilson(0, 100)]  # none is not never
     [0.0, 0.037]
     """
     if total < 1 or not 0 <= count <= total:

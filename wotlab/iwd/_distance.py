@@ -203,7 +203,7 @@ def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
     --------
     >>> from wotlab import data, iwd
     >>> x, _ = data.load("digits").tensors(slice(2))
-    >>> iwd.exact(x.double(), x.double().flip(0)).round(decimals=3)  # brightness of a patch
+    >>> iwd.exact(x.double(), x.double().flip(0)).round(decimals=3)  # of a patch
     tensor([1.3490, 1.3490], dtype=torch.float64)
     """
     return tiled(x, z, cost, tile=None)
@@ -263,7 +263,8 @@ def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tenso
     >>> import torch
     >>> from wotlab import PatchCost, iwd
     >>> cost = PatchCost(size=1)
-    >>> u, v = (cost.cut(torch.tensor([[[row]]]).double()) for row in ([0.0, 1.0], [1.0, 0.25]))
+    >>> u = torch.tensor([[[0.0], [1.0]]], dtype=torch.float64)
+    >>> v = torch.tensor([[[1.0], [0.25]]], dtype=torch.float64)
     >>> swapped, kept = torch.tensor([[1, 0]]), torch.tensor([[0, 1]])
     >>> iwd.matching_cost(u, v, swapped, cost), iwd.matching_cost(u, v, kept, cost)
     (tensor([0.1250], dtype=torch.float64), tensor([0.8750], dtype=torch.float64))

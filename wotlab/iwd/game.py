@@ -101,8 +101,9 @@ def slope_penalty(
 ) -> Tensor:
     r"""How far a critic's slope is from 1 between patches of u and of v: (B,).
 
-    .. math:: R = \mathbb{E}\, \bigl(\lVert \nabla f(w)\rVert_* - 1\bigr)^2, \qquad
-        w = \rho u + (1 - \rho) v, \quad \rho \text{ uniform on } [0, 1]
+    .. math::
+        & R = \mathbb{E}\, \bigl(\lVert \nabla f(w)\rVert_* - 1\bigr)^2, \\
+        & w = \rho u + (1 - \rho) v, \quad \rho \text{ uniform on } [0, 1]
 
     The norm with a star is the dual of the ground cost's, the largest entry for l1: a function is
     1-Lipschitz for l1 where no partial derivative exceeds 1. The gradient is that of each

@@ -161,8 +161,8 @@ def build(
     >>> import torch
     >>> from wotlab import models
     >>> model = models.build("wong-mnist", seed=0)
-    >>> model(torch.zeros(2, 1, 28, 28)).shape, sum(w.numel() for w in model.parameters())
-    (torch.Size([2, 10]), 166406)
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
     if name not in names():
         raise ValueError(f"name must be one of {', '.join(names())}; got {name!r}")
@@ -221,7 +221,8 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     >>> from pathlib import Path
     >>> from wotlab import models
     >>> with tempfile.TemporaryDirectory() as name:
-    ...     models.save_weights(models.build("digits-small"), Path(name) / "net.safetensors")
+    ...     path = Path(name) / "net.safetensors"
+    ...     models.save_weights(models.build("digits-small"), path)
     ...     [file.name for file in Path(name).iterdir()]
     ['net.safetensors']
     """
@@ -257,7 +258,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     >>> with tempfile.TemporaryDirectory() as name:
     ...     models.save_weights(model, Path(name) / "net.safetensors")
     ...     other = models.load_weights(other, Path(name) / "net.safetensors")
-    >>> all(bool((a == b).all()) for a, b in zip(model.parameters(), other.parameters()))
+    >>> pairs = zip(model.parameters(), other.parameters())
+    >>> all(bool((a == b).all()) for a, b in pairs)
     True
     """
     path = Path(path)

@@ -33,8 +33,9 @@ def sinkhorn(
 ) -> OTResult:
     r"""The plan between a and b of least cost and entropic term (Cuturi, 2013).
 
-    .. math:: \min_\pi\ \langle C, \pi\rangle + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
-        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b
+    .. math::
+        & \min_\pi\ \langle C, \pi\rangle + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top) \\
+        & \text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def sinkhorn(
     --------
     >>> import torch
     >>> from wotlab import ot
-    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
+    >>> a = torch.tensor([[1.0, 0.0]]).double()
+    >>> b = torch.tensor([[0.25, 0.75]]).double()
     >>> found = ot.sinkhorn(a, b, torch.tensor([[0.0, 1], [1, 0]]).double(), reg=0.1)
     >>> found.primal.round(decimals=4), found.converged
     (tensor([0.7500], dtype=torch.float64), tensor([True]))
@@ -90,9 +92,9 @@ def unbalanced_sinkhorn(
 ) -> OTResult:
     r"""The plan of least cost where mass may be made and destroyed for a penalty.
 
-    .. math:: \min_{\pi \ge 0}\ \langle C, \pi\rangle
-        + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
-        + D(\pi \mathbf{1} \mid a) + D(\pi^\top \mathbf{1} \mid b)
+    .. math::
+        \min_{\pi \ge 0}\ & \langle C, \pi\rangle + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top) \\
+        & + D(\pi \mathbf{1} \mid a) + D(\pi^\top \mathbf{1} \mid b)
 
     D(m | a) is :math:`\tau\, \mathrm{KL}(m \mid a)` for `marginals="kl"` (Chizat et al., 2018),
     and :math:`\tfrac{\tau}{2} \lVert m - a\rVert^2` for "l2". Histograms are taken as they are, not
@@ -122,9 +124,10 @@ def unbalanced_sinkhorn(
     --------
     >>> import torch
     >>> from wotlab import ot
-    >>> a, cost = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 9], [9, 0]]).double()
+    >>> a = torch.tensor([[1.0, 0.0]]).double()
+    >>> cost = torch.tensor([[0.0, 9], [9, 0]]).double()
     >>> found = ot.unbalanced_sinkhorn(a, a.flip(1), cost, reg=0.1, tau=1.0)
-    >>> found.plan.sum().round(decimals=2)  # mass of the plan: nearly all is destroyed
+    >>> found.plan.sum().round(decimals=2)  # nearly all is destroyed
     tensor(0.0100, dtype=torch.float64)
     """
     checks.positive("tau", tau)

@@ -22,8 +22,9 @@ GAP = 1e-6  # relative, between the plan's cost and the dual value: what counts 
 def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     r"""The plan of least cost between a and b, to machine precision.
 
-    .. math:: \min_\pi\ \langle C, \pi\rangle
-        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b,\ \pi \ge 0
+    .. math::
+        & \min_\pi\ \langle C, \pi\rangle \\
+        & \text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b,\ \pi \ge 0
 
     Parameters
     ----------

@@ -49,8 +49,10 @@ class OTResult:
     --------
     >>> import torch
     >>> from wotlab import ot
-    >>> a, b = torch.tensor([[0.5, 0.5, 0]]).double(), torch.tensor([[0, 0.5, 0.5]]).double()
-    >>> found = ot.exact(a, b, torch.tensor([[0, 1, 2], [1, 0, 1], [2, 1, 0]]).double())
+    >>> a = torch.tensor([[0.5, 0.5, 0]]).double()
+    >>> b = torch.tensor([[0, 0.5, 0.5]]).double()
+    >>> cost = torch.tensor([[0, 1, 2], [1, 0, 1], [2, 1, 0]]).double()
+    >>> found = ot.exact(a, b, cost)
     >>> found.value, found.dual
     (tensor([1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     >>> found.plan.sum(2), bool(found.converged)

@@ -15,8 +15,9 @@ def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0)
     For reg = 0, over every pixel j of the grid, and for reg > 0 the soft minimum weighted by b,
     with b scaled to mass 1:
 
-    .. math:: f_i = \min_j\, C_{ij} - g_j, \qquad
-        f_i = -\mathtt{reg}\, \log \sum_j b_j\, e^{(g_j - C_{ij}) / \mathtt{reg}}
+    .. math::
+        & f_i = \min_j\, C_{ij} - g_j, \\
+        & f_i = -\mathtt{reg}\, \log \sum_j b_j\, e^{(g_j - C_{ij}) / \mathtt{reg}}
 
     Differentiable in `g`.
 
@@ -43,7 +44,8 @@ def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0)
     --------
     >>> import torch
     >>> from wotlab import ot
-    >>> g, b = torch.tensor([[0.0, -3.0]]).double(), torch.tensor([[0.5, 0.5]]).double()
+    >>> g = torch.tensor([[0.0, -3.0]]).double()
+    >>> b = torch.tensor([[0.5, 0.5]]).double()
     >>> ot.c_transform(g, b, torch.tensor([[0.0, 1], [1, 0]]).double())
     tensor([[0., 1.]], dtype=torch.float64)
     """
@@ -87,9 +89,11 @@ def semi_dual(g: Tensor, a: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: f
     --------
     >>> import torch
     >>> from wotlab import ot
-    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
-    >>> g, cost = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[0.0, 1], [1, 0]]).double()
-    >>> ot.semi_dual(g, a, b, cost), ot.exact(a, b, cost).value  # this g is a best one
+    >>> a = torch.tensor([[1.0, 0.0]]).double()
+    >>> b = torch.tensor([[0.25, 0.75]]).double()
+    >>> g = torch.tensor([[0.0, 1.0]]).double()
+    >>> cost = torch.tensor([[0.0, 1], [1, 0]]).double()
+    >>> ot.semi_dual(g, a, b, cost), ot.exact(a, b, cost).value
     (tensor([0.7500], dtype=torch.float64), tensor([0.7500], dtype=torch.float64))
     """
     Problem(a, b, cost, balanced=True)

@@ -41,9 +41,10 @@ class Moves:
     --------
     >>> import torch
     >>> from wotlab import GroundCost, plans
-    >>> moves = plans.Moves(torch.tensor([[[[0.0, 1.0, 0.0]]]]).double(), GroundCost(3))
+    >>> x = torch.tensor([[[[0.0, 1.0, 0.0]]]], dtype=torch.float64)
+    >>> moves = plans.Moves(x, GroundCost(3))
     >>> shares = moves.identity()  # (9, 1): the one pixel of mass stays
-    >>> shares[moves.stay], shares[moves.stay + 1] = 0.75, 0.25  # a quarter to the right
+    >>> shares[moves.stay], shares[moves.stay + 1] = 0.75, 0.25  # goes to the right
     >>> moves.push_forward(shares)
     tensor([[[[0.0000, 0.7500, 0.2500]]]], dtype=torch.float64)
     >>> moves.cost(shares)
@@ -169,7 +170,7 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
     >>> from wotlab import GroundCost, plans
     >>> moves = plans.Moves(torch.tensor([[[[1.0, 0.8]]]]).double(), GroundCost(3))
     >>> shares = moves.identity()
-    >>> shares[moves.stay, 0], shares[moves.stay + 1, 0] = 0.5, 0.5  # overfills the right one
+    >>> shares[moves.stay, 0], shares[moves.stay + 1, 0] = 0.5, 0.5  # overfills
     >>> shares, z = plans.repair(moves, shares, eps=0.05)
     >>> z
     tensor([[[[0.9100, 0.8900]]]], dtype=torch.float64)

@@ -44,7 +44,8 @@ class PotentialPlans:
     >>> from wotlab import GroundCost, plans
     >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
     >>> found = plans.PotentialPlans(x, GroundCost(None))
-    >>> G, one = 9 * x.flip(3), torch.ones(1, dtype=torch.float64)  # worth most on the right
+    >>> G = 9 * x.flip(3)  # mass is worth most on the right
+    >>> one = torch.ones(1, dtype=torch.float64)
     >>> phi, psi, z, cost = found.step(G, 0 * x, one, eps=0.5 * one, sweeps=50)
     >>> z.round(decimals=2)
     tensor([[[[0.7500, 0.0000, 0.2500]]]], dtype=torch.float64)

@@ -24,9 +24,10 @@ def dual_projection(
 ) -> Projection:
     r"""Nearest plan to a stepped plan G (dual projection; Wu et al., 2020, sections 4 and 4.1).
 
-    .. math:: \min_{\pi \ge 0}\ \tfrac12 \lVert \pi - G\rVert^2
-        \quad\text{where}\quad \pi \mathbf{1} = x,\ \langle C, \pi\rangle \le \varepsilon
-        \text{ and, with } \mathtt{bound},\ \pi^\top \mathbf{1} \le r = 1 / \lVert x\rVert_1
+    .. math::
+        & \min_{\pi \ge 0}\ \tfrac12 \lVert \pi - G\rVert^2 \\
+        & \text{where}\quad \pi \mathbf{1} = x,\ \langle C, \pi\rangle \le \varepsilon \\
+        & \text{and, with } \mathtt{bound},\ \pi^\top \mathbf{1} \le r = 1 / \lVert x\rVert_1
 
     At the multipliers psi of distance and phi of full pixels, both at least 0, each row of the plan
     is :math:`G_i - \psi C_i - \phi` projected onto the simplex of size x_i. psi is solved by
@@ -39,7 +40,7 @@ def dual_projection(
     w : Tensor (B, C, H, W) or TransportPlan
         A stepped image: G is then the plan that stays at x after a step of w - x of the image,
         which is a step of (w - x)(j) for every source i of pixel j,
-        G_i(d) = x_i [d = 0] + (w - x)(i + d). Or G itself, in units of pixels.
+        :math:`G_i(d) = x_i [d = 0] + (w - x)(i + d)`. Or G itself, in units of pixels.
     eps : float or Tensor (B,)
         Budget in pixels of distance for an image of mass 1. 0 returns x itself.
     ground_cost : GroundCost

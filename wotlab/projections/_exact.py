@@ -15,10 +15,11 @@ def exact_projection(
 ) -> Projection:
     r"""Nearest image of a Wasserstein ball: the reference for the other projections.
 
-    .. math:: \min_{z,\, \pi \ge 0}\ \tfrac12 \lVert z - w\rVert^2
-        \quad\text{where}\quad \pi \mathbf{1} = x,\ \pi^\top \mathbf{1} = z,\
-        \langle C, \pi\rangle \le \varepsilon \lVert x\rVert_1
-        \text{ and, with } \mathtt{bound},\ z \le 1
+    .. math::
+        & \min_{z,\, \pi \ge 0}\ \tfrac12 \lVert z - w\rVert^2 \\
+        & \text{where}\quad \pi \mathbf{1} = x,\ \pi^\top \mathbf{1} = z,\
+          \langle C, \pi\rangle \le \varepsilon \lVert x\rVert_1 \\
+        & \text{and, with } \mathtt{bound},\ z \le 1
 
     In pixels; one quadratic program an image, solved by Clarabel through cvxpy.
     This is the projection that Wong et al. (2019, eq. 3) and, with the bound, Hu et al. (2020,

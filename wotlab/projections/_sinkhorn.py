@@ -50,10 +50,11 @@ def constrained_sinkhorn(
 ) -> Projection:
     r"""Entropic projection onto the Wasserstein ball with pixels in [0, 1] (Hu et al., 2020).
 
-    .. math:: \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
-        + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij}
-        \quad\text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon,\
-        0 \le z \le r
+    .. math::
+        & \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
+          + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij} \\
+        & \text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon,\
+          0 \le z \le r
 
     for images of mass 1, where a white pixel is :math:`r = 1 / \lVert x\rVert_1` (their eq. 7 to
     10, Algorithm 1): the exact projection as reg falls.
@@ -184,9 +185,10 @@ def projected_sinkhorn(
 ) -> Projection:
     r"""Projected Sinkhorn: entropic projection with no pixel bound (Wong et al., 2019).
 
-    .. math:: \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
-        + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij}
-        \quad\text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon
+    .. math::
+        & \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
+          + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij} \\
+        & \text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon
 
     (their eq. 6, Algorithm 2). Stops when the dual changes by at most tol of its value.
 
@@ -214,7 +216,7 @@ def projected_sinkhorn(
     >>> x, _ = data.load("digits").tensors(slice(1))
     >>> x = x.double()
     >>> found = projections.projected_sinkhorn(x, 2 * x.flip(3), 0.3, GroundCost())
-    >>> round(float(found.plan.cost()), 3), float(found.image.max()) > 1  # no bound on pixels
+    >>> round(float(found.plan.cost()), 3), float(found.image.max()) > 1
     (0.3, True)
     """
     checks.flags(clamp=clamp)

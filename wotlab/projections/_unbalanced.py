@@ -31,10 +31,12 @@ def unbalanced_sinkhorn(
 ) -> Projection:
     r"""Trade distance from w for unbalanced transport cost from x (Subramanyam, 2022).
 
-    .. math:: \min_{\pi,\, z \ge 0}\ \langle C, \pi\rangle
-        + \mathtt{reg} \sum_{ij} \pi_{ij} (\log \pi_{ij} - 1)
-        + \tau\, \mathrm{KL}(\pi \mathbf{1} \mid x) + \tau\, \mathrm{KL}(\pi^\top \mathbf{1} \mid z)
-        + \tfrac{\gamma}{2} \lVert z - w\rVert^2
+    .. math::
+        \min_{\pi,\, z \ge 0}\ & \langle C, \pi\rangle
+          + \mathtt{reg} \sum_{ij} \pi_{ij} (\log \pi_{ij} - 1) \\
+        & + \tau\, \mathrm{KL}(\pi \mathbf{1} \mid x)
+          + \tau\, \mathrm{KL}(\pi^\top \mathbf{1} \mid z) \\
+        & + \tfrac{\gamma}{2} \lVert z - w\rVert^2
 
     with :math:`\mathrm{KL}(a \mid b) = \sum a \log(a / b) - a + b`.
     In pixels as they are, with no scaling to mass 1. **No budget enters**: nothing bounds the

@@ -64,8 +64,9 @@ class AdversarialTransport(LinfDefense):
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> chain = gibbs.Chain("sign", sigma=0.1, eta=0.1)
     >>> defense = training.AdversarialTransport(LinfBall(0.2), chain=chain)
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
-    >>> fit.history[0]["gradients"]  # of 64 images: one for the chain, one for the weights
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one by the chain
     128
     """
 

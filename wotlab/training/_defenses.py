@@ -38,9 +38,11 @@ class Defense(Protocol):
     >>> from wotlab import data, models, training
     >>> class Noisy:
     ...     def loss(self, model, x, y, index):
-    ...         return cross_entropy(model((x + 0.1 * torch.randn_like(x)).clamp(0, 1)), y)
+    ...         z = (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+    ...         return cross_entropy(model(z), y)
     >>> images = data.load("digits", "train").tensors(slice(64))
-    >>> training.fit(models.build("digits-small", seed=0), images, Noisy(), epochs=1).epochs
+    >>> model = models.build("digits-small", seed=0)
+    >>> training.fit(model, images, Noisy(), epochs=1).epochs
     1
     """
 
@@ -160,8 +162,9 @@ class PGDAT(BallDefense):
     >>> from wotlab import LinfBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> defense = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
-    >>> fit.history[0]["gradients"]  # of 64 images: ten for the attack, one for the weights
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: 10 by the attack
     704
     """
 
@@ -236,9 +239,10 @@ class TRADES(PGDAT):
 class MART(PGDAT):
     r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
 
-    .. math:: \mathbb{E}\, \bigl[\mathrm{BCE}(p(z), y)
-        + \beta\, (1 - p_y(x))\, \mathrm{KL}(p(x) \mid p(z))\bigr], \qquad
-        \mathrm{BCE}(p, y) = -\log p_y - \log\bigl(1 - \max_{k \ne y} p_k\bigr)
+    .. math::
+        & \mathbb{E}\, \bigl[\mathrm{BCE}(p(z), y)
+          + \beta\, (1 - p_y(x))\, \mathrm{KL}(p(x) \mid p(z))\bigr], \\
+        & \mathrm{BCE}(p, y) = -\log p_y - \log\bigl(1 - \max_{k \ne y} p_k\bigr)
 
     where z climbs the cross-entropy in the ball around x.
 

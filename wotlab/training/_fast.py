@@ -42,8 +42,9 @@ class FastAT(LinfDefense):
     >>> from wotlab import LinfBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> defense = training.FastAT(LinfBall(0.2))
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
-    >>> fit.history[0]["gradients"]  # of 64 images: one for the attack, one for the weights
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one by the attack
     128
     """
 
@@ -90,8 +91,9 @@ class FreeAT(LinfDefense):
     >>> from wotlab import LinfBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> defense = training.FreeAT(LinfBall(0.2), repeats=4)
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
-    >>> fit.history[0]["gradients"]  # four steps on 64 images: weights and attack share them
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # four of 64 images, shared
     256
     """
 

@@ -99,9 +99,9 @@ def fit(
     Examples
     --------
     >>> from wotlab import data, evaluate, models, training
-    >>> train, test = (data.load("digits", split).tensors() for split in ("train", "test"))
+    >>> train, test = data.load("digits", "train"), data.load("digits")
     >>> model = models.build("digits-small", seed=0)
-    >>> fit = training.fit(model, train, epochs=3, batch_size=64)
+    >>> fit = training.fit(model, train.tensors(), epochs=3, batch_size=64)
     >>> fit.epochs, float(evaluate.accuracy(model, test)) > 0.8
     (3, True)
     """

@@ -116,7 +116,8 @@ class GenerativeIWDD(Grown):
     >>> from wotlab import data, models, training
     >>> images = data.load("digits", "train").tensors(slice(16))
     >>> defense = training.GenerativeIWDD(critic_steps=1)
-    >>> training.fit(models.build("digits-small", seed=0), images, defense, epochs=1).epochs
+    >>> model = models.build("digits-small", seed=0)
+    >>> training.fit(model, images, defense, epochs=1).epochs
     1
     """
 

@@ -46,8 +46,10 @@ def linear(size: int) -> nn.Linear:
 class GOT(Grown):
     r"""Adversarial training with transport between clean and attacked representations.
 
-    .. math:: \alpha\, L_{\mathtt{inner}}(x, z) + \mathtt{clean}\ \mathrm{CE}(x)
-        + \beta\, W_d(Q, Q^a), \qquad z = \mathrm{attack}(x)
+    .. math::
+        & \alpha\, L_{\mathtt{inner}}(x, z) + \mathtt{clean}\ \mathrm{CE}(x)
+          + \beta\, W_d(Q, Q^a) \\
+        & \text{where}\quad z = \mathrm{attack}(x)
 
     W_d is the transport cost between the laws of u = (latent, prediction) over the clean and
     the attacked minibatch ("Improving Robustness with Optimal Transport based Adversarial
@@ -99,7 +101,8 @@ class GOT(Grown):
     >>> from wotlab import LinfBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> inner = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
-    >>> model, defense = models.build("digits-small", seed=0), training.GOT(inner, beta=1.0)
+    >>> defense = training.GOT(inner, beta=1.0)
+    >>> model = models.build("digits-small", seed=0)
     >>> training.fit(model, images, defense, epochs=1).epochs
     1
     """

@@ -45,7 +45,7 @@ class JointCost:
     >>> from wotlab import training
     >>> u = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 0.0]]).double()
     >>> v = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[9.0, 0.0]]).double()
-    >>> training.JointCost(prediction="l1")(u, v).round(decimals=3)  # 1 - cos, and |p - p'|_1
+    >>> training.JointCost(prediction="l1")(u, v).round(decimals=3)
     tensor([[2.]], dtype=torch.float64)
     """
 
@@ -131,7 +131,7 @@ class JointTransport:
     >>> latents, logits = torch.eye(2).double(), torch.zeros(2, 2).double()
     >>> u, v, y = (latents, logits), (latents.flip(0), logits), torch.tensor([0, 1])
     >>> terms = training.JointTransport("exact"), training.JointTransport("paired")
-    >>> [round(float(term(u, v, (y, y))), 3) for term in terms]  # the same points swapped
+    >>> [round(float(term(u, v, (y, y))), 3) for term in terms]  # swapped
     [0.0, 1.0]
     """
 

@@ -42,7 +42,8 @@ class Fit:
     --------
     >>> from wotlab import data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, epochs=2)
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, epochs=2)
     >>> fit.epochs, sorted(fit.history[-1])
     (2, ['clean_loss', 'gradients', 'loss', 'seconds'])
     """

@@ -52,8 +52,9 @@ class WassersteinAT(PGDAT):
     >>> from wotlab import WassersteinBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(64))
     >>> defense = training.WassersteinAT(WassersteinBall(0.1))
-    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
-    >>> fit.history[0]["gradients"]  # of 64 images: six for the attack, one for the weights
+    >>> model = models.build("digits-small", seed=0)
+    >>> fit = training.fit(model, images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: 6 by the attack
     448
     """
 
@@ -118,7 +119,8 @@ class IWDD(PGDAT):
     >>> from wotlab import InternalWassersteinBall, data, models, training
     >>> images = data.load("digits", "train").tensors(slice(16))
     >>> defense = training.IWDD(InternalWassersteinBall(0.5))
-    >>> training.fit(models.build("digits-small", seed=0), images, defense, epochs=1).epochs
+    >>> model = models.build("digits-small", seed=0)
+    >>> training.fit(model, images, defense, epochs=1).epochs
     1
     """
 
