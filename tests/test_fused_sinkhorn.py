@@ -73,6 +73,8 @@ CASES = {
     "colour": ((3, 4, 3), L1, 0.5, {"tol": 1e-4}),
     "sharp": ((1, 4, 5), L1, 0.005, {"max_iter": 20}),
     "sharp, squared": ((1, 5, 4), SQUARED, 0.02, {"max_iter": 20}),
+    "as sharp as can be": ((1, 4, 3), L1, 1e-6, {"max_iter": 10}),
+    "blunt": ((1, 4, 3), L1, 1e3, {}),
     "only one iteration": ((1, 5, 4), L1, 0.5, {"max_iter": 1}),
     "between two looks": ((1, 5, 4), L1, 0.1, {"max_iter": 17}),
     "17 x 33": ((1, 17, 33), L1, 0.5, {"max_iter": 12}),
