@@ -29,7 +29,9 @@ __all__ = [
     "use_style",
 ]
 
+#: Colours of the source, the target, of mass that moves, and of all else.
 SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
+#: Colours of mass, from white to black.
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
 _GROUND = LinearSegmentedColormap.from_list("ground", ["#ffffff", "#dddddd", "#8a8a8a"])
 _PLAIN = {"Date": None, "Creator": None}  # the same bytes each run
@@ -42,6 +44,15 @@ def use_style() -> None:
     `SOURCE` red, `TARGET` blue, `MOVED` violet, mass from white to black. A figure of 5.5 inches,
     the widest that a phone shows with text of 9 pixels. Figures of the same content are the same
     bytes.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from wotlab import plots
+    >>> with plt.rc_context():
+    ...     plots.use_style()
+    ...     plt.rcParams["font.size"]
+    10.0
     """
     mpl.rcParams.update(
         {
@@ -98,6 +109,15 @@ def show_images(
     Returns
     -------
     list of Axes
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import data, plots
+    >>> x, y = data.load("digits").tensors(slice(3))
+    >>> axes = plots.show_images(x, y.tolist(), axes=Figure().subplots(1, 3))
+    >>> [ax.get_title() for ax in axes]
+    ['1', '7', '4']
     """
     if axes is None:
         _, grid = plt.subplots(
@@ -149,6 +169,17 @@ def show_plan(
     ------
     ValueError
         For most < 1.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import GroundCost, TransportPlan, data, ot, plots
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> matrix = ot.exact(x[:1].double(), x[1:].double(), GroundCost()).plan
+    >>> plan = TransportPlan.from_matrix(matrix, 8, 8, GroundCost(None))
+    >>> ax = plots.show_plan(plan, Figure().add_subplot(), most=20)
+    >>> len(ax.collections[0].get_paths()) <= 20  # arrows
+    True
     """
     if most < 1:
         raise ValueError(f"most must be at least 1; got {most}")
@@ -239,6 +270,14 @@ class Slider:
     ------
     ValueError
         For no frames, or another number of labels.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import plots
+    >>> frames, labels = [Figure(), Figure()], ["eps = 0.1", "eps = 0.2"]
+    >>> plots.Slider(frames, labels, name="budget", alt="A digit at")
+    Slider(budget: eps = 0.1, eps = 0.2)
     """
 
     def __init__(

@@ -34,7 +34,10 @@ def sinkhorn(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> OTResult:
-    r"""Solve min_P <C, P> + reg KL(P | a b^T) over plans P with marginals a and b.
+    r"""The plan between a and b of least cost and entropic term (Cuturi, 2013).
+
+    .. math:: \min_\pi\ \langle C, \pi\rangle + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
+        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b
 
     Parameters
     ----------
@@ -68,6 +71,15 @@ def sinkhorn(
     On a GPU with Triton all iterations are one launch, in which each pair stops by itself, for
     images up to 64 pixels a side with a separable cost (see `GroundCost`): the same iteration
     in float64, and the same numbers but for rounding. PyTorch computes whatever else there is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
+    >>> found = ot.sinkhorn(a, b, torch.tensor([[0.0, 1], [1, 0]]).double(), reg=0.1)
+    >>> found.primal.round(decimals=4), found.converged
+    (tensor([0.7500], dtype=torch.float64), tensor([True]))
     """
     return _solve(a, b, cost, reg, Balanced(), tol, max_iter)
 
@@ -83,13 +95,17 @@ def unbalanced_sinkhorn(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> OTResult:
-    r"""Solve min_P <C, P> + reg KL(P | a b^T) + D(P 1 | a) + D(P^T 1 | b), P >= 0.
+    r"""The plan of least cost where mass may be made and destroyed for a penalty.
 
-    Mass may be made and destroyed for a penalty: D(m | a) = tau KL(m | a) for `marginals="kl"`
-    (Chizat et al., 2018), tau/2 |m - a|^2 for "l2". Histograms are taken as they are, not
+    .. math:: \min_{\pi \ge 0}\ \langle C, \pi\rangle
+        + \mathtt{reg}\ \mathrm{KL}(\pi \mid a b^\top)
+        + D(\pi \mathbf{1} \mid a) + D(\pi^\top \mathbf{1} \mid b)
+
+    D(m | a) is :math:`\tau\, \mathrm{KL}(m \mid a)` for `marginals="kl"` (Chizat et al., 2018),
+    and :math:`\tfrac{\tau}{2} \lVert m - a\rVert^2` for "l2". Histograms are taken as they are, not
     scaled. As tau grows the plan tends to the balanced one (if the masses agree); as tau falls
-    to 0 it tends to a_i b_j exp(-C_ij / reg), which moves next to nothing for small reg.
-    Generalised KL: KL(p | q) = sum p log(p / q) - p + q.
+    to 0 it tends to :math:`a_i b_j e^{-C_{ij} / \mathtt{reg}}`, which moves next to nothing for
+    small reg. Generalised KL: :math:`\mathrm{KL}(p \mid q) = \sum p \log(p / q) - p + q`.
 
     Parameters
     ----------
@@ -108,6 +124,15 @@ def unbalanced_sinkhorn(
     ------
     ValueError
         As `sinkhorn`, and for tau <= 0 or infinite, or other marginals.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, cost = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 9], [9, 0]]).double()
+    >>> found = ot.unbalanced_sinkhorn(a, a.flip(1), cost, reg=0.1, tau=1.0)
+    >>> found.plan.sum().round(decimals=2)  # mass of the plan: nearly all is destroyed
+    tensor(0.0100, dtype=torch.float64)
     """
     checks.positive("tau", tau)
     kinds: dict[str, Marginal] = {"kl": KL(tau), "l2": L2(tau)}
@@ -125,7 +150,9 @@ def sinkhorn_divergence(
     tol: float = 1e-6,
     max_iter: int = 10_000,
 ) -> Tensor:
-    r"""The debiased value S(a, b) = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2, (B,).
+    r"""The entropic value without its bias: 0 where a = b, (B,).
+
+    .. math:: S(a, b) = \mathrm{OT}(a, b) - \tfrac12 \mathrm{OT}(a, a) - \tfrac12 \mathrm{OT}(b, b)
 
     OT is the `value` of `sinkhorn`. S is 0 at a = b, positive elsewhere for the costs
     |i - j| and |i - j|^2 (Feydy et al., 2019), and differentiable in `a`, `b` and the costs.
@@ -147,6 +174,13 @@ def sinkhorn_divergence(
     -----
     UserWarning
         If a problem has not converged; `sinkhorn` says which, and how far it is.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, ot
+    >>> x = data.load("digits").tensors(slice(2))[0].double()
+    >>> ot.sinkhorn_divergence(x, x.flip(0), GroundCost(), reg=0.1).round(decimals=3)
+    tensor([0.5400, 0.5400], dtype=torch.float64)
     """
     costs = cost if isinstance(cost, tuple) else (cost, cost, cost)
     if len(costs) != 3:

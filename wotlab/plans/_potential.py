@@ -17,11 +17,14 @@ from wotlab.plans._plan import TransportPlan
 
 
 class PotentialPlans:
-    r"""The plans q_i(j) ~ exp(G_j - phi_j - psi C_ij) from the pixels of images x.
+    r"""The plans from the pixels of images x that a potential G makes, never stored.
 
-    They maximise sum_i x_i <q_i, G> + x_i H(q_i) over the plans of cost at most eps whose image
-    stays in [0, 1]: G (B, C, H, W) is the potential, what mass is worth where it arrives; psi (B,)
-    is the multiplier of distance and phi (B, C, H, W) that of full pixels, both >= 0. The plan is
+    .. math:: q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
+
+    They maximise :math:`\sum_i x_i \langle q_i, G\rangle + x_i H(q_i)` over the plans of cost at
+    most eps whose image stays in [0, 1]: G (B, C, H, W) is the potential, what mass is worth where
+    it arrives; psi (B,) is the multiplier of distance and phi (B, C, H, W) that of full pixels,
+    both at least 0. The plan is
     a soft c-transform of G, and all that is asked of it are sums over a window around each pixel,
     of the pixels that lie equally far together: no tensor of pixels times window is ever made.
 
@@ -33,6 +36,19 @@ class PotentialPlans:
         Its window limits the moves. Potentials may span log(largest number), 690 in float64;
         what lies further below an image's highest is raised. Of float32 images on a GPU a `step`
         is one kernel in float32, where Triton is installed and costs stay below 1e15.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, plans
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> found = plans.PotentialPlans(x, GroundCost(None))
+    >>> G, one = 9 * x.flip(3), torch.ones(1, dtype=torch.float64)  # worth most on the right
+    >>> phi, psi, z, cost = found.step(G, 0 * x, one, eps=0.5 * one, sweeps=50)
+    >>> z.round(decimals=2)
+    tensor([[[[0.7500, 0.0000, 0.2500]]]], dtype=torch.float64)
+    >>> cost.round(decimals=3)
+    tensor([0.5000], dtype=torch.float64)
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):
