@@ -200,8 +200,8 @@ RIVALS = {
 
 # Who runs on a GPU: the cost that it knows, reg, how it solves, and pairs that it gets
 ON_A_GPU = {
-    "pot-batch-log": (L1, 0.5, partial(pot_batch, "log_sinkhorn"), PAIRS),
-    "geomloss": (L1, 0.5, geomloss_loss, BATCH),
+    "pot-batch-log": (L1, 0.1, partial(pot_batch, "log_sinkhorn"), PAIRS),
+    "geomloss": (L1, 0.1, geomloss_loss, BATCH),
     "flash-sinkhorn": (GroundCost(None, p=2, norm=2), 1.0, flash, BATCH),
 }
 

@@ -1,10 +1,13 @@
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 from alone import build_wheel, make_environment
 from hypothesis import settings
+from interpreter import begin
 
 import wotlab
 
@@ -68,3 +71,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def apart():
+    """A process of its own: Triton takes its interpreter, on the CPU, where asked on import."""
+    with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
+        yield lambda *task: pool.submit(*task).result()

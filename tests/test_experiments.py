@@ -201,7 +201,7 @@ def test_natural_tables_have_the_printed_numbers_and_growing_distances(run):
 def test_subramanyam_counts_what_keeps_the_ball(run):
     perform(run, subramanyam.table_1(run))
     found = results.table("subramanyam-table-1", "variant", folder=run.out, network="standard")
-    assert set(found) == {"printed", "corrected", "l2"}
+    assert set(found) == {f"{k}{end}" for k in subramanyam.UPDATES for end in ("", "-clamped")}
     for record in found.values():
         settings = {"rule": "sign", "step": 0.02, "steps": 10, "window": 1}
         assert settings.items() <= record.details.items()
@@ -209,6 +209,9 @@ def test_subramanyam_counts_what_keeps_the_ball(run):
     # erratum a1: the printed formula brightens every pixel that holds mass
     assert found["printed"].details["mass_change_mean"] > 0.1
     assert found["printed"].printed == 1.7 and found["l2"].printed is None
+    assert found["printed-clamped"].printed == 1.7
+    # without a clamp its steps leave [0, 1] for good where there is no ink
+    assert found["printed-clamped"].value <= found["printed"].value
 
 
 def test_tables_of_training_at_equal_work(run, monkeypatch):
@@ -305,7 +308,7 @@ def test_the_attack_of_subramanyam_takes_the_sign_step(run, monkeypatch):
     assert len(given) == len(subramanyam.VARIANTS) + 1
     for options in given:
         assert (options["rule"], options["step_size"]) == ("sign", 0.02)
-    assert [options["steps"] for options in given] == [10, 10, 10, 20]
+    assert [options["steps"] for options in given] == [10] * 6 + [20]
     (record,) = results.read("subramanyam-defense", run.out)
     assert record.details["attack_rule"] == "sign"
 

@@ -1,38 +1,19 @@
 """A step in one kernel is the step of PyTorch; the kernel runs under Triton's interpreter."""
 
-import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
-from importlib import metadata, util
-from multiprocessing import get_context
+from contextlib import nullcontext
 
 import pytest
 import torch
+from interpreter import barriers_only, needs_triton
 from torch import Tensor
 
 from wotlab import GroundCost
 from wotlab.plans import PotentialPlans
 from wotlab.plans._potential import fuses
 
-WANTED = 3, 7  # older interpreters know another NumPy
-THERE = metadata.version("triton") if util.find_spec("triton") else "0.0"
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, THERE.split(".")[:2])) < WANTED, reason="needs Triton 3.7 or later"
-)
+pytestmark = needs_triton
 Numbers = tuple[Tensor, ...]
-
-
-@pytest.fixture(scope="module")
-def apart():
-    """A process of its own: Triton takes its interpreter, on the CPU, where asked on import."""
-    with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
-        yield lambda *task: pool.submit(*task).result()
-
-
-def begin() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
-    torch.set_num_threads(1)
 
 
 def interpreted(x: Tensor, cost: GroundCost, given: Numbers, block: int, late: bool) -> Numbers:
@@ -43,25 +24,6 @@ def interpreted(x: Tensor, cost: GroundCost, given: Numbers, block: int, late: b
     plans.fused = True
     with barriers_only() if late else nullcontext():
         return plans.step(*given)
-
-
-@contextmanager
-def barriers_only():
-    """What is written is seen after the next barrier, no earlier."""
-    from triton.runtime.interpreter import interpreter_builder as builder
-
-    store, waiting = builder.create_masked_store, []
-
-    def flush():
-        for one in waiting:
-            store(*one)
-        waiting.clear()
-
-    builder.create_masked_store = lambda *one: waiting.append(one)
-    builder.create_barrier = flush
-    yield
-    flush()
-    builder.create_masked_store, builder.create_barrier = store, lambda: None
 
 
 def case(shape, seed=0, scale=3.0, eps=0.3, sweeps=1) -> tuple[Tensor, Numbers]:

@@ -1,7 +1,7 @@
 """The notebooks as they are stored. `make test` also runs each, alone, against its outputs."""
 
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import nbformat
@@ -73,6 +73,38 @@ def test_code_cells_fit_a_screen(path):
         assert len(cell.source.splitlines()) <= 30, cell.source
         # nbval runs cells outside IPython's history, where a closing semicolon silences nothing
         assert not cell.source.rstrip().endswith(";"), f"end with plt.show() instead: {cell.source}"
+
+
+FIRST_CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04")]
+
+
+def vector_figures(path: Path) -> list[str]:
+    found = []
+    for _, output in outputs(path):
+        data = output.get("data", {})
+        found += [data["image/svg+xml"]] if "image/svg+xml" in data else []
+        for image in BeautifulSoup(data.get("text/html", ""), "html.parser").find_all("img"):
+            start, _, code = image.get("src", "").partition(";base64,")
+            if start == "data:image/svg+xml":
+                found.append(b64decode(code).decode())
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [*FIRST_CHAPTERS, ROOT / "book" / "index.ipynb"], ids=lambda path: path.stem
+)
+def test_figures_are_narrow_enough_for_a_phone_to_show_their_text(path):
+    for svg in vector_figures(path):
+        width = re.search(r'<svg [^>]*\bwidth="([0-9.]+)pt"', svg)
+        assert width, svg[:300]
+        assert float(width[1]) <= 400, width[0]
+
+
+@pytest.mark.parametrize("path", FIRST_CHAPTERS, ids=lambda path: path.stem)
+def test_lines_of_code_fit_the_page(path):
+    for cell in cells(path, "code"):
+        for line in cell.source.splitlines():
+            assert len(line) <= 74, line
 
 
 @EVERY_NOTEBOOK

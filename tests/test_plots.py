@@ -47,20 +47,72 @@ def test_slider_shows_one_frame_and_describes_each():
         plots.Slider([picture()], ["a", "b"], name="", alt="")
 
 
-def test_plan_has_an_arrow_for_each_move():
-    random = torch.Generator().manual_seed(0)
-    x, y = torch.rand(2, 1, 1, 4, 5, generator=random)
+def moves_of(plan):
+    mass = plan.mass[0, 0]
+    steps = plan.ground_cost.offsets(*mass.shape[1:])
+    k, row, column = (mass * (steps != 0).any(1)[:, None, None]).nonzero(as_tuple=True)
+    start = torch.stack([column, row], 1).double()
+    return start, start + steps[k].flip(1), mass[k, row, column].double()
+
+
+def drawn(plan, **options):
+    """Start, end and half the width of the head of each arrow, in x and y."""
+    ax = plots.show_plan(plan, plt.subplots()[1], **options)
+    if not ax.collections:
+        return np.empty((0, 2)), np.empty((0, 2)), np.empty(0)
+    rims, arrows = ax.collections
+    outlines = np.array([path.vertices[:7] for path in arrows.get_paths()])
+    assert np.array_equal(outlines, [path.vertices[:7] for path in rims.get_paths()])
+    wing = np.linalg.norm(outlines[:, 2] - outlines[:, 4], axis=1) / 2
+    return (outlines[:, 0] + outlines[:, 6]) / 2, outlines[:, 3], wing
+
+
+def plan_between(h, w, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(2, 1, 1, h, w, generator=random, dtype=torch.double)
     cost = GroundCost(None)
-    plan = TransportPlan.from_matrix(ot.exact(x, y, cost).plan, 4, 5, cost)
-    ax = plots.show_plan(plan, plt.subplots()[1])
-    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
-    steps = cost.offsets(4, 5)
-    moves = (plan.mass[0, 0] > 0) & (steps != 0).any(1)[:, None, None]
-    assert len(arrows.U) == int(moves.sum())
-    k = moves.nonzero()[:, 0]
-    assert np.allclose(sorted(arrows.U), sorted(steps[k, 1].tolist()))
-    still = TransportPlan.identity(x, GroundCost(3))
-    assert not plots.show_plan(still, plt.subplots()[1]).collections
+    return TransportPlan.from_matrix(ot.exact(x, y, cost).plan, h, w, cost)
+
+
+def test_plan_has_an_arrow_for_each_move():
+    plan = plan_between(4, 5)
+    start, end, mass = moves_of(plan)
+    from_, to, wing = drawn(plan)
+    assert np.allclose(from_, start) and np.allclose(to, end)
+    assert (np.diff(wing[mass.argsort().numpy()]) >= -1e-12).all() and wing.max() == pytest.approx(
+        0.6
+    )
+    far = mass > 0.5 * mass.max()
+    assert np.allclose(drawn(plan, least=0.5)[1], end[far])
+    assert not len(drawn(TransportPlan.identity(torch.rand(1, 1, 4, 5), GroundCost(3)))[0])
+
+
+@pytest.mark.parametrize("most", [60, 20, 3])
+def test_arrows_of_neighbours_are_drawn_as_one_until_they_are_few(most):
+    plan = plan_between(20, 20)
+    start, end, mass = moves_of(plan)
+    assert len(mass) > 150
+    from_, to, _ = drawn(plan, most=most)
+    assert 0 < len(from_) <= most
+    if most > 8:  # no mass is left out: starts, ends and masses agree on where all of it goes
+        a, b, total = plots._grouped(start.flip(1).numpy(), end.flip(1).numpy(), mass.numpy(), most)
+        assert np.allclose(a, from_[:, ::-1]) and np.allclose(b, to[:, ::-1])
+        assert total.sum() == pytest.approx(mass.sum())
+        assert np.allclose(total @ (b - a), mass @ (end - start).flip(1))
+    with pytest.raises(ValueError, match="most"):
+        plots.show_plan(plan, plt.subplots()[1], most=0)
+
+
+def test_zoom_cuts_the_border_but_no_arrow():
+    x = torch.zeros(1, 1, 12, 16)
+    x[0, 0, 4, 5] = 1
+    plan = TransportPlan.identity(x, GroundCost(5))
+    mass = torch.zeros_like(plan.mass)
+    mass[0, 0, -1] = x[0, 0]  # all of it two down and two to the right
+    plan = TransportPlan(mass, plan.ground_cost)
+    ax = plots.show_plan(plan, plt.subplots()[1], zoom=True)
+    assert ax.get_xlim() == (3.5, 8.5) and ax.get_ylim() == (7.5, 2.5)
+    assert plots.show_plan(plan, plt.subplots()[1]).get_xlim() == (-0.5, 15.5)
 
 
 def test_images_are_drawn_with_mass_in_black_and_colour_as_it_is():

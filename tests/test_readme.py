@@ -79,7 +79,7 @@ def test_tables_of_other_data_sets_are_the_records(data):
     for network, label, *cells in shown:
         attack = {"`transport`": "transport", "`mirror_ascent`": "mirror"}[label]
         assert cells == [f"{found[network, attack, b].value:.1f}" for b in budgets]
-    assert {r.samples for r in found.values()} == {f"{title} test images 0 to 199"}
+    assert {r.samples for r in found.values()} == {f"{title} test images 0 to 999"}
     for network, _, budget in found:
         assert found[network, "transport", budget].value <= found[network, "mirror", budget].value
 

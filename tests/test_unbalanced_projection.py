@@ -103,7 +103,7 @@ def test_the_first_turn_of_the_variant_of_squares():
     assert torch.allclose(found.image.flatten(), z.clamp_min(0)) and z.min() < 0
 
 
-@pytest.mark.parametrize("variant", subramanyam.VARIANTS)
+@pytest.mark.parametrize("variant", subramanyam.UPDATES)
 def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant):
     """At Subramanyam's weights no mass moves. On an image with wide black parts, as a digit has."""
     x = torch.zeros(2, 1, 9, 9)
@@ -117,3 +117,15 @@ def test_windows_of_one_pixel_of_five_and_the_full_matrix_give_one_image(variant
         five = unbalanced_sinkhorn(x, w, GroundCost(5), variant=variant, max_iter=10)
         near = nn.functional.max_pool2d(x, 5, 1, 2) > 0  # where mass is within the window
         assert (five.image - ours)[near].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("variant", subramanyam.UPDATES)
+def test_a_clamped_update_is_the_update_of_a_step_in_the_range(variant):
+    x = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    w = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    cost = subramanyam.BALL.ground_cost
+    clamped = subramanyam.project(variant + subramanyam.CLAMPED, x, w, cost).image
+    plain = subramanyam.project(variant, x, w.clamp(0, 1), cost).image
+    assert torch.equal(clamped, plain.clamp(0, 1))
+    free = subramanyam.project(variant, x, w, cost).image
+    assert clamped.min() >= 0 and not torch.equal(clamped, free.clamp(0, 1))

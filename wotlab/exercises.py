@@ -29,6 +29,13 @@ def seal(right: float, decimals: int = 2) -> str:
     ------
     ValueError
         For a number that is not finite.
+
+    Examples
+    --------
+    >>> import math
+    >>> from wotlab.exercises import seal
+    >>> seal(math.pi)
+    '2-651f667277f8f59e'
     """
     if not math.isfinite(right):
         raise ValueError(f"right must be a finite number; got {right}")
@@ -52,6 +59,8 @@ def check(answer: float | None, sealed: str) -> None:
 
     Examples
     --------
+    >>> import math
+    >>> from wotlab.exercises import check, seal
     >>> check(3.14, seal(math.pi))
     Right.
     """

@@ -1,7 +1,10 @@
-"""Markov chains on a box for the Gibbs law p(z) ~ exp(lam * loss(z)), lo <= z <= hi.
+r"""Markov chains on a box for the Gibbs law of a loss.
+
+.. math:: p(z) \propto e^{\lambda\, \mathrm{loss}(z)}, \quad \mathtt{lo} \le z \le \mathtt{hi}
 
 The law is the adversary of the entropic problem: of all laws p on the box the one that makes
-E_p[loss] + H(p) / lam largest (Regniez et al., 2022, propositions 3.3 and 3.4).
+:math:`\mathbb{E}_p[\mathrm{loss}] + H(p) / \lambda` largest (Regniez et al., 2022, propositions 3.3
+and 3.4).
 """
 
 import math
@@ -27,6 +30,13 @@ def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     ----------
     z, lo, hi : Tensor
         Of shapes that broadcast; lo <= hi.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> gibbs.fold(torch.tensor([-0.25, 0.5, 1.25]), torch.zeros(3), torch.ones(3))
+    tensor([0.2500, 0.5000, 0.7500])
     """
     width = hi - lo
     place = torch.remainder(z - lo, (2 * width).clamp_min(torch.finfo(z.dtype).tiny))
@@ -35,15 +45,20 @@ def fold(z: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chain:
-    r"""One step of a chain for the law p(z) ~ exp(lam * loss(z)) on the box [lo, hi].
+    r"""One step of a chain for the Gibbs law of a loss on the box [lo, hi].
+
+    .. math:: p(z) \propto e^{\lambda\, \mathrm{loss}(z)}, \quad \mathtt{lo} \le z \le \mathtt{hi}
+
+    Below, g is the gradient of the loss and :math:`\xi` a standard Gaussian.
 
     Parameters
     ----------
     rule : "sign", "projected", "reflected" or "mala"
-        "sign": z + eta sign(g) + sigma xi, clamped to the box: the paper's Algorithm 1. Its law
+        "sign": :math:`z + \eta\, \mathrm{sign}(g) + \sigma \xi`, clamped to the box: the paper's
+        Algorithm 1. Its law
         is not the Gibbs law, however small the steps (chapter 5 measures it).
-        "projected": z + (lam sigma^2 / 2) g + sigma xi, clamped. True gradient, but what steps
-        over a wall stays on it.
+        "projected": :math:`z + \tfrac12 \lambda \sigma^2 g + \sigma \xi`, clamped. True gradient,
+        but what steps over a wall stays on it.
         "reflected": the same, reflected at the walls. Tends to the Gibbs law as sigma -> 0.
         "mala": the same with the correction of Metropolis and Hastings: the Gibbs law exactly.
     lam : float > 0
@@ -57,6 +72,16 @@ class Chain:
     ------
     ValueError
         For an unknown rule, or numbers that are not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.gibbs import Chain
+    >>> z, gradient = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[1.0, -3.0]]).double()
+    >>> Chain("sign", eta=0.1).drift(z, gradient)
+    tensor([[0.6000, 0.4000]], dtype=torch.float64)
+    >>> Chain("reflected", lam=10, sigma=0.2).drift(z, gradient)
+    tensor([[ 0.7000, -0.1000]], dtype=torch.float64)
     """
 
     rule: str = "reflected"
@@ -142,6 +167,17 @@ def sample(
     ValueError
         For steps < 1, a loss that is no function, walls that are no tensors or do not broadcast
         to the shape of z, or lo above hi.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> z, noise = torch.full((5000, 1), 0.5).double(), torch.Generator().manual_seed(0)
+    >>> lo, hi = torch.zeros_like(z), torch.ones_like(z)
+    >>> chain = gibbs.Chain("mala", lam=2.0, sigma=0.5)
+    >>> ends = gibbs.sample(lambda z: z[:, 0], z, lo, hi, chain, 50, generator=noise)
+    >>> abs(float(ends.mean()) - 0.657) < 0.02  # the mean of the law exp(2 z) on [0, 1]
+    True
     """
     checks.function("loss", loss, "lambda z: -z.square().flatten(1).sum(1)")
     checks.instance("chain", chain, Chain)
@@ -193,20 +229,37 @@ def like(go: Tensor, part: Tensor) -> Tensor:
     ----------
     go : Tensor (B,)
     part : Tensor (B, ...)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> gibbs.like(torch.ones(5), torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 1, 1, 1])
     """
     return go.reshape(-1, *[1] * (part.ndim - 1))
 
 
 def soft_maximum(losses: Tensor, lam: float) -> Tensor:
-    r"""(1 / lam) log mean_k exp(lam * losses_k): over the first axis, (K, ...) to (...).
+    r"""Soft maximum of losses over the first axis, (K, ...) to (...).
 
-    Theorem 3.1: for samples of the uniform law on the ball this estimates the value of the
-    entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
+    .. math:: \frac1\lambda \log \frac1K \sum_{k=1}^K e^{\lambda\, \mathtt{losses}_k}
+
+    Theorem 3.1 of Regniez et al.: for samples of the uniform law on the ball this estimates the
+    value of the entropic adversary. lam -> 0 is the mean, lam -> infinity the maximum.
 
     Parameters
     ----------
     losses : Tensor (K, ...)
     lam : float > 0
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import gibbs
+    >>> losses = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    >>> [round(float(gibbs.soft_maximum(losses, lam)), 3) for lam in (0.001, 1, 1000)]
+    [3.002, 4.926, 5.999]
     """
     checks.positive("lam", lam)
     checks.instance("losses", losses, Tensor)

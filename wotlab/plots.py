@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -28,8 +29,11 @@ __all__ = [
     "use_style",
 ]
 
+#: Colours of the source, the target, of mass that moves, and of all else.
 SOURCE, TARGET, MOVED, NEUTRAL = "#b2182b", "#2166ac", "#762a83", "#4d4d4d"
+#: Colours of mass, from white to black.
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#d9d9d9", "#1a1a1a"])
+_GROUND = LinearSegmentedColormap.from_list("ground", ["#ffffff", "#dddddd", "#8a8a8a"])
 _PLAIN = {"Date": None, "Creator": None}  # the same bytes each run
 
 
@@ -40,6 +44,15 @@ def use_style() -> None:
     `SOURCE` red, `TARGET` blue, `MOVED` violet, mass from white to black. A figure of 5.5 inches,
     the widest that a phone shows with text of 9 pixels. Figures of the same content are the same
     bytes.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from wotlab import plots
+    >>> with plt.rc_context():
+    ...     plots.use_style()
+    ...     plt.rcParams["font.size"]
+    10.0
     """
     mpl.rcParams.update(
         {
@@ -62,6 +75,7 @@ def use_style() -> None:
             "legend.frameon": False,
             "lines.linewidth": 1.6,
             "savefig.facecolor": "white",
+            "savefig.pad_inches": 0.04,  # a notebook trims figures to their content, and adds this
             "svg.hashsalt": "moving-mass",
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
@@ -95,6 +109,15 @@ def show_images(
     Returns
     -------
     list of Axes
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import data, plots
+    >>> x, y = data.load("digits").tensors(slice(3))
+    >>> axes = plots.show_images(x, y.tolist(), axes=Figure().subplots(1, 3))
+    >>> [ax.get_title() for ax in axes]
+    ['1', '7', '4']
     """
     if axes is None:
         _, grid = plt.subplots(
@@ -114,9 +137,20 @@ def show_images(
 
 
 def show_plan(
-    plan: TransportPlan, ax: Axes, *, image: int = 0, channel: int = 0, least: float = 0.0
+    plan: TransportPlan,
+    ax: Axes,
+    *,
+    image: int = 0,
+    channel: int = 0,
+    least: float = 0.0,
+    most: int = 100,
+    zoom: bool = False,
 ) -> Axes:
     """Draw the moves of a plan as arrows over its source image, wider where more mass moves.
+
+    A plan of a digit has hundreds of moves. Where more than `most` are left, those that start
+    near one another in the same direction are drawn as one arrow, from the centre of mass of
+    where they start to that of where they end. An arrow's width grows with the root of its mass.
 
     Parameters
     ----------
@@ -126,22 +160,94 @@ def show_plan(
         Which of the batch to draw.
     least : float
         Leave out moves of less mass than this share of the largest move.
+    most : int
+        Draw no more arrows than this.
+    zoom : bool
+        Cut away the empty border of the image.
+
+    Raises
+    ------
+    ValueError
+        For most < 1.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import GroundCost, TransportPlan, data, ot, plots
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> matrix = ot.exact(x[:1].double(), x[1:].double(), GroundCost()).plan
+    >>> plan = TransportPlan.from_matrix(matrix, 8, 8, GroundCost(None))
+    >>> ax = plots.show_plan(plan, Figure().add_subplot(), most=20)
+    >>> len(ax.collections[0].get_paths()) <= 20  # arrows
+    True
     """
-    mass = plan.mass[image, channel].detach().cpu().numpy()
+    if most < 1:
+        raise ValueError(f"most must be at least 1; got {most}")
+    mass = plan.mass[image, channel].detach().cpu().double().numpy()
     _, h, w = mass.shape
     steps = plan.ground_cost.offsets(h, w).numpy()
     show_images([plan.source()[image, channel]], axes=[ax], vmax=None)
-    ax.images[-1].set_alpha(0.55)
+    ax.images[-1].set_cmap(_GROUND)
     moving = mass * (steps != 0).any(1)[:, None, None]
-    largest = moving.max()
-    if largest > 0:
-        k, row, column = np.nonzero(moving > least * largest)
-        ax.quiver(
-            column, row, steps[k, 1], steps[k, 0],
-            angles="xy", scale_units="xy", scale=1, units="xy", width=0.11, minlength=0,
-            color=MOVED, alpha=np.clip(moving[k, row, column] / largest, 0.15, 1),
-        )  # fmt: skip
+    k, *at = np.nonzero(moving > least * moving.max())
+    start = np.stack(at, 1).astype(float)
+    end, share = start + steps[k], moving[k, at[0], at[1]]
+    if len(share):
+        start, end, share = _grouped(start, end, share, most)
+        width = np.sqrt(share / share.max()).clip(0.35)
+        outlines = [_arrow(*arrow) for arrow in zip(start, end, width, strict=True)]
+        for color, edge in (("white", 1.4), (MOVED, 0.0)):  # a light rim where they cross ink
+            ax.add_collection(
+                PolyCollection(
+                    outlines, facecolors=color, edgecolors=color, linewidths=edge, zorder=2
+                )
+            )
+    if zoom:
+        lit = np.concatenate([np.argwhere(mass.sum(0) > 0.01 * mass.sum(0).max()), start, end])
+        (top, left), (bottom, right) = lit.min(0) - 1.5, lit.max(0) + 1.5
+        ax.set(xlim=(left, right), ylim=(bottom, top))
     return ax
+
+
+Arrows = tuple[np.ndarray, np.ndarray, np.ndarray]  # where they start and end, and their mass
+
+
+def _grouped(start: np.ndarray, end: np.ndarray, share: np.ndarray, most: int) -> Arrows:
+    """At most `most` arrows for these moves: neighbours of one direction (of eight) as one.
+
+    The blocks of pixels that count as neighbours grow until it is enough.
+    """
+    step = end - start
+    octant = np.round(np.arctan2(step[:, 0], step[:, 1]) / (np.pi / 4)) % 8
+    arrows, side = (start, end, share), 1
+    while len(arrows[2]) > most:
+        block = np.column_stack([start // side, octant])
+        group = np.unique(block, axis=0, return_inverse=True)[1].reshape(-1)
+        total = np.bincount(group, share)
+        centres = [
+            np.stack([np.bincount(group, share * place[:, n]) / total for n in (0, 1)], 1)
+            for place in (start, end)
+        ]
+        arrows = centres[0], centres[1], total
+        if side > start.max():  # one block holds the image: leave out the lightest
+            heaviest = np.argsort(-total)[:most]
+            arrows = centres[0][heaviest], centres[1][heaviest], total[heaviest]
+        side += 1
+    return arrows
+
+
+def _arrow(start: np.ndarray, end: np.ndarray, width: float) -> np.ndarray:
+    """The outline, (7, 2) in x and y, of an arrow in pixels; `width` is 1 for the widest."""
+    step = (end - start)[::-1]
+    length = np.hypot(*step)
+    along = step / length
+    across = np.array([-along[1], along[0]])
+    head, wing, shaft = min(0.5 + 0.6 * width, 0.6 * length), 0.2 + 0.4 * width, 0.2 * width
+    outline = [
+        (0, 0.6 * shaft), (length - head, shaft), (length - head, wing), (length, 0),
+        (length - head, -wing), (length - head, -shaft), (0, -0.6 * shaft),
+    ]  # fmt: skip
+    return np.array([start[::-1] + x * along + y * across for x, y in outline])
 
 
 class Slider:
@@ -164,6 +270,14 @@ class Slider:
     ------
     ValueError
         For no frames, or another number of labels.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from wotlab import plots
+    >>> frames, labels = [Figure(), Figure()], ["eps = 0.1", "eps = 0.2"]
+    >>> plots.Slider(frames, labels, name="budget", alt="A digit at")
+    Slider(budget: eps = 0.1, eps = 0.2)
     """
 
     def __init__(

@@ -31,8 +31,8 @@ __all__ = [
     "write",
 ]
 
-Key = str | float | bool | None  # a value of a key
-Keys = dict[str, Key]
+Key = str | float | bool | None  #: The value of a key of a record.
+Keys = dict[str, Key]  #: What tells a record from the others of its experiment.
 KEBAB = re.compile(r"[a-z0-9][a-z0-9.-]*")
 PACKAGES = ("torch", "torchvision", "POT", "numpy")
 PATH = re.compile(r"(^|[\s=\"'])(/|~|[A-Za-z]:\\)\S*")  # of one machine, which nobody else has
@@ -70,6 +70,14 @@ class Record:
         Further numbers of the same measurement.
     commit, versions, device, date
         Filled in by `write`.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> keys, sample = {"attack": "pgd", "eps": 0.1}, "digits 0 to 9"
+    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "python demo.py", 1.0)
+    >>> record.value, record.printed  # no paper prints it
+    (0.5, None)
     """
 
     what: str
@@ -121,6 +129,12 @@ def name(keys: Keys) -> str:
     Parameters
     ----------
     keys : dict
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> results.name({"network": "ours", "attack": "transport", "eps": 0.1})
+    'ours-transport-eps-0.1'
     """
     words = []
     for key, value in keys.items():
@@ -142,6 +156,18 @@ def write(record: Record, folder: str | Path = "results") -> Path:
     ----------
     record : Record
     folder : path
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from wotlab import results
+    >>> keys, sample = {"attack": "pgd", "eps": 0.1}, "digits 0 to 9"
+    >>> record = results.Record("demo", keys, 0.5, "share", sample, 0, "python demo.py", 1.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = results.write(record, folder)
+    ...     again = results.find("demo", keys, folder)
+    >>> path.name, again.value
+    ('pgd-eps-0.1.json', 0.5)
     """
     filled = asdict(record) | provenance()
     path = Path(folder) / record.what / f"{name(record.keys)}.json"
@@ -162,6 +188,15 @@ def find(what: str, keys: Keys, folder: str | Path | None = None) -> Record | No
         All keys of the record.
     folder : path, optional
         By default the records that ship with the package.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> keys = {"training": "chain-sign", "attack": "autoattack"}
+    >>> results.find("linf-training", keys).unit
+    '%'
+    >>> results.find("linf-training", {"attack": "none"}) is None
+    True
     """
     file = _place(folder).joinpath(what, f"{name(keys)}.json")
     return _parse(file) if file.is_file() else None
@@ -181,6 +216,13 @@ def read(what: str | None = None, folder: str | Path | None = None) -> list[Reco
     ValueError
         For an experiment without records, and for a file that is no record; the message names
         those that there are, or file and field.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> record = results.read("linf-training")[0]
+    >>> record.keys, record.unit
+    ({'training': 'chain-sign', 'attack': 'autoattack'}, '%')
     """
     place = _place(folder)
     folders = place.iterdir() if what is None else [place.joinpath(what)]
@@ -212,6 +254,13 @@ def table(
     ValueError
         For an experiment without records, a key that no record has, and where two records would
         stand in one place.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> found = results.table("linf-training", "training", attack="autoattack")
+    >>> list(found)[:2], found["chain-sign"].unit
+    (['chain-sign', 'fast'], '%')
     """
     records = read(what, folder)
     known = {key for record in records for key in record.keys}
@@ -254,6 +303,13 @@ def printed(
     ------
     ValueError
         For a paper whose numbers are not kept, and for a column that its rows lack.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> rows = results.printed("hu", table=4, network="standard", attack="clean")
+    >>> [row["value"] for row in rows]
+    ['98.9', '94.8']
     """
     place = _place().joinpath("printed", f"{paper}.csv")
     if not place.is_file():
@@ -269,7 +325,14 @@ def printed(
 
 
 def provenance() -> dict:
-    """Commit, versions, device and date of this run, without a word on the machine's owner."""
+    """Commit, versions, device and date of this run, without a word on the machine's owner.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> sorted(results.provenance())
+    ['commit', 'date', 'device', 'versions']
+    """
     return {
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
@@ -280,7 +343,14 @@ def provenance() -> dict:
 
 
 def device() -> str:
-    """The device in words: the GPU's name, or the processor with its threads."""
+    """The device in words: the GPU's name, or the processor with its threads.
+
+    Examples
+    --------
+    >>> from wotlab import results
+    >>> len(results.device()) > 0
+    True
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()

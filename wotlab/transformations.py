@@ -22,7 +22,9 @@ __all__ = [
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    r"""z(s) = x(s + flow(s)), bilinearly: (B, C, H, W). Differentiable in both.
+    r"""Bend images by a flow, bilinearly: (B, C, H, W). Differentiable in both.
+
+    .. math:: z(s) = x(s + \mathtt{flow}(s))
 
     Parameters
     ----------
@@ -34,6 +36,16 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     ------
     ValueError
         For a flow of another shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> x = torch.tensor([[[[0.0, 1.0, 0.0]]]], dtype=torch.float64)
+    >>> flow = torch.zeros(1, 2, 1, 3, dtype=torch.float64)
+    >>> flow[:, 1] = 0.5  # each pixel looks half a pixel to its right
+    >>> transformations.warp(x, flow)
+    tensor([[[[0.5000, 0.5000, 0.0000]]]], dtype=torch.float64)
     """
     for name, value in (("x", x), ("flow", flow)):
         checks.instance(name, value, Tensor)
@@ -50,7 +62,9 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def compose(flow: Tensor, then: Tensor) -> Tensor:
-    r"""The flow of warping by `flow` first and the result by `then`: then(s) + flow(s + then(s)).
+    r"""The flow of warping by `flow` first and the result by `then`.
+
+    .. math:: s \mapsto \mathtt{then}(s) + \mathtt{flow}(s + \mathtt{then}(s))
 
     So an image that is warped many times is sampled once, and does not blur.
 
@@ -58,12 +72,23 @@ def compose(flow: Tensor, then: Tensor) -> Tensor:
     ----------
     flow, then : Tensor (B, 2, H, W)
         As for `warp`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> flow = torch.full((1, 2, 4, 4), 0.5)  # half a pixel, twice
+    >>> bool((transformations.compose(flow, flow) == 1).all())
+    True
     """
     return then + warp(flow, then)
 
 
 def roughness(flow: Tensor) -> Tensor:
-    r"""sum_s sqrt(|flow(s) - flow(s + down)|^2 + |flow(s) - flow(s + right)|^2): (B,), pixels.
+    r"""How much neighbouring pixels of a flow move apart: (B,), in pixels.
+
+    .. math:: \sum_s \sqrt{\lVert f(s) - f(s + \mathrm{down})\rVert^2
+        + \lVert f(s) - f(s + \mathrm{right})\rVert^2}
 
     The flow loss of stAdv (Xiao et al., 2018, equation 4) with each pair of neighbours counted
     once and one root a pixel. 0 for a flow that is the same everywhere; the root is smoothed by
@@ -73,6 +98,15 @@ def roughness(flow: Tensor) -> Tensor:
     ----------
     flow : Tensor (B, 2, H, W)
         As for `warp`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> flow = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
+    >>> flow[0, 0, 2:] = 1.0  # the lower half moves by one pixel
+    >>> transformations.roughness(flow).round(decimals=3)  # four pixels at the fault
+    tensor([4.], dtype=torch.float64)
     """
     checks.instance("flow", flow, Tensor)
     down = F.pad(flow.diff(dim=2), (0, 0, 0, 1))
@@ -105,6 +139,16 @@ class Transformations:
     -----
     All but the noise are uniform. What comes in from outside is black. Values are clamped to
     [0, 1]. Athalye et al. (2018) use wider ranges for objects that are photographed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data
+    >>> from wotlab.transformations import Transformations
+    >>> x, _ = data.load("digits").tensors(slice(4))
+    >>> z = Transformations(rotation=30)(x, torch.Generator().manual_seed(0))
+    >>> z.shape, bool(((z >= 0) & (z <= 1)).all())
+    (torch.Size([4, 1, 8, 8]), True)
     """
 
     rotation: float = 15.0
@@ -152,6 +196,16 @@ def translate(x: Tensor, share: float, *, generator: torch.Generator | None = No
     ------
     ValueError
         For bad images, or a share outside [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> x = torch.zeros(1, 1, 5, 5)
+    >>> x[0, 0, 2, 2] = 1.0
+    >>> z = transformations.translate(x, 0.2, generator=torch.Generator().manual_seed(1))
+    >>> z.sum(), (z[0, 0] == 1).nonzero().tolist()
+    (tensor(1.), [[2, 3]])
     """
     from torchvision.transforms import functional as vision
 
@@ -187,6 +241,15 @@ def rotate(
     ------
     ValueError
         For bad images or a negative angle.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data, transformations
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> z = transformations.rotate(x.double(), 360)
+    >>> bool(torch.allclose(z, x.double()))
+    True
     """
     from torchvision.transforms import functional as vision
 
@@ -214,6 +277,16 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     ------
     ValueError
         For bad images, or a sigma that is not positive or too wide for them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> x = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    >>> x[0, 0, 4, 4] = 1.0
+    >>> transformations.blur(x, 0.5)[0, 0, 4].round(decimals=3)
+    tensor([0.0000, 0.0000, 0.0000, 0.0840, 0.6190, 0.0840, 0.0000, 0.0000, 0.0000],
+           dtype=torch.float64)
     """
     from torchvision.transforms import functional as vision
 
@@ -241,6 +314,15 @@ def procrustes(x: Tensor, z: Tensor) -> Tensor:
     ------
     ValueError
         For bad images, images of another shape, or one whose pixels are all the same.
+
+    Examples
+    --------
+    >>> from wotlab import data, transformations
+    >>> x, z = data.load("digits").tensors(slice(2))[0].double().split(1)
+    >>> bool(transformations.procrustes(x, 0.5 * x) < 1e-9)  # scaling is free
+    True
+    >>> transformations.procrustes(x, z).round(decimals=3)
+    tensor([0.4910], dtype=torch.float64)
     """
     from scipy.spatial import procrustes as disparity
 

@@ -32,7 +32,7 @@ def are_probabilities(logits: Tensor) -> bool:
 
 
 def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
-    """Which images are classified rightly, in eval mode: booleans (N,)."""
+    """Which images are classified correctly, in eval mode: booleans (N,)."""
     with eval_mode(model):
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         return torch.cat([logits_of(model, a).argmax(1) == b for a, b in parts])

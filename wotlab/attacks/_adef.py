@@ -114,9 +114,13 @@ def adef(
     r"""Deform x until the answer changes: z = x(s + flow(s)), ADef.
 
     Each step takes the margin F between a rival class and the label as linear in a small further
-    field tau, F + <alpha, tau> with alpha(s) = sum_c dF/dz_c(s) grad z_c(s). The field
-    tau = -F S S alpha / \|S alpha\|^2 closes it, S being a convolution with a Gaussian; the rival
-    is the one whose field is shortest. Fields are composed, so that x itself is sampled, once.
+    field tau. The least field that closes the margin, S being a convolution with a Gaussian, is
+
+    .. math:: \tau = -F\, \frac{S S \alpha}{\lVert S \alpha\rVert^2}, \qquad
+        \alpha(s) = \sum_c \frac{\partial F}{\partial z_c(s)} \nabla z_c(s)
+
+    The rival is the one whose field is shortest. Fields are composed, so that x itself is sampled,
+    once.
 
     Parameters
     ----------
@@ -143,6 +147,15 @@ def adef(
     ValueError
         As for `mirror_ascent`; for a WassersteinBall, images of one row or column, candidates < 1,
         sigma < 0, overshoot < 1.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> done = attacks.adef(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done.success, done.steps
+    (tensor([True, True, True, True]), tensor([1, 1, 1, 1]))
     """
     checks.count("candidates", candidates)
     checks.images("x", x, black=True)

@@ -47,7 +47,9 @@ def eot(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> AttackResult:
-    r"""max_{z in ball} E_t[loss(model(t(z)), y)] by `pgd`: EOT.
+    r"""Fool under random transformations t of the image: EOT (Athalye et al., 2018), by `pgd`.
+
+    .. math:: \max_{z \in B_\varepsilon(x)}\ \mathbb{E}_t\, \ell(t(z), y)
 
     Parameters
     ----------
@@ -73,6 +75,17 @@ def eot(
     ------
     ValueError
         As for `pgd`; for samples < 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> options = dict(samples=2, steps=10, generator=torch.Generator().manual_seed(0))
+    >>> done = attacks.eot(model, x.double(), y, LinfBall(0.3), **options)
+    >>> done.success
+    tensor([True, True, True, True])
     """
     checks.count("samples", samples)
 

@@ -133,6 +133,16 @@ def library(
         model that returns NaN or probabilities.
     ImportError
         If torchattacks is not there, which all but AutoAttack need; says how to get it.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard")
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> options = dict(version="custom", attacks=["apgd-ce"])
+    >>> done = attacks.library(model, x, y, LinfBall(0.3), **options)
+    >>> int(done.success.sum())
+    20
     """
     start = time.perf_counter()
     if name not in NAMES:

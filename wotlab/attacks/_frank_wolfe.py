@@ -135,9 +135,11 @@ def frank_wolfe(
 ) -> AttackResult:
     r"""Maximise the loss over the plans of the ball by Frank-Wolfe steps.
 
-    The oracle maximises <g, z> over the plans of the ball with entropy of weight `reg`,
-    q_i(d) ~ exp((g(i + d) - psi C(d)) / reg), and the plan moves towards its answer,
-    q <- (1 - s) q + s q_oracle with s = 2 / (t + 2) (Wu et al., 2020, section 5).
+    The oracle maximises :math:`\langle g, z\rangle` over the plans of the ball with entropy of
+    weight `reg`, and the plan moves towards its answer (Wu et al., 2020, section 5):
+
+    .. math:: \hat q_i(d) \propto e^{(g(i + d) - \psi\, C(d)) / \mathtt{reg}}, \qquad
+        q \leftarrow (1 - s)\, q + s\, \hat q, \quad s = \frac{2}{t + 2}
 
     Parameters
     ----------
@@ -163,6 +165,15 @@ def frank_wolfe(
     ------
     ValueError
         As for `mirror_ascent`.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.frank_wolfe(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
+    (15, True)
     """
     ball = on_plans(ball)
     checks.positive("reg", reg)

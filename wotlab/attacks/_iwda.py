@@ -37,7 +37,10 @@ def iwda(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    r"""min_g max_f E f(u) - E f(v) - penalty R(f) - tau L(model(g(x, n)), y): IWDA, Algorithm 1.
+    r"""A generator against a critic of patches: IWDA (Tan et al., Algorithm 1).
+
+    .. math:: \min_g \max_f\ \mathbb{E} f(u) - \mathbb{E} f(v) - \mathtt{penalty}\, R(f)
+        - \tau\, L(\mathrm{model}(g(x, n)), y)
 
     u are the patches of x, v those of the generated image g(x, n), n normal noise, f a critic of
     patches whose gap estimates IWD(x, g(x, n)) (see `wotlab.iwd.critic`). Each image has a
@@ -89,6 +92,17 @@ def iwda(
     ValueError
         As for `mirror_ascent`; for a ball of another kind, patches that do not fit into the
         image, or a number out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import InternalWassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(2))
+    >>> noise, ball = torch.Generator().manual_seed(0), InternalWassersteinBall(9.0)
+    >>> done = attacks.iwda(model, x.double(), y, ball, samples=2, steps=10, generator=noise)
+    >>> done.x_adv.shape  # two of each image
+    torch.Size([4, 1, 8, 8])
     """
     InternalWassersteinBall.require(ball)
     counts = {"steps": steps, "critic_steps": critic_steps, "most_scales": most_scales,

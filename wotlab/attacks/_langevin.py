@@ -63,7 +63,10 @@ def langevin(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    r"""Sample the Gibbs law p(z) ~ exp(lam CE(model(z), y)) on the ball; keep the worst image.
+    r"""Sample the Gibbs law of the loss on the ball; keep the worst image.
+
+    .. math:: p(z) \propto e^{\lambda\, \mathrm{CE}(\mathrm{model}(z),\, y)}
+        \quad\text{on}\quad B_\varepsilon(x)
 
     Parameters
     ----------
@@ -89,6 +92,17 @@ def langevin(
     ------
     ValueError
         As for `mirror_ascent`; for a ball of another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> done = attacks.langevin(model, x.double(), y, LinfBall(0.3), generator=noise)
+    >>> int(done.success.sum()), bool(((done.x_adv - x).abs() <= 0.3 + 1e-6).all())
+    (20, True)
     """
     LinfBall.require(ball)
     half = max(ball.eps / 2, 1e-30)

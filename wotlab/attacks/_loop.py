@@ -82,6 +82,17 @@ def climb(
     -------
     Best
         `x_adv`, `broken`, `cost`, `loss`, `steps`, one entry an image.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> goal = attacks.Objective(model, y, targeted=False, loss="ce")
+    >>> mirror = attacks.Mirror(WassersteinBall(0.3), step_size=1.0)
+    >>> best = attacks.climb(mirror, goal, x.double(), steps=20)
+    >>> best.broken, best.steps
+    (tensor([True, True, True, True]), tensor([1, 2, 3, 3]))
     """
     checks.count("steps", steps)
     best, index = kind(x), torch.arange(len(x), device=x.device)

@@ -30,6 +30,15 @@ class Mirror(Stepper):
         Deviation of the Gaussian potential that it starts from, in units of the step.
     generator : torch.Generator, optional
         Of that noise.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> mirror = attacks.Mirror(WassersteinBall(0.3), step_size=1.0)
+    >>> z, spent = mirror.start(x.double())
+    >>> bool((z == x).all()), spent
+    (True, tensor([0., 0.], dtype=torch.float64))
     """
 
     ball: WassersteinBall
@@ -82,9 +91,13 @@ def mirror_ascent(
 
     With q_i(j) the share of pixel i's mass that moves to j, the gradient with respect to the plan
     is the image gradient g read where the mass arrives, the same for all that arrive there. Each
-    step adds it to a potential on the pixels, G += step_size * g with g scaled to largest entry 1
-    (dual averaging), and takes the plan q_i(j) ~ exp(G_j - phi_j - psi C_ij), whose multipliers
-    psi and phi keep it within the budget and its image in [0, 1]
+    step adds it, scaled to largest entry 1, to a potential on the pixels (dual averaging), and
+    takes the plan of this potential:
+
+    .. math:: G \leftarrow G + \mathtt{step\_size}\, \frac{g}{\max_j \lvert g_j\rvert}, \qquad
+        q_i(j) \propto \exp(G_j - \phi_j - \psi\, C_{ij})
+
+    The multipliers psi and phi keep it within the budget and its image in [0, 1]
     (`wotlab.plans.PotentialPlans`). Each iterate is made exactly feasible, so every gradient is
     taken inside the ball.
 
@@ -120,6 +133,15 @@ def mirror_ascent(
     ------
     ValueError
         For bad images, labels or numbers, or a model that returns NaN or probabilities.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.mirror_ascent(model, x.double(), y, WassersteinBall(0.1), steps=50)
+    >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
+    (16, True)
     """
     ball = on_plans(ball)
     run = climbing(Mirror(ball, step_size, momentum), steps)

@@ -15,16 +15,16 @@ LOSSES = ("ce", "margin", "kl")
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Loss to climb: large where the model errs (or, targeted, where it says the target).
+    r"""Loss to climb: large where the model errs (or, targeted, where it says the target).
 
-    `ce` climbs the cross-entropy -log p_y through log((1 - p_y) / p_y), which grows with it and
-    has a gradient of the same direction that does not vanish in floating point where p_y rounds
-    to 1, as it does on networks that are sure of themselves. `margin` is the best logit of
-    another class minus that of the label. Targeted, `y` are the classes to reach, and both
-    losses change their sign. `kl` is KL(p(x) | p(z)) with p(x) from the logits `clean`: how far
-    the prediction has moved, whatever the label (Zhang et al., 2019). It is flat at z = x: start
-    elsewhere. With `aims`, a class an image, the loss is the logit of that class minus the
-    label's: an untargeted attack that runs towards one class.
+    `ce` climbs the cross-entropy :math:`-\log p_y` through :math:`\log((1 - p_y) / p_y)`, which
+    grows with it and has a gradient of the same direction that does not vanish in floating point
+    where p_y rounds to 1, as it does on networks that are sure of themselves. `margin` is the best
+    logit of another class minus that of the label. Targeted, `y` are the classes to reach, and both
+    losses change their sign. `kl` is KL(p(x) | p(z)) with p(x) from the logits `clean`: how far the
+    prediction has moved, whatever the label (Zhang et al., 2019). It is flat at z = x: start
+    elsewhere. With `aims`, a class an image, the loss is the logit of that class minus the label's:
+    an untargeted attack that runs towards one class.
 
     Parameters
     ----------
@@ -35,6 +35,16 @@ class Objective:
     clean : Tensor (B, classes), optional
         Logits of the clean images; "kl" needs them.
     aims : Tensor (B,), int64, optional
+
+    Examples
+    --------
+    >>> from wotlab import attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(2))
+    >>> goal = attacks.Objective(model, y, targeted=False, loss="margin")
+    >>> gradient, loss, broken = goal.gradient(x.double())
+    >>> gradient.shape, [round(m, 2) for m in loss.tolist()]  # right by this much
+    (torch.Size([2, 1, 8, 8]), [-1.91, -8.65])
     """
 
     model: nn.Module

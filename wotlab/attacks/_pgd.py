@@ -110,7 +110,9 @@ def pgd(
     progress: bool = False,
     objective: Callable[..., Objective] = Objective,
 ) -> AttackResult:
-    r"""Projected gradient ascent, z <- P(z + step), on a ball of any kind.
+    r"""Projected gradient ascent on a ball of any kind.
+
+    .. math:: z \leftarrow P_{B_\varepsilon(x)}(z + \mathrm{step}(\nabla_z\, \ell(z, y)))
 
     Parameters
     ----------
@@ -156,6 +158,15 @@ def pgd(
     ------
     ValueError
         As for `mirror_ascent`; for an unknown rule; for restarts without a random start.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(10))
+    >>> balls = LinfBall(0.1), WassersteinBall(0.1)
+    >>> [int(attacks.pgd(model, x.double(), y, ball).success.sum()) for ball in balls]
+    [3, 9]
     """
     checks.count("restarts", restarts, zero=True)
     checks.flags(repaired=repaired, random_start=random_start)
@@ -202,6 +213,15 @@ def fgsm(
     ----------
     model, x, y, ball, targeted, loss, batch_size
         As for `pgd`.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.fgsm(model, x.double(), y, LinfBall(0.1))
+    >>> int(done.success.sum()), done.steps.unique()
+    (8, tensor([1]))
     """
     return pgd(
         model, x, y, ball, targeted=targeted, loss=loss, steps=1, batch_size=batch_size,

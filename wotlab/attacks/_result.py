@@ -98,6 +98,15 @@ class AttackResult:
     forward, backward : int
         Images that went through the network in all, and gradients of images that came back:
         what an attack costs. On a GPU some images that are done go along for a few steps.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> done = attacks.pgd(model, x.double(), y, LinfBall(0.15))
+    >>> done.success, done.steps
+    (tensor([ True,  True, False,  True]), tensor([ 1,  3, 40,  8]))
     """
 
     x_adv: Tensor

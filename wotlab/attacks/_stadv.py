@@ -108,7 +108,10 @@ def stadv(
     batch_size: int = 1000,
     progress: bool = False,
 ) -> AttackResult:
-    r"""min_flow max(-loss(model(warp(x, flow)), y), 0) + tau roughness(flow): stAdv.
+    r"""Bend the image by a smooth flow until it breaks: stAdv (Xiao et al., 2018).
+
+    .. math:: \min_f\ \max(-\mathrm{loss}(\mathrm{model}(\mathrm{warp}(x, f)), y),\, 0)
+        + \tau\ \mathrm{roughness}(f)
 
     Parameters
     ----------
@@ -140,6 +143,15 @@ def stadv(
     ------
     ValueError
         As for `mirror_ascent`; for a WassersteinBall, tau < 0, lr <= 0, another optimizer.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(4))
+    >>> done = attacks.stadv(model, x.double(), y, LinfBall(1.0))  # a ball that holds all
+    >>> done.success
+    tensor([True, True, True, True])
     """
     checks.positive("tau", tau, zero=True)
     checks.positive("lr", lr)

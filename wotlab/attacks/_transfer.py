@@ -50,6 +50,15 @@ def transfer(
     -----
     A network that breaks more often under another one's images than under its own gradients
     hides its gradients (`wotlab.evaluate.sanity`).
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, models
+    >>> model, source = (models.load(f"digits-standard{k}").double() for k in ("", "-4"))
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> done = attacks.transfer(model, x.double(), y, LinfBall(0.15), source=source)
+    >>> int(done.success.sum())
+    7
     """
     checks.instance("source", source, nn.Module)
     checks.function("attack", attack, "functools.partial(wotlab.attacks.pgd, steps=20)")

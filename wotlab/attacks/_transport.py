@@ -73,6 +73,15 @@ def transport(
     ------
     ValueError
         As for `mirror_ascent`; for restarts < 0, patience < 1, an even window.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, attacks, data, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(8))
+    >>> done = attacks.transport(model, x.double(), y, WassersteinBall(0.1), restarts=2)
+    >>> int(done.success.sum()), bool((done.cost <= 0.1 + 1e-12).all())
+    (7, True)
     """
     ball = on_plans(ball)
     search = Search(ball, steps, step_size, momentum, restarts, patience, window, generator)

@@ -12,7 +12,8 @@ from wotlab._base.precision import full_precision, wide
 from wotlab.plans import TransportPlan
 
 NOISE = 0.1  # deviation of a random start, in brightness, where eps is no brightness
-TOLERANCE = 1e-4  # relative on the budget, absolute on mass and range: float32 images, rounded
+#: Of certificates: relative on the budget, absolute on mass and range. Float32 images, rounded.
+TOLERANCE = 1e-4
 ROUNDING = 1e-5  # share of an image's mass by which a plan's source may differ from the image
 
 
@@ -37,6 +38,16 @@ class Certificate:
         Wasserstein ball mass_error <= tolerance.
     exact : bool
         Whether `cost` is the exact distance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import WassersteinBall, certify
+    >>> x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    >>> x[0, 0, 1, 1] = 1.0
+    >>> seen = certify(x, 0.5 * x, WassersteinBall(0.1))  # dimmed: half the mass is gone
+    >>> float(seen.cost), float(seen.mass_error), bool(seen.inside)
+    (0.0, 0.5, False)
     """
 
     cost: Tensor
@@ -56,6 +67,14 @@ class Ball(ABC):
     ----------
     eps : float >= 0
         The budget, in the units of the ball's distance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall
+    >>> ball, x = LinfBall(0.1), torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    >>> ball.contains(x, x + 0.2), ball.contains(x, ball.project(x, x + 0.2))
+    (tensor([False]), tensor([True]))
     """
 
     keeps_mass: ClassVar[bool] = False  # of each channel: its images are made by transport plans
@@ -197,6 +216,16 @@ def certify(
     `mass_error`. A black image is alone in its Wasserstein ball, since nothing can move to or
     from it. Images in half precision are judged in float32, and mass is summed in float64
     whatever the dtype.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import WassersteinBall, certify
+    >>> x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    >>> x[0, 0, 1, 1] = 1.0
+    >>> z = x.roll(1, 3)  # all mass to the right by one pixel
+    >>> [bool(certify(x, z, WassersteinBall(eps)).inside) for eps in (1.0, 0.9)]
+    [True, False]
     """
     Ball.require(ball, "a WassersteinBall, an InternalWassersteinBall, a LinfBall or an L2Ball")
     checks.images("x", x, black=True)

@@ -14,7 +14,9 @@ INTERNAL_STEP = 0.2  # of brightness, for a ball that few pixels can use far
 
 @dataclass(frozen=True)
 class InternalWassersteinBall(Ball):
-    r"""{z : IWD(x, z) <= eps, 0 <= z <= 1}: images made of nearly the same patches.
+    r"""Images made of nearly the same patches: their internal Wasserstein distance is bounded.
+
+    .. math:: \{z : \mathrm{IWD}(x, z) \le \varepsilon,\ 0 \le z \le 1\}
 
     Tan et al. (IWD) penalise the distance and never bound it; this is the ball that their
     defense writes down.
@@ -41,6 +43,15 @@ class InternalWassersteinBall(Ball):
     -----
     Not convex. It holds images far from x in every pixel: with stride = size, x with its blocks
     in any order.
+
+    Examples
+    --------
+    >>> from wotlab import InternalWassersteinBall, data
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> ball = InternalWassersteinBall(0.5)
+    >>> z = ball.project(x.double(), 1 - x.double())  # towards the negative
+    >>> round(float(ball.distance(x.double(), z)), 3)
+    0.5
     """
 
     patch_cost: PatchCost = field(default_factory=PatchCost)

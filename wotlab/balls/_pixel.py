@@ -12,7 +12,10 @@ from wotlab.balls._ball import Ball
 
 @dataclass(frozen=True)
 class LinfBall(Ball):
-    r"""{z : |z_i - x_i| <= eps for every pixel, 0 <= z <= 1}.
+    r"""Images each of whose pixels changes by at most eps.
+
+    .. math:: \{z : \lvert z_i - x_i\rvert \le \varepsilon \text{ for every pixel } i,\
+        0 \le z \le 1\}
 
     Parameters
     ----------
@@ -23,6 +26,14 @@ class LinfBall(Ball):
     ------
     ValueError
         For eps < 0 or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall
+    >>> x = torch.tensor([[[[0.0, 0.9]]]], dtype=torch.float64)
+    >>> LinfBall(0.2).project(x, x + 0.5)
+    tensor([[[[0.2000, 1.0000]]]], dtype=torch.float64)
     """
 
     norm: ClassVar[str] = "Linf"
@@ -52,7 +63,9 @@ class LinfBall(Ball):
 
 @dataclass(frozen=True)
 class L2Ball(Ball):
-    r"""{z : |z - x|_2 <= eps, 0 <= z <= 1}.
+    r"""Images whose change has a Euclidean length of at most eps.
+
+    .. math:: \{z : \lVert z - x\rVert_2 \le \varepsilon,\ 0 \le z \le 1\}
 
     Parameters
     ----------
@@ -63,6 +76,14 @@ class L2Ball(Ball):
     ------
     ValueError
         For eps < 0 or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import L2Ball
+    >>> x = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
+    >>> L2Ball(0.5).project(x, x + torch.tensor([3.0, 4.0]) / 5)
+    tensor([[[[0.3000, 0.4000]]]], dtype=torch.float64)
     """
 
     norm: ClassVar[str] = "L2"

@@ -20,7 +20,10 @@ HU_STEP = 0.06  # of the image's mass (Hu et al., 2020, section 5)
 
 @dataclass(frozen=True)
 class WassersteinBall(Ball):
-    r"""{z : W(x, z) <= eps, each channel keeps its mass, 0 <= z <= 1} (Hu et al., 2020).
+    r"""Images made by moving mass at a cost of at most eps (Hu et al., 2020).
+
+    .. math:: \{z : W(x, z) \le \varepsilon,\ \textstyle\sum_i z_{ci} = \sum_i x_{ci}
+        \text{ for every channel } c,\ 0 \le z \le 1\}
 
     A black image has no mass that could move: it is alone in its ball.
 
@@ -38,6 +41,15 @@ class WassersteinBall(Ball):
     ------
     ValueError
         For eps < 0 or infinite, or a cost that is no GroundCost.
+
+    Examples
+    --------
+    >>> from wotlab import WassersteinBall, data
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> ball = WassersteinBall(0.1)
+    >>> z = ball.project(x.double(), x.double().flip(3))  # towards the mirror image
+    >>> bool(ball.contains(x.double(), z)), round(float(ball.distance(x.double(), z)), 2)
+    (True, 0.1)
     """
 
     keeps_mass: ClassVar[bool] = True
@@ -117,6 +129,13 @@ def hu_step(x: Tensor, eps: float, share: float = HU_STEP) -> Tensor:
         Budget of the attack.
     share : float > 0
         0.06 in the paper.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.balls import hu_step
+    >>> hu_step(torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64), 0.1)
+    tensor([[[[1.6000]]]], dtype=torch.float64)
     """
     return min(eps / 2, share) * x.sum((1, 2, 3), keepdim=True)
 

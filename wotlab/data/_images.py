@@ -49,6 +49,15 @@ class Images(Dataset):
         Names of the classes, by label.
     where : object, optional
         What a message names as their source; the name by default.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data
+    >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
+    >>> images = data.Images("two", pixels, torch.tensor([0, 1]), ["black", "white"])
+    >>> images, images[1]
+    (Images(two: 2 images of 2 classes), (tensor([[[1.]]]), 1))
     """
 
     def __init__(
@@ -96,6 +105,20 @@ class ImageFolder(Dataset):
         Pixels of the shorter side after resizing; the centre is cut out. None: as they are.
     kind : class
         torchvision's ImageFolder, or one that looks elsewhere for classes and images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from wotlab import data
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     for k, label in enumerate(("cat", "dog")):
+    ...         (Path(name) / label).mkdir()
+    ...         Image.new("L", (20, 10), 200 * k).save(Path(name) / label / "one.png")
+    ...     x, y = data.ImageFolder(Path(name), size=8).tensors()
+    >>> x.shape, y
+    (torch.Size([2, 3, 8, 8]), tensor([0, 1]))
     """
 
     def __init__(self, path: Path, size: int | None, kind: Callable = datasets.ImageFolder):

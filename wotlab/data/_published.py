@@ -62,7 +62,8 @@ TINY = {
     "md5": "90528d7ca1a48142e341f4ef8d21d0de",
     "folder": "tiny-imagenet-200",
 }
-# Folder and name of the classes that Tan et al. keep; models.IMAGENET10 has their outputs.
+#: Folder and name of the classes that Tan et al. keep; `wotlab.models.IMAGENET10` has their
+#: outputs.
 IMAGENET10 = {
     "n02793495": "barn",
     "n03743016": "megalith",

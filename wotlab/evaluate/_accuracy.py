@@ -25,7 +25,7 @@ def accuracy(
     batch_size: int = 500,
     progress: bool = False,
 ) -> Share:
-    """Share of images that `model` classifies rightly.
+    """Share of images that `model` classifies correctly.
 
     Parameters
     ----------
@@ -48,6 +48,12 @@ def accuracy(
     ValueError
         For no images; for labels that are missing, that are no integers of shape (N,), or that
         the model has no class for; for outputs that are not (B, classes) or hold NaN.
+
+    Examples
+    --------
+    >>> from wotlab import data, evaluate, models
+    >>> print(evaluate.accuracy(models.load("digits-standard").double(), data.load("digits")))
+    91.6% (87.9% to 94.2%), 272 of 297
     """
     data, right = as_dataset(data), 0
     checks.count("batch_size", batch_size)
@@ -58,7 +64,7 @@ def accuracy(
 
 
 def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Which images `model` classifies rightly.
+    """Which images `model` classifies correctly.
 
     Parameters
     ----------
@@ -76,6 +82,13 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500) 
     ------
     ValueError
         As `accuracy` does.
+
+    Examples
+    --------
+    >>> from wotlab import data, evaluate, models
+    >>> x, y = data.load("digits").tensors(slice(50, 56))
+    >>> evaluate.are_right(models.load("digits-standard").double(), x.double(), y)
+    tensor([ True, False, False, False,  True,  True])
     """
     _check(x, y)
     checks.count("batch_size", batch_size)
@@ -122,6 +135,17 @@ class Curve:
         Accuracy at each eps, with its interval.
     left : tuple of Tensor, booleans (N,)
         Which images still stand at each eps.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from wotlab import LinfBall, attacks, data, evaluate, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> pgd = partial(attacks.pgd, steps=10)
+    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), [0, 0.1, 0.3])
+    >>> curve.eps, [int(stands.sum()) for stands in curve.left]
+    ((0, 0.1, 0.3), [20, 12, 0])
     """
 
     eps: tuple[float, ...]
@@ -171,6 +195,17 @@ def accuracy_curve(
     ValueError
         For no eps, or one that is negative; for what is no attack or no ball; for an attack that
         returns several results an image; as `accuracy` and the attack do.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from wotlab import LinfBall, attacks, data, evaluate, models
+    >>> model = models.load("digits-pgd-10").double()
+    >>> x, y = data.load("digits").tensors(slice(20))
+    >>> pgd = partial(attacks.pgd, steps=10)
+    >>> curve = evaluate.accuracy_curve(model, x.double(), y, pgd, LinfBall(0), [0, 0.1, 0.3])
+    >>> [share.count for share in curve.shares]  # of 20
+    [15, 14, 0]
     """
     Ball.require(ball, "a threat model, such as LinfBall(0.1)")
     if np.ndim(eps) != 1 or not len(eps):
@@ -226,6 +261,15 @@ def success_rate(
     ValueError
         For what is no result, or one of another number of images; where nothing was left to
         break; as `accuracy` does.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, attacks, data, evaluate, models
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(40, 60))
+    >>> done = attacks.pgd(model, x.double(), y, LinfBall(0.3))
+    >>> print(evaluate.success_rate(model, x.double(), y, done))  # three were misread before
+    100.0% (81.6% to 100.0%), 17 of 17
     """
     checks.instance("done", done, AttackResult)
     if len(done.success) != len(x):

@@ -28,8 +28,9 @@ def certified_margin(
 ) -> Tensor:
     r"""Lower bound of each image's margin over its whole Wasserstein ball; above 0: certified.
 
-    The margin is f_y(z) - max_{t != y} f_t(z). Where the bound is positive, no image of the ball is
-    misread, by any attack. Where it is not, nothing is said: `attacks.transport` may find one.
+    The margin is :math:`f_y(z) - \max_{t \ne y} f_t(z)`. Where the bound is positive, no image of
+    the ball is misread, by any attack. Where it is not, nothing is said: `attacks.transport` may
+    find one.
 
     Parameters
     ----------
@@ -59,23 +60,25 @@ def certified_margin(
 
     Notes
     -----
-    **Slopes.** Let z = x + sum_ij pi_ij (e_j - e_i) be reached by moving mass pi, and h_0 what the
-    image itself has in front of a ReLU, l <= h <= u what it can have. Then relu(h) - relu(h_0) =
-    d (h - h_0), where d lies in [0, u / (u - h_0)] for h_0 <= 0 < u and in [h_0 / (h_0 - l), 1] for
-    h_0 > 0 > l; it is 0 or 1 where the ReLU cannot switch. So f_y - f_t changes by
+    **Slopes.** Let :math:`z = x + \sum_{ij} \pi_{ij} (e_j - e_i)` be reached by moving mass, and
+    :math:`h_0` what the image itself has in front of a ReLU, :math:`l \le h \le u` what it can
+    have. Then :math:`\mathrm{relu}(h) - \mathrm{relu}(h_0) = d\,(h - h_0)`, where d lies in
+    :math:`[0, u / (u - h_0)]` for :math:`h_0 \le 0 < u` and in :math:`[h_0 / (h_0 - l), 1]` for
+    :math:`h_0 > 0 > l`; it is 0 or 1 where the ReLU cannot switch. So :math:`f_y - f_t` changes by
 
-        sum_ij pi_ij <g, w_j - w_i>,   g = D_1 W_2^T D_2 ... D_{K-1} W_K^T (e_y - e_t),
+    .. math:: \sum_{ij} \pi_{ij} \langle g, w_j - w_i\rangle, \qquad
+        g = D_1 W_2^\top D_2 \cdots D_{K-1} W_K^\top (e_y - e_t),
 
-    where w_j is column j of W_1 and D_k holds the d of layer k: for each z a sum over the moves of
-    its plan, with one g. Intervals, from the last layer to the first, hold every such g in
-    [m - r, m + r], so a unit of mass from i to j changes the lead by at least
-    s_ij = <m, w_j - w_i> - <r, |w_j - w_i|>. The bounds l and u come the same way, layer by layer,
-    a row for each neuron that may switch.
+    where :math:`w_j` is column j of :math:`W_1` and :math:`D_k` holds the d of layer k: for each z
+    a sum over the moves of its plan, with one g. Intervals, from the last layer to the first, hold
+    every such g in [m - r, m + r], so a unit of mass from i to j changes the lead by at least
+    :math:`s_{ij} = \langle m, w_j - w_i\rangle - \langle r, \lvert w_j - w_i\rvert\rangle`. The
+    bounds l and u come the same way, layer by layer, a row for each neuron that may switch.
 
-    **Transport.** The least sum_ij pi_ij s_ij over the plans from x of cost at most eps |x|_1 is,
-    by duality, at least, for any psi >= 0,
+    **Transport.** The least :math:`\sum_{ij} \pi_{ij} s_{ij}` over the plans from x of cost at most
+    :math:`\varepsilon \lVert x\rVert_1` is, by duality, at least, for any :math:`\psi \ge 0`,
 
-        sum_i x_i min_j (s_ij + psi C_ij) - psi eps |x|_1,
+    .. math:: \sum_i x_i \min_j\, (s_{ij} + \psi\, C_{ij}) - \psi\, \varepsilon \lVert x\rVert_1,
 
     concave in psi, and its maximum is sought. For a linear network the bound is the exact optimum,
     if no pixel is overfilled: z <= 1 is not asked for, so that the ball is a larger one.
@@ -83,9 +86,9 @@ def certified_margin(
     A relaxation as in Wong & Kolter (2018) or CROWN (Zhang et al., 2018) is linear in z, and adds
     up an offset for each ReLU that may switch, though all of them share one budget. Lines through
     h_0 have no offsets. (With all slopes of a ReLU that may switch in [0, 1] this is a bound of the
-    gradient, as Fast-Lip of Weng et al., 2018.) In Wegel et al. (2021) the ball
-    counts as that of |z - x|_1 <= 2 eps |x|_1, where it is as dear to cross the image as to go to
-    the next pixel.
+    gradient, as Fast-Lip of Weng et al., 2018.) In Wegel et al. (2021) the ball counts as that of
+    :math:`\lVert z - x\rVert_1 \le 2 \varepsilon \lVert x\rVert_1`, where it is as expensive to
+    cross the image as to go to the next pixel.
 
     Examples
     --------

@@ -33,6 +33,12 @@ class Doubt:
         "not to chance", "black box" or "claim".
     says : str
         What was found, and what to do.
+
+    Examples
+    --------
+    >>> from wotlab import evaluate
+    >>> print(evaluate.Doubt("claim", "0.9 lies above what the attack leaves"))
+    claim: 0.9 lies above what the attack leaves
     """
 
     check: str
@@ -102,6 +108,16 @@ def sanity(
     ValueError
         For a claim out of range, for what is no attack or no ball; as `accuracy` and the attack
         do.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from wotlab import LinfBall, attacks, data, evaluate, models
+    >>> x, y = data.load("digits").tensors(slice(50))
+    >>> weak = partial(attacks.pgd, steps=2, step_size=0.001)
+    >>> found = evaluate.sanity(models.load("digits-standard"), x, y, weak, LinfBall(0.3))
+    >>> [doubt.check for doubt in found]
+    ['short steps', 'not to chance', 'black box']
     """
     checks.tensor("x", x, 4, "(B, C, H, W)")
     Ball.require(ball, "a threat model, such as LinfBall(0.1)")

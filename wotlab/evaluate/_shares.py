@@ -16,6 +16,13 @@ class Share:
     value : float
     low, high : float
     count, total : int
+
+    Examples
+    --------
+    >>> from wotlab import evaluate
+    >>> share = evaluate.share(90, 100)
+    >>> float(share), round(share.low, 3), round(share.high, 3)
+    (0.9, 0.826, 0.945)
     """
 
     value: float
@@ -32,7 +39,11 @@ class Share:
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share, which stays right near 0 and 1.
+    r"""Wilson's 95 % score interval of a share, which stays right near 0 and 1.
+
+    .. math:: \frac{p + \frac{c^2}{2n} \pm c \sqrt{\frac{p (1 - p)}{n} + \frac{c^2}{4 n^2}}}
+        {1 + \frac{c^2}{n}}, \qquad p = \frac{\mathtt{count}}{n}, \quad n = \mathtt{total},
+        \quad c = 1.96
 
     Parameters
     ----------
@@ -43,6 +54,12 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     ------
     ValueError
         For values out of these ranges.
+
+    Examples
+    --------
+    >>> from wotlab import evaluate
+    >>> [round(end, 3) for end in evaluate.wilson(0, 100)]  # none of a hundred is not never
+    [0.0, 0.037]
     """
     if total < 1 or not 0 <= count <= total:
         raise ValueError(f"count must lie in 0..total and total be >= 1; got {count} of {total}")
@@ -60,6 +77,12 @@ def share(count: int, total: int) -> Share:
     ----------
     count, total : int
         0 <= count <= total, total >= 1.
+
+    Examples
+    --------
+    >>> from wotlab import evaluate
+    >>> print(evaluate.share(90, 100))
+    90.0% (82.6% to 94.5%), 90 of 100
     """
     low, high = wilson(count, total)
     return Share(count / total, low, high, count, total)

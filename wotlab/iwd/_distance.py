@@ -24,6 +24,16 @@ def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
     cost : PatchCost
     tile : int or None
         Side of a square, in patches; None: one square for all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost, iwd
+    >>> iwd.tiles(torch.rand(1, 1, 4, 5), PatchCost(size=1), tile=2)[-1]
+    tensor([[ 0,  1,  5,  6],
+            [ 2,  3,  7,  8],
+            [10, 11, 15, 16],
+            [12, 13, 17, 18]])
     """
     checks.instance("cost", cost, PatchCost)
     if tile is not None:
@@ -41,7 +51,9 @@ def tiles(x: Tensor, cost: PatchCost, tile: int | None) -> list[Tensor]:
 def matching(
     x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | None = None
 ) -> Tensor:
-    r"""The best permutation: argmin_m sum_j c(u_m(j), v_j) over the patches u of x, v of z.
+    r"""The best permutation of the patches u of x onto the patches v of z.
+
+    .. math:: \operatorname*{arg\,min}_m\ \sum_j c(u_{m(j)}, v_j)
 
     Images of one shape have equally many patches of equal weight, so that an optimal plan is a
     permutation, and transport an assignment problem.
@@ -68,6 +80,14 @@ def matching(
     -----
     SciPy's shortest augmenting paths on the CPU, in as many threads as torch has. Costs are
     computed on the device of x, at most 3.2 GB of them at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost, iwd
+    >>> x = torch.tensor([[[[0.1, 0.9, 0.5]]]], dtype=torch.float64)
+    >>> iwd.matching(x, x.flip(3), PatchCost(size=1))
+    tensor([[2, 1, 0]])
     """
     cost = cost or PatchCost()
     checks.instance("cost", cost, PatchCost)
@@ -148,7 +168,9 @@ def solve(block: np.ndarray) -> list[np.ndarray]:
 
 
 def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
-    r"""IWD(x, z) = W_1 of the patches = min_m (1/N) sum_j c(u_m(j), v_j), exactly: (B,).
+    r"""The internal Wasserstein distance, W_1 between the patches of two images, exactly: (B,).
+
+    .. math:: \mathrm{IWD}(x, z) = \min_m\ \frac1N \sum_{j=1}^N c(u_{m(j)}, v_j)
 
     Parameters
     ----------
@@ -176,6 +198,13 @@ def exact(x: Tensor, z: Tensor, cost: PatchCost | None = None) -> Tensor:
     A pseudo-metric: symmetric, with a triangle inequality, but 0 also for different images that
     hold the same patches. Assignment takes time of about N^3 at worst: 0.1 s for 32x32 pixels,
     seconds for 64x64. For larger images take `tiled`, `sliced` or `entropic`.
+
+    Examples
+    --------
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> iwd.exact(x.double(), x.double().flip(0)).round(decimals=3)  # brightness of a patch
+    tensor([1.3490, 1.3490], dtype=torch.float64)
     """
     return tiled(x, z, cost, tile=None)
 
@@ -193,13 +222,21 @@ def tiled(x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | No
     Returns
     -------
     Tensor (B,)
-        Never below `exact`, since any matching is dearer than the best. Differentiable. Takes
+        Never below `exact`, since any matching costs more than the best. Differentiable. Takes
         seconds for 299x299 pixels, where `exact` can not be had; `sliced` is the bound from below.
 
     Raises
     ------
     ValueError
         As `exact`; for a tile that is no positive integer, or holds more than 20,000 patches.
+
+    Examples
+    --------
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> x, z = x[:1].double(), x[1:].double()
+    >>> [round(float(iwd.tiled(x, z, tile=side)), 3) for side in (1, 3, None)]
+    [2.127, 1.905, 1.349]
     """
     cost = cost or PatchCost()
     pairs = matching(x, z, cost, tile=tile)
@@ -207,7 +244,9 @@ def tiled(x: Tensor, z: Tensor, cost: PatchCost | None = None, *, tile: int | No
 
 
 def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tensor:
-    r"""F_m = (1/N) sum_j c(u_m(j), v_j) of patches u, v (B, N, d) and a matching m (B, N): (B,).
+    r"""What a matching m of patches u and v costs, for the mean patch: (B,).
+
+    .. math:: F_m = \frac1N \sum_{j=1}^N c(u_{m(j)}, v_j)
 
     Never less than the distance, whatever the matching. Differentiable in both.
 
@@ -218,6 +257,16 @@ def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tenso
     pairs : Tensor (B, N), integers
         m(j): which patch of u goes to patch j of v.
     cost : PatchCost
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost, iwd
+    >>> cost = PatchCost(size=1)
+    >>> u, v = (cost.cut(torch.tensor([[[row]]]).double()) for row in ([0.0, 1.0], [1.0, 0.25]))
+    >>> swapped, kept = torch.tensor([[1, 0]]), torch.tensor([[0, 1]])
+    >>> iwd.matching_cost(u, v, swapped, cost), iwd.matching_cost(u, v, kept, cost)
+    (tensor([0.1250], dtype=torch.float64), tensor([0.8750], dtype=torch.float64))
     """
     matched = u.gather(1, pairs[:, :, None].expand_as(u))
     return cost.along(matched, v).mean(1)
@@ -226,7 +275,11 @@ def matching_cost(u: Tensor, v: Tensor, pairs: Tensor, cost: PatchCost) -> Tenso
 def entropic(
     x: Tensor, z: Tensor, cost: PatchCost | None = None, *, reg: float = 0.05, max_iter: int = 1000
 ) -> Tensor:
-    r"""Debiased entropic IWD, S_reg(u, v) = OT_reg(u, v) - OT_reg(u, u)/2 - OT_reg(v, v)/2: (B,).
+    r"""Entropic IWD without its bias, by Sinkhorn's algorithm: (B,).
+
+    .. math:: S(u, v) = \mathrm{OT}(u, v) - \tfrac12 \mathrm{OT}(u, u) - \tfrac12 \mathrm{OT}(v, v)
+
+    OT is the entropic value of `wotlab.ot.sinkhorn` between patches, with weight `reg`.
 
     Parameters
     ----------
@@ -250,6 +303,13 @@ def entropic(
     -----
     UserWarning
         If a problem has not converged in `max_iter` iterations.
+
+    Examples
+    --------
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> iwd.entropic(x.double(), x.double().flip(0), reg=0.5).round(decimals=2)
+    tensor([0.8400, 0.8400], dtype=torch.float64)
     """
     cost = cost or PatchCost()
     checks.instance("cost", cost, PatchCost)
@@ -268,7 +328,10 @@ def sliced(
     directions: int = 100,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Mean over directions w of W_1 between the numbers <w, u> and <w, v>: (B,).
+    r"""Mean over directions w of the distance between the patches' projections: (B,).
+
+    .. math:: \mathbb{E}_w\, W_1(\langle w, u\rangle, \langle w, v\rangle)
+        \ \le\ \mathrm{IWD}(x, z)
 
     Parameters
     ----------
@@ -289,6 +352,15 @@ def sliced(
     ------
     ValueError
         For images or patches as `exact`; for directions < 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> x, z, one = x[:1].double(), x[1:].double(), torch.Generator().manual_seed(0)
+    >>> bool(iwd.sliced(x, z, generator=one) <= iwd.exact(x, z))
+    True
     """
     cost = cost or PatchCost()
     checks.instance("cost", cost, PatchCost)

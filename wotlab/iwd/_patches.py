@@ -10,7 +10,9 @@ from wotlab._base import checks
 
 @dataclass(frozen=True)
 class PatchCost:
-    r"""Cut images into patches; ground cost c(u, v) = \|u - v\|_norm between two of them.
+    r"""Cut images into patches, and what it costs to turn one patch into another.
+
+    .. math:: c(u, v) = \lVert u - v\rVert_{\mathtt{norm}}
 
     Patches are size x size pixels with all channels, a vector of d = C * size^2 numbers. They
     begin at each `stride`-th row and column. Where the last ones would not reach the image's
@@ -33,6 +35,14 @@ class PatchCost:
     ------
     ValueError
         For a size or stride below 1, a stride above the size, a norm other than 1 and 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> PatchCost().cut(x).shape, PatchCost(size=4, stride=4).cut(x).shape
+    (torch.Size([1, 36, 9]), torch.Size([1, 4, 16]))
     """
 
     size: int = 3

@@ -20,8 +20,12 @@ def project(
 ) -> Tensor:
     r"""An image z of [0, 1] near w with IWD(x, z) <= eps: (B, C, H, W).
 
-    With the matching m that is best for w, F_m(z) = (1/N) sum_j c(u_m(j), v_j(z)) is convex in z
-    and never below IWD(x, z). For the l1 cost z is the nearest image with F_m(z) <= eps; for the
+    With the matching m that is best for w,
+
+    .. math:: F_m(z) = \frac1N \sum_j c(u_{m(j)}, v_j(z))
+
+    is convex in z and never below IWD(x, z). For the l1 cost z is the nearest image with
+    :math:`F_m(z) \le \varepsilon`; for the
     l2 cost the last such image on the way to w from the mean of what the patches ask for. Where
     that has no beginning (patches that overlap do not fit together in every order) m is the
     identity, and the way begins at x.
@@ -42,6 +46,15 @@ def project(
     ------
     ValueError
         As `matching`; for eps < 0, w of another shape.
+
+    Examples
+    --------
+    >>> from wotlab import PatchCost, data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> x, w = x[:1].double(), x[1:].double()
+    >>> z = iwd.project(x, w, 0.5, PatchCost())
+    >>> bool(iwd.exact(x, z) <= 0.5 + 1e-9)
+    True
     """
     checks.positive("eps", eps, zero=True)
     checks.instance("cost", cost, PatchCost)

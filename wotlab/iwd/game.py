@@ -28,12 +28,12 @@ __all__ = [
     "slope_penalty",
 ]
 
-RATE, BETAS = 5e-4, (0.5, 0.999)  # of Adam, for the critic and the generator (Tan et al.)
-LEAK = 0.2  # slope of the rectifiers below zero
+RATE, BETAS = 5e-4, (0.5, 0.999)  #: Of Adam, for the critic and the generator (Tan et al.).
+LEAK = 0.2  #: Slope of the rectifiers below zero.
 HIDDEN = 64  # width of the critics' layers
-WIDTH, KERNEL = 32, 3  # of the generator's convolutions
-GAIN = 0.05  # of its output, so that the critics keep up
-PENALTY = 10.0  # Gulrajani et al. (2017); Tan et al. do not print theirs
+WIDTH, KERNEL = 32, 3  #: Channels and side of the generator's convolutions.
+GAIN = 0.05  #: Of the generator's output, so that the critics keep up.
+PENALTY = 10.0  #: Of the critic's slope: Gulrajani et al. (2017); Tan et al. do not print theirs.
 
 OnPatches = Callable[[Tensor], Tensor]  # a function of patches (B, N, d)
 
@@ -53,6 +53,15 @@ class PatchCritics(nn.Module):
         Gives device and dtype.
     generator : torch.Generator, optional
         Of the first weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.iwd import game
+    >>> one, u = torch.Generator().manual_seed(0), torch.rand(2, 36, 9)
+    >>> critics = game.PatchCritics(2, 9, like=u, generator=one)
+    >>> critics(u).shape, critics.slope(u).shape
+    (torch.Size([2, 36]), torch.Size([2, 36, 9]))
     """
 
     def __init__(self, count: int, d: int, *, like: Tensor, generator: Generator = None):
@@ -90,10 +99,13 @@ class PatchCritics(nn.Module):
 def slope_penalty(
     slope: OnPatches, u: Tensor, v: Tensor, cost: PatchCost, generator: Generator = None
 ) -> Tensor:
-    r"""R = mean (|grad f(w)|_* - 1)^2 at patches w = rho u + (1 - rho) v, rho uniform: (B,).
+    r"""How far a critic's slope is from 1 between patches of u and of v: (B,).
 
-    |.|_* is the dual of the ground cost's norm, the largest entry for l1: a function is
-    1-Lipschitz for |.|_1 where no partial derivative exceeds 1. The gradient is that of each
+    .. math:: R = \mathbb{E}\, \bigl(\lVert \nabla f(w)\rVert_* - 1\bigr)^2, \qquad
+        w = \rho u + (1 - \rho) v, \quad \rho \text{ uniform on } [0, 1]
+
+    The norm with a star is the dual of the ground cost's, the largest entry for l1: a function is
+    1-Lipschitz for l1 where no partial derivative exceeds 1. The gradient is that of each
     patch, not of the image: `slope` takes patches (B, N, d) to as many gradients.
 
     Parameters
@@ -105,6 +117,15 @@ def slope_penalty(
         Its norm is the one whose dual is taken.
     generator : torch.Generator, optional
         Of rho.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> from wotlab.iwd import game
+    >>> u, v = torch.rand(1, 4, 9), torch.rand(1, 4, 9)
+    >>> game.slope_penalty(lambda w: torch.full_like(w, 3.0), u, v, PatchCost())
+    tensor([4.])
     """
     rho = draws.uniform(u[:, :, :1], generator)
     w = (rho * u + (1 - rho) * v).detach()
@@ -113,12 +134,22 @@ def slope_penalty(
 
 
 def gap(critics: OnPatches, u: Tensor, v: Tensor) -> Tensor:
-    """E f(u) - E f(v): what a 1-Lipschitz f proves of the distance, (B,).
+    r"""What a critic f proves of the distance, if it is 1-Lipschitz: (B,).
+
+    .. math:: \mathbb{E} f(u) - \mathbb{E} f(v) \ \le\ \mathrm{IWD}(x, z)
 
     Parameters
     ----------
     critics : function of patches (B, N, d) that returns (B, N)
     u, v : Tensor (B, N, d), (B, M, d)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.iwd import game
+    >>> u, v = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.0], [0.5]]])
+    >>> game.gap(lambda patches: patches.sum(2), u, v)  # f(u) = u is 1-Lipschitz
+    tensor([1.2500])
     """
     of_u, of_v = critics(torch.cat([u, v], 1)).split([u.shape[1], v.shape[1]], 1)
     return of_u.mean(1) - of_v.mean(1)
@@ -135,7 +166,11 @@ def critic(
     generator: Generator = None,
     progress: bool = False,
 ) -> Tensor:
-    r"""IWD(x, z) as learned by max_f E f(u) - E f(v) - penalty R(f) (Tan et al., Algorithm 1).
+    r"""The internal distance as a critic learns it, one for each pair of images (Tan et al.).
+
+    .. math:: \max_f\ \mathbb{E} f(u) - \mathbb{E} f(v) - \mathtt{penalty}\, R(f)
+
+    over the patches u of x and v of z, as in their Algorithm 1.
 
     Parameters
     ----------
@@ -162,6 +197,16 @@ def critic(
     ------
     ValueError
         For images or patches as `exact`; for steps, lr or penalty that are not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data, iwd
+    >>> x, _ = data.load("digits").tensors(slice(2))
+    >>> one = torch.Generator().manual_seed(0)
+    >>> learned = iwd.critic(x.double(), x.double().flip(0), steps=50, generator=one)
+    >>> learned.shape, bool((learned > 0).all())
+    (torch.Size([2]), True)
     """
     cost = cost or PatchCost()
     checks.instance("cost", cost, PatchCost)
@@ -200,6 +245,21 @@ def critic_step(
         As for `slope_penalty`.
     penalty : float > 0
         Its weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import PatchCost
+    >>> from wotlab.iwd import game
+    >>> one = torch.Generator().manual_seed(0)
+    >>> u, v = torch.zeros(1, 36, 9), torch.ones(1, 36, 9)
+    >>> critics = game.PatchCritics(1, 9, like=u, generator=one)
+    >>> adam = torch.optim.Adam(critics.parameters(), 5e-4, maximize=True)
+    >>> before = game.gap(critics, u, v)
+    >>> for _ in range(20):
+    ...     game.critic_step(adam, critics, u, v, PatchCost(), 10.0, one)
+    >>> bool(game.gap(critics, u, v) > before + 1)
+    True
     """
     value = gap(critics, u, v) - penalty * slope_penalty(critics.slope, u, v, cost, generator)
     adam.zero_grad()

@@ -16,8 +16,9 @@ from wotlab._base.files import replacing
 from wotlab.models._networks import OWN
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SHIPPED = Path(__file__).parent / "weights"  # of `load`, a card beside each
-# The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
+#: The folder with the weights that ship, a card beside each; `load` reads it.
+SHIPPED = Path(__file__).parent / "weights"
+#: The classes of the data set "imagenet10" among ImageNet's 1,000, in its order.
 IMAGENET10 = (425, 649, 970, 972, 973, 975, 978, 979, 980, 991)
 
 
@@ -28,6 +29,13 @@ class Normalise(nn.Module):
     ----------
     mean, std : sequence of float
         One a channel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import models
+    >>> models.Normalise([0.5], [0.25])(torch.tensor([[[[0.25, 1.0]]]]))
+    tensor([[[[-1.,  2.]]]])
     """
 
     mean: Tensor
@@ -58,6 +66,14 @@ class ClassSubset(nn.Module):
     ValueError
         For classes that are none, repeated, negative or no integers; when called, for a class
         that the model has no logit of.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import data, models
+    >>> model = models.ClassSubset(models.load("digits-standard"), [3, 8])
+    >>> model(data.load("digits").tensors(slice(5))[0]).shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, model: nn.Module, classes: Sequence[int]):
@@ -88,7 +104,14 @@ TORCHVISION = {
 
 
 def names() -> list[str]:
-    """Names that `build` knows."""
+    """Names that `build` knows.
+
+    Examples
+    --------
+    >>> from wotlab import models
+    >>> "wong-mnist" in models.names()
+    True
+    """
     return [*OWN, *TORCHVISION]
 
 
@@ -132,6 +155,14 @@ def build(
         For an unknown name, channels or classes out of range, or weights where there are none.
     ConnectionError
         If weights cannot be downloaded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import models
+    >>> model = models.build("wong-mnist", seed=0)
+    >>> model(torch.zeros(2, 1, 28, 28)).shape, sum(w.numel() for w in model.parameters())
+    (torch.Size([2, 10]), 166406)
     """
     if name not in names():
         raise ValueError(f"name must be one of {', '.join(names())}; got {name!r}")
@@ -183,6 +214,16 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     model : nn.Module
     path : path
         By convention with the suffix .safetensors, by which `load_weights` knows what it is.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from wotlab import models
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     models.save_weights(models.build("digits-small"), Path(name) / "net.safetensors")
+    ...     [file.name for file in Path(name).iterdir()]
+    ['net.safetensors']
     """
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     with replacing(Path(path)) as part:
@@ -206,6 +247,18 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         If there is no such file.
     ValueError
         If it cannot be read, or its weights are not those of this network; says which differ.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from wotlab import models
+    >>> model, other = (models.build("digits-small", seed=seed) for seed in (0, 1))
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     models.save_weights(model, Path(name) / "net.safetensors")
+    ...     other = models.load_weights(other, Path(name) / "net.safetensors")
+    >>> all(bool((a == b).all()) for a, b in zip(model.parameters(), other.parameters()))
+    True
     """
     path = Path(path)
     if not path.exists():
@@ -248,7 +301,14 @@ def _put(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> nn.Mod
 
 
 def shipped() -> list[str]:
-    """Names that `load` knows: networks trained here whose weights are part of the package."""
+    """Names that `load` knows: networks trained here whose weights are part of the package.
+
+    Examples
+    --------
+    >>> from wotlab import models
+    >>> [name for name in models.shipped() if name.startswith("mnist")]
+    ['mnist-pgd-at', 'mnist-standard', 'mnist-wasserstein-at']
+    """
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
@@ -273,6 +333,13 @@ def card(name: str) -> dict:
     ------
     ValueError
         For a name that is not in `shipped()`.
+
+    Examples
+    --------
+    >>> from wotlab import models
+    >>> card = models.card("mnist-standard")
+    >>> card["network"], card["clean"]["count"], card["clean"]["total"]
+    ('wong-mnist', 990, 1000)
     """
     if name not in shipped():
         raise ValueError(f"name must be one of {', '.join(shipped())}; got {name!r}")
@@ -298,6 +365,13 @@ def load(name: str) -> nn.Module:
     ------
     ValueError
         For an unknown name, or a file of weights that is not the one of the card.
+
+    Examples
+    --------
+    >>> from wotlab import data, models
+    >>> x, y = data.load("mnist-5k").tensors(slice(5))
+    >>> models.load("mnist-standard").double()(x.double()).argmax(1), y
+    (tensor([0, 1, 2, 3, 4]), tensor([0, 1, 2, 3, 4]))
     """
     told = card(name)
     path = SHIPPED / f"{name}.safetensors"

@@ -20,7 +20,10 @@ GAP = 1e-6  # relative, between the plan's cost and the dual value: what counts 
 
 
 def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
-    r"""Solve min_P <C, P> over plans P with marginals a and b, to machine precision.
+    r"""The plan of least cost between a and b, to machine precision.
+
+    .. math:: \min_\pi\ \langle C, \pi\rangle
+        \quad\text{where}\quad \pi \mathbf{1} = a,\ \pi^\top \mathbf{1} = b,\ \pi \ge 0
 
     Parameters
     ----------
@@ -54,6 +57,15 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
     Runs on the CPU, one pair after the other, in time and memory of about (pixels with
     mass)^2, however large the grid: a few milliseconds for a digit of 28x28. For large batches,
     or on a GPU, where a bias can be borne, use `sinkhorn`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, ot
+    >>> x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    >>> x[0, 0, 0, 0] = 1.0
+    >>> ot.exact(x, x.flip(2, 3), GroundCost()).value  # from corner to corner
+    tensor([4.2426], dtype=torch.float64)
     """
     problem = Problem(a, b, cost, balanced=True)
     solved = [_simplex(*row) for row in _lit(problem)]
@@ -97,10 +109,12 @@ def exact(a: Tensor, b: Tensor, cost: GroundCost | Tensor) -> OTResult:
 
 
 def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
-    r"""Exact transport cost between images, min_P <C, P>: (B,).
+    r"""Exact transport cost between images: (B,).
 
-    With images scaled to mass 1 (over all channels) this is W_p^p(x, y), in pixels^p; for
-    p = 1, the default, W_1 in pixels. Differentiable in `x` and `y` (see `exact`).
+    .. math:: W_p^p(x, y) = \min_{\pi \in \Pi(x, y)} \langle C, \pi\rangle
+
+    for images scaled to mass 1 (over all channels), in pixels^p; for p = 1, the default,
+    :math:`W_1` in pixels. Differentiable in `x` and `y` (see `exact`).
 
     Parameters
     ----------
@@ -119,15 +133,24 @@ def wasserstein_distance(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     -----
     The scaling hides a change of brightness: W(x, x / 30) = 0. `wotlab.certify` reports the
     change of mass beside the distance.
+
+    Examples
+    --------
+    >>> from wotlab import data, wasserstein_distance
+    >>> x = data.load("digits").tensors(slice(3))[0].double()
+    >>> wasserstein_distance(x, x.roll(1, 0)).round(decimals=3)  # in pixels
+    tensor([1.2820, 0.6030, 1.0400], dtype=torch.float64)
     """
     checks.image_pair(x=x, y=y)
     return exact(x, y, cost or GroundCost()).value
 
 
 def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -> Tensor:
-    r"""Exact W_infinity(x, y) = min_P max {C(i, j) : P_ij > 0}: (B,).
+    r"""The longest distance that any mass must travel, exactly: (B,).
 
-    The longest way that any mass must go (in the units of `cost`, with its power p). Found by
+    .. math:: W_\infty(x, y) = \min_{\pi \in \Pi(x, y)} \max\,\{C_{ij} : \pi_{ij} > 0\}
+
+    In the units of `cost`, with its power p. Found by
     bisection over the costs that occur, each tested by an exact plan that pays 1 for every
     forbidden move.
 
@@ -145,6 +168,15 @@ def wasserstein_infinity(x: Tensor, y: Tensor, cost: GroundCost | None = None) -
     -----
     It sees mass of any size: a pixel of 1e-6 far away counts in full. About ten exact problems
     an image. No gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot, wasserstein_distance
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> z = torch.tensor([[[[0.9, 0.0, 0.0, 0.1]]]], dtype=torch.float64)
+    >>> ot.wasserstein_infinity(x, z), wasserstein_distance(x, z).round(decimals=6)
+    (tensor([3.], dtype=torch.float64), tensor([0.3000], dtype=torch.float64))
     """
     checks.image_pair(x=x, y=y)
     problem = Problem(x.detach(), y.detach(), cost or GroundCost(), balanced=True)

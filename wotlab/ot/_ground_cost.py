@@ -16,7 +16,9 @@ Dtype = torch.dtype | None
 
 @dataclass(frozen=True)
 class GroundCost:
-    r"""Cost of moving a unit of mass from pixel i to pixel j, C(i, j) = \|i - j\|_norm^p.
+    r"""Cost of moving a unit of mass from pixel to pixel: a power of the distance.
+
+    .. math:: C_{ij} = \lVert i - j\rVert_{\mathtt{norm}}^{\,p}
 
     Distances are in pixels: a step to the next pixel of the same row costs 1.
 
@@ -36,6 +38,18 @@ class GroundCost:
     ------
     ValueError
         For an even or non-positive window, p <= 0 or infinite, a norm other than 1 and 2.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost
+    >>> GroundCost(3).costs(8, 8).reshape(3, 3)  # of the nine steps of its window
+    tensor([[1.4142, 1.0000, 1.4142],
+            [1.0000, 0.0000, 1.0000],
+            [1.4142, 1.0000, 1.4142]])
+    >>> GroundCost(None, p=2).dense(1, 3)
+    tensor([[0., 1., 4.],
+            [1., 0., 1.],
+            [4., 1., 0.]], dtype=torch.float64)
     """
 
     window: int | None = 5

@@ -44,6 +44,17 @@ class OTResult:
     plan : Tensor
         (B, n, m) for histograms, (B, C, n, n) for images: n x n numbers a channel, built when
         first asked for. Detached.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, b = torch.tensor([[0.5, 0.5, 0]]).double(), torch.tensor([[0, 0.5, 0.5]]).double()
+    >>> found = ot.exact(a, b, torch.tensor([[0, 1, 2], [1, 0, 1], [2, 1, 0]]).double())
+    >>> found.value, found.dual
+    (tensor([1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    >>> found.plan.sum(2), bool(found.converged)
+    (tensor([[0.5000, 0.5000, 0.0000]], dtype=torch.float64), True)
     """
 
     value: Tensor

@@ -12,8 +12,12 @@ from wotlab.ot._problem import Problem, unit_mass
 def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0) -> Tensor:
     r"""The best partner of a potential g: the largest f with f_i + g_j <= C_ij.
 
-    reg = 0: f_i = min_j C_ij - g_j, over every pixel j of the grid. reg > 0: the soft minimum
-    weighted by b, f_i = -reg log sum_j b_j exp((g_j - C_ij) / reg), with b scaled to mass 1.
+    For reg = 0, over every pixel j of the grid, and for reg > 0 the soft minimum weighted by b,
+    with b scaled to mass 1:
+
+    .. math:: f_i = \min_j\, C_{ij} - g_j, \qquad
+        f_i = -\mathtt{reg}\, \log \sum_j b_j\, e^{(g_j - C_{ij}) / \mathtt{reg}}
+
     Differentiable in `g`.
 
     Parameters
@@ -34,6 +38,14 @@ def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0)
     ------
     ValueError
         For bad histograms or costs, g of another shape, reg < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> g, b = torch.tensor([[0.0, -3.0]]).double(), torch.tensor([[0.5, 0.5]]).double()
+    >>> ot.c_transform(g, b, torch.tensor([[0.0, 1], [1, 0]]).double())
+    tensor([[0., 1.]], dtype=torch.float64)
     """
     checks.positive("reg", reg, zero=True)
     checks.tensor("g", g, b.ndim, "of b")
@@ -50,12 +62,14 @@ def c_transform(g: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0)
 
 
 def semi_dual(g: Tensor, a: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: float = 0) -> Tensor:
-    r"""<a, f> + <b, g> with f the c-transform of g, (B,): concave in g, with no constraint.
+    r"""Value of the dual at a potential g and its best partner, (B,): no constraint is left.
 
-    Its maximum over g is the transport cost for reg = 0 (Kantorovich duality) and the entropic
-    value of `sinkhorn` for reg > 0 (Genevay et al., 2016). Histograms are scaled to mass 1.
-    Differentiable in `g`. Use it where g is learned; where a solved potential is wanted,
-    `exact` and `sinkhorn` return one.
+    .. math:: \langle a, g^c\rangle + \langle b, g\rangle
+
+    Here :math:`g^c` is the c-transform of g, by `c_transform`. Concave in g. Its maximum over g is
+    the transport cost for reg = 0 (Kantorovich duality) and the entropic value of `sinkhorn` for
+    reg > 0 (Genevay et al., 2016). Histograms are scaled to mass 1. Differentiable in `g`. Use it
+    where g is learned; where a solved potential is wanted, `exact` and `sinkhorn` return one.
 
     Parameters
     ----------
@@ -68,6 +82,15 @@ def semi_dual(g: Tensor, a: Tensor, b: Tensor, cost: GroundCost | Tensor, reg: f
     ------
     ValueError
         For bad histograms or costs, g of another shape, reg < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.25, 0.75]]).double()
+    >>> g, cost = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[0.0, 1], [1, 0]]).double()
+    >>> ot.semi_dual(g, a, b, cost), ot.exact(a, b, cost).value  # this g is a best one
+    (tensor([0.7500], dtype=torch.float64), tensor([0.7500], dtype=torch.float64))
     """
     Problem(a, b, cost, balanced=True)
     f = c_transform(g, b, cost, reg)

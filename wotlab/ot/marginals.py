@@ -16,7 +16,9 @@ __all__ = ["KL", "L2", "Balanced", "Marginal", "wright_omega"]
 
 
 def wright_omega(z: Tensor) -> Tensor:
-    """The w > 0 with w + log w = z: Lambert's W of exp(z), with no overflow for any real z.
+    r"""Wright's omega function: Lambert's W of exp(z), with no overflow for any real z.
+
+    .. math:: w + \log w = z, \quad w > 0
 
     Newton's method on the concave left-hand side, from a start that makes it monotone; the
     result is exact to rounding for float32 and float64. Below z = -40, w = exp(z).
@@ -25,6 +27,14 @@ def wright_omega(z: Tensor) -> Tensor:
     ----------
     z : Tensor
         Of any shape; floats.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import ot
+    >>> w = ot.wright_omega(torch.tensor([1.0, 1000.0], dtype=torch.float64))
+    >>> (w + w.log()).round(decimals=6)
+    tensor([   1., 1000.], dtype=torch.float64)
     """
     w = torch.where(z > 1, z - z.clamp_min(1).log(), z.clamp(-40, 1).exp() * 0.5)
     for _ in range(7):
@@ -34,7 +44,18 @@ def wright_omega(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Balanced:
-    """m = a."""
+    """The marginal is held exactly.
+
+    .. math:: m = a
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> f, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.Balanced().wanted(f, a, reg=0.1)  # the marginal itself
+    tensor([1.], dtype=torch.float64)
+    """
 
     def solve(self, t: Tensor, a: Tensor, reg: float) -> Tensor:
         return t
@@ -57,12 +78,22 @@ class Balanced:
 
 @dataclass(frozen=True)
 class KL:
-    """tau KL(m | a) = tau sum m log(m / a) - m + a.
+    r"""The marginal is held by a relative entropy (Chizat et al., 2018).
+
+    .. math:: \tau\, \mathrm{KL}(m \mid a) = \tau \sum m \log\frac{m}{a} - m + a
 
     Parameters
     ----------
     tau : float > 0
         Weight of the penalty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> m, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.KL(tau=2.0).penalty(m, a).round(decimals=4)
+    tensor([0.3069], dtype=torch.float64)
     """
 
     tau: float
@@ -93,12 +124,22 @@ class KL:
 
 @dataclass(frozen=True)
 class L2:
-    """tau / 2 |m - a|^2.
+    r"""The marginal is held by a squared distance.
+
+    .. math:: \frac{\tau}{2} \lVert m - a\rVert^2
 
     Parameters
     ----------
     tau : float > 0
         Weight of the penalty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab.ot import marginals
+    >>> m, a = torch.tensor([0.5]).double(), torch.tensor([1.0]).double()
+    >>> marginals.L2(tau=2.0).penalty(m, a)
+    tensor([0.2500], dtype=torch.float64)
     """
 
     tau: float
@@ -128,4 +169,5 @@ class L2:
         return f
 
 
+#: How a plan's marginals are held: exactly, or for a penalty.
 Marginal = Balanced | KL | L2

@@ -36,6 +36,18 @@ class Moves:
         from about 1e16 on for a window of 55x55, beyond any budget.
 
     An image that is black has no pixels here: it costs 0, and what is sent is black.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, plans
+    >>> moves = plans.Moves(torch.tensor([[[[0.0, 1.0, 0.0]]]]).double(), GroundCost(3))
+    >>> shares = moves.identity()  # (9, 1): the one pixel of mass stays
+    >>> shares[moves.stay], shares[moves.stay + 1] = 0.75, 0.25  # a quarter to the right
+    >>> moves.push_forward(shares)
+    tensor([[[[0.0000, 0.7500, 0.2500]]]], dtype=torch.float64)
+    >>> moves.cost(shares)
+    tensor([0.2500], dtype=torch.float64)
     """
 
     def __init__(self, x: Tensor, ground_cost: GroundCost):
@@ -134,9 +146,9 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
        A pixel that gets mass back may overflow in its turn, so this is done four times. In
        images that are still too full all pixels then take no more than 1 - x, the room that
        they have when they send nothing: none can overflow.
-    2. Blend with the plan that moves nothing, q <- (1 - t) q + t q_0. The image is then
-       (1 - t) z + t x and the cost (1 - t) times what it was: the smallest t that meets eps
-       is exact.
+    2. Blend with the plan that moves nothing, :math:`q \leftarrow (1 - t) q + t q_0`. The image is
+       then :math:`(1 - t) z + t x` and the cost 1 - t times what it was: the smallest t that meets
+       eps is exact.
 
     Parameters
     ----------
@@ -150,6 +162,19 @@ def repair(moves: Moves, shares: Tensor, eps: Tensor | float) -> tuple[Tensor, T
     -------
     shares : Tensor (K, N)
     image : Tensor (B, C, H, W)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, plans
+    >>> moves = plans.Moves(torch.tensor([[[[1.0, 0.8]]]]).double(), GroundCost(3))
+    >>> shares = moves.identity()
+    >>> shares[moves.stay, 0], shares[moves.stay + 1, 0] = 0.5, 0.5  # overfills the right one
+    >>> shares, z = plans.repair(moves, shares, eps=0.05)
+    >>> z
+    tensor([[[[0.9100, 0.8900]]]], dtype=torch.float64)
+    >>> moves.cost(shares)
+    tensor([0.0500], dtype=torch.float64)
     """
     image = moves.push_forward(shares)
     rounding = 1 + 8 * torch.finfo(image.dtype).eps  # left to the last line

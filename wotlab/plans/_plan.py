@@ -21,6 +21,16 @@ class TransportPlan:
         over k is the source image. Non-negative, and zero along steps that leave the image.
     ground_cost : GroundCost
         The ground cost, whose window says which K steps there are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, TransportPlan, ot
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> matrix = ot.exact(x, x.flip(3), GroundCost()).plan
+    >>> plan = TransportPlan.from_matrix(matrix, 1, 3, GroundCost())
+    >>> plan.image(), plan.cost()
+    (tensor([[[[0., 0., 1.]]]], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
 
     mass: Tensor
@@ -75,7 +85,9 @@ class TransportPlan:
         return self.ground_cost.scatter(self.mass)
 
     def cost(self) -> Tensor:
-        r"""Cost of the plan, sum_i sum_d mass_i(d) C(d), for mass 1 over all channels: (B,).
+        r"""Cost of the plan, for mass 1 over all channels: (B,).
+
+        .. math:: \sum_i \sum_d \mathtt{mass}_i(d)\, C(d) \Big/ \sum_i \sum_d \mathtt{mass}_i(d)
 
         An upper bound of the exact transport cost between `source` and `image`. 0 for a black
         image, which sends nothing.

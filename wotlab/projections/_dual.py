@@ -24,10 +24,13 @@ def dual_projection(
 ) -> Projection:
     r"""Nearest plan to a stepped plan G (dual projection; Wu et al., 2020, sections 4 and 4.1).
 
-    min 1/2 |Pi - G|^2 over Pi >= 0 with Pi 1 = x, <Pi, C> <= eps and, with `bound`, Pi^T 1 <= r,
-    r = 1 / |x|_1: at the multipliers psi >= 0 of distance and phi >= 0 of full pixels each row of
-    Pi is G_i - psi C - phi projected onto the simplex of size x_i. psi is solved by Newton's method
-    inside a bracket, phi climbs by an accelerated gradient (FISTA, restarted).
+    .. math:: \min_{\pi \ge 0}\ \tfrac12 \lVert \pi - G\rVert^2
+        \quad\text{where}\quad \pi \mathbf{1} = x,\ \langle C, \pi\rangle \le \varepsilon
+        \text{ and, with } \mathtt{bound},\ \pi^\top \mathbf{1} \le r = 1 / \lVert x\rVert_1
+
+    At the multipliers psi of distance and phi of full pixels, both at least 0, each row of the plan
+    is :math:`G_i - \psi C_i - \phi` projected onto the simplex of size x_i. psi is solved by
+    Newton's method inside a bracket, phi climbs by an accelerated gradient (FISTA, restarted).
 
     Parameters
     ----------
@@ -67,6 +70,15 @@ def dual_projection(
     Rows without mass hold no plan, whatever G says there. This projects plans, not images: its
     image is not the nearest one of the ball, and w inside the ball does not come back. For that
     take `exact_projection` or, larger, `constrained_sinkhorn`.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.dual_projection(x, x.flip(3), 0.1, GroundCost())
+    >>> round(float(found.plan.cost()), 4), float(found.image.max()) <= 1
+    (0.1, True)
     """
     task = scaled(x, x if isinstance(w, TransportPlan) else w, eps)
     checks.flags(bound=bound)

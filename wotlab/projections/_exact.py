@@ -15,8 +15,12 @@ def exact_projection(
 ) -> Projection:
     r"""Nearest image of a Wasserstein ball: the reference for the other projections.
 
-    min 1/2 |z - w|^2 over plans Pi >= 0 with Pi 1 = x, Pi^T 1 = z, <Pi, C> <= eps |x|_1 and, with
-    `bound`, z <= 1; in pixels, one quadratic program an image, solved by Clarabel through cvxpy.
+    .. math:: \min_{z,\, \pi \ge 0}\ \tfrac12 \lVert z - w\rVert^2
+        \quad\text{where}\quad \pi \mathbf{1} = x,\ \pi^\top \mathbf{1} = z,\
+        \langle C, \pi\rangle \le \varepsilon \lVert x\rVert_1
+        \text{ and, with } \mathtt{bound},\ z \le 1
+
+    In pixels; one quadratic program an image, solved by Clarabel through cvxpy.
     This is the projection that Wong et al. (2019, eq. 3) and, with the bound, Hu et al. (2020,
     Definition 3.1) approximate.
 
@@ -54,6 +58,15 @@ def exact_projection(
     Notes
     -----
     On the CPU, image by image: a tenth of a second for 8x8, seconds for a digit. Not for attacks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import GroundCost, projections
+    >>> x = torch.tensor([[[[1.0, 0.0, 0.0]]]], dtype=torch.float64)
+    >>> found = projections.exact_projection(x, x.flip(3), 0.5, GroundCost())
+    >>> found.image.round(decimals=3) + 0
+    tensor([[[[0.7500, 0.0000, 0.2500]]]], dtype=torch.float64)
     """
     task = scaled(x, w, eps)
     checks.flags(bound=bound)

@@ -29,6 +29,15 @@ class Projection:
         Iterations of the outer loop that each image took.
     converged : Tensor, booleans (B,)
         Whether the method's own stopping test was met. No certificate: see `wotlab.certify`.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.constrained_sinkhorn(x, x.flip(3), 0.1, GroundCost())
+    >>> found.image.shape, bool(found.converged), sorted(found.duals)
+    (torch.Size([1, 1, 8, 8]), True, ['beta', 'phi', 'psi'])
     """
 
     image: Tensor

@@ -50,8 +50,13 @@ def constrained_sinkhorn(
 ) -> Projection:
     r"""Entropic projection onto the Wasserstein ball with pixels in [0, 1] (Hu et al., 2020).
 
-    min_{z, Pi} 1/2 |w - z|^2 + reg sum Pi log Pi over plans from x to z that cost at most eps, with
-    0 <= z <= r = 1 / |x|_1 (their eq. 7 to 10, Algorithm 1): the exact projection as reg falls.
+    .. math:: \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
+        + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij}
+        \quad\text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon,\
+        0 \le z \le r
+
+    for images of mass 1, where a white pixel is :math:`r = 1 / \lVert x\rVert_1` (their eq. 7 to
+    10, Algorithm 1): the exact projection as reg falls.
 
     Parameters
     ----------
@@ -104,6 +109,15 @@ def constrained_sinkhorn(
     stopping test is no certificate: see `wotlab.certify`. An iteration moves beta by a share
     1 / (1 + z / reg) of what is missing, so that reg far below z converges slowly.
     Not for exact distances: `dual_projection` has no entropy, `exact_projection` no tolerance.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.constrained_sinkhorn(x, x.flip(3), 0.1, GroundCost())
+    >>> round(float(found.plan.cost()), 4), float(found.image.max()) <= 1
+    (0.1, True)
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}; got {rule!r}")
@@ -170,7 +184,10 @@ def projected_sinkhorn(
 ) -> Projection:
     r"""Projected Sinkhorn: entropic projection with no pixel bound (Wong et al., 2019).
 
-    min_{z, Pi} 1/2 |w - z|^2 + reg sum Pi log Pi over plans from x to z that cost at most eps
+    .. math:: \min_{z,\, \pi}\ \tfrac12 \lVert w - z\rVert^2
+        + \mathtt{reg} \sum_{ij} \pi_{ij} \log \pi_{ij}
+        \quad\text{where}\quad \pi \in \Pi(x, z),\ \langle C, \pi\rangle \le \varepsilon
+
     (their eq. 6, Algorithm 2). Stops when the dual changes by at most tol of its value.
 
     Parameters
@@ -190,6 +207,15 @@ def projected_sinkhorn(
     ------
     ValueError
         As `constrained_sinkhorn`.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.projected_sinkhorn(x, 2 * x.flip(3), 0.3, GroundCost())
+    >>> round(float(found.plan.cost()), 3), float(found.image.max()) > 1  # no bound on pixels
+    (0.3, True)
     """
     checks.flags(clamp=clamp)
     found = constrained_sinkhorn(

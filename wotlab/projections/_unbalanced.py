@@ -31,8 +31,12 @@ def unbalanced_sinkhorn(
 ) -> Projection:
     r"""Trade distance from w for unbalanced transport cost from x (Subramanyam, 2022).
 
-    min over Pi, z >= 0 of <Pi, C> + reg sum Pi (log Pi - 1) + tau KL(Pi 1 | x)
-    + tau KL(Pi^T 1 | z) + gamma/2 |z - w|^2, with KL(a | b) = sum a log(a / b) - a + b.
+    .. math:: \min_{\pi,\, z \ge 0}\ \langle C, \pi\rangle
+        + \mathtt{reg} \sum_{ij} \pi_{ij} (\log \pi_{ij} - 1)
+        + \tau\, \mathrm{KL}(\pi \mathbf{1} \mid x) + \tau\, \mathrm{KL}(\pi^\top \mathbf{1} \mid z)
+        + \tfrac{\gamma}{2} \lVert z - w\rVert^2
+
+    with :math:`\mathrm{KL}(a \mid b) = \sum a \log(a / b) - a + b`.
     In pixels as they are, with no scaling to mass 1. **No budget enters**: nothing bounds the
     distance from x to z, keeps mass, or keeps z at most 1, so this is no projection onto a ball.
 
@@ -45,13 +49,14 @@ def unbalanced_sinkhorn(
     ground_cost : GroundCost
         The paper's plans have no window: `GroundCost(window=None)`.
     variant : "corrected", "printed" or "l2"
-        How z follows from the plan's column sums s = exp(u + beta / reg).
-        "corrected": z = [gamma w - tau + sqrt((gamma w - tau)^2 + 4 gamma tau s)] / (2 gamma), the
-        exact minimum; the iteration converges to the problem's optimum.
-        "printed": z = w + (tau / gamma) exp(-beta / tau), eq. 15. It drops a -1, which makes every
-        pixel that mass comes near brighter by tau / gamma, and stops unconverged. (Eq. 14 has a
-        minus sign instead and diverges.)
-        "l2": tau/2 |.|^2 in place of both KL, z = (tau s + gamma w) / (tau + gamma), eq. 36 to 40.
+        How z follows from the plan's column sums :math:`s = e^{u + \beta / \mathtt{reg}}`.
+        "corrected": :math:`z = (h + \sqrt{h^2 + 4 \gamma \tau s}) / (2 \gamma)` with :math:`h =
+        \gamma w - \tau`, the exact minimum; the iteration converges to the problem's optimum.
+        "printed": :math:`z = w + (\tau / \gamma) e^{-\beta / \tau}`, eq. 15. It drops a -1, which
+        makes every pixel that mass comes near brighter by tau / gamma, and stops unconverged.
+        (Eq. 14 has a minus sign instead and diverges.)
+        "l2": :math:`\tfrac{\tau}{2} \lVert\cdot\rVert^2` in place of both KL,
+        :math:`z = (\tau s + \gamma w) / (\tau + \gamma)`, eq. 36 to 40.
     gamma, reg, tau : float > 0
         Weights of the distance to w, the entropy and the marginals; the paper's 0.5,
         0.001 (its eta), 0.01.
@@ -78,6 +83,16 @@ def unbalanced_sinkhorn(
     In the log domain and float64. Block updates contract by tau / (tau + reg) each: for
     tau >> reg raise `max_iter`. "printed" takes the log of z, which w below 0 can make negative,
     at no less than 1e-12.
+
+    Examples
+    --------
+    >>> from wotlab import GroundCost, data, projections
+    >>> x, _ = data.load("digits").tensors(slice(1))
+    >>> x = x.double()
+    >>> found = projections.unbalanced_sinkhorn(x, x.flip(3), GroundCost(window=None))
+    >>> lost = 1 - float(found.plan.image().sum() / x.sum())
+    >>> bool(found.converged), round(lost, 2)  # mass is destroyed, not moved
+    (True, 0.38)
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}; got {variant!r}")

@@ -17,20 +17,20 @@ What changes from minibatch to minibatch is a tensor, a network or an optimizer,
 
 from wotlab.training._adversarial_transport import AdversarialTransport
 from wotlab.training._defenses import (
-    IWDD,
     MART,
     PGDAT,
     TRADES,
     Defense,
     Standard,
-    WassersteinAT,
     pgd_adversary,
 )
 from wotlab.training._fast import FastAT, FreeAT
-from wotlab.training._fit import Fit, fit
+from wotlab.training._fit import fit
 from wotlab.training._generative import GenerativeIWDD
 from wotlab.training._got import GOT
 from wotlab.training._representation_transport import JointCost, JointTransport
+from wotlab.training._run import Fit
+from wotlab.training._transport_defenses import IWDD, WassersteinAT
 
 __all__ = [
     "GOT",

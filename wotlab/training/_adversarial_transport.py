@@ -22,7 +22,10 @@ class AdversarialTransport(LinfDefense):
     r"""Adversarial training by one step of a Markov chain a minibatch (Regniez et al., 2022).
 
     The adversary of the entropic problem on the l-infinity ball is the Gibbs law
-    p(z) ~ exp(lam CE(model(z), y)). Each training image keeps `copies` samples of it; a
+
+    .. math:: p(z) \propto e^{\lambda\, \mathrm{CE}(\mathrm{model}(z),\, y)}
+
+    Each training image keeps `copies` samples of it; a
     minibatch moves its own by `steps` steps of `chain` and trains on where they arrive
     (Algorithm 1). The samples follow the network as it changes: an attack of one gradient that
     is never begun anew.
@@ -39,7 +42,7 @@ class AdversarialTransport(LinfDefense):
     copies, steps : int >= 1
         K and T in the paper, both 1.
     soft : float > 0, optional
-        lam of the soft-max objective over the copies, (1 / lam) log mean exp(lam CE) (Theorem
+        lam of the soft-max objective over the copies, `wotlab.gibbs.soft_maximum` (Theorem
         3.1). By default their mean, as in Algorithm 1. The same with one copy.
     place : torch.device or str
         Where the samples are kept, in half precision (94 MB for MNIST and a copy): "cpu" by
@@ -54,6 +57,16 @@ class AdversarialTransport(LinfDefense):
     ValueError
         For a ball of another kind, numbers out of range; from `loss`, if `prepare`
         was not called or the images of a place change.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, gibbs, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> chain = gibbs.Chain("sign", sigma=0.1, eta=0.1)
+    >>> defense = training.AdversarialTransport(LinfBall(0.2), chain=chain)
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one for the chain, one for the weights
+    128
     """
 
     _: KW_ONLY

@@ -1,8 +1,8 @@
-"""Training without a defense, and adversarial training: PGD-AT, TRADES, MART, Wasserstein, IWDD."""
+"""Training without a defense, and adversarial training on any ball: PGD-AT, TRADES, MART."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -11,10 +11,10 @@ from lightning_fabric.wrappers import is_wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wotlab._base import checks, draws
+from wotlab._base import checks
 from wotlab._base.networks import divergence
-from wotlab.attacks import Attack, AttackResult, mirror_ascent, pgd
-from wotlab.balls import Ball, InternalWassersteinBall, LinfBall, WassersteinBall
+from wotlab.attacks import Attack, AttackResult, pgd
+from wotlab.balls import Ball, LinfBall
 from wotlab.training._readable import Readable
 
 Schedule = Callable[[float], float]
@@ -29,14 +29,39 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 class Defense(Protocol):
-    """What `fit` needs of a defense; what else it may have is said in `wotlab.training`."""
+    """What `fit` needs of a defense; what else it may have is said in `wotlab.training`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy
+    >>> from wotlab import data, models, training
+    >>> class Noisy:
+    ...     def loss(self, model, x, y, index):
+    ...         return cross_entropy(model((x + 0.1 * torch.randn_like(x)).clamp(0, 1)), y)
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> training.fit(models.build("digits-small", seed=0), images, Noisy(), epochs=1).epochs
+    1
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean loss of the minibatch x, y, whose images have the places `index`."""
 
 
 class Standard(Readable):
-    """Cross-entropy on the clean images, E[CE(model(x), y)]: no defense, the baseline of all."""
+    r"""Cross-entropy on the clean images: no defense, the baseline of all.
+
+    .. math:: \mathbb{E}\ \mathrm{CE}(\mathrm{model}(x), y)
+
+    Examples
+    --------
+    >>> from wotlab import data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> model, baseline = models.build("digits-small", seed=0), training.Standard()
+    >>> fit = training.fit(model, images, baseline, epochs=3)
+    >>> fit.history[2]["loss"] < fit.history[0]["loss"]
+    True
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Mean cross-entropy of the minibatch; `index` are the images' places in the data set."""
@@ -91,6 +116,15 @@ def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> At
         As for `pgd`.
     step : float > 0, optional
         Length of a step, in brightness.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> model = models.load("digits-standard").double()
+    >>> x, y = data.load("digits").tensors(slice(8))
+    >>> attack = training.pgd_adversary(10)  # steps of eps / 4
+    >>> int(attack(model, x.double(), y, LinfBall(0.3)).success.sum())
+    8
     """
     return partial(
         pgd, steps=steps, step_size=step or (lambda x, eps: 2.5 * eps / steps), loss=loss,
@@ -100,7 +134,9 @@ def pgd_adversary(steps: int, loss: str = "ce", step: float | None = None) -> At
 
 @dataclass(eq=False, repr=False)
 class PGDAT(BallDefense):
-    r"""Adversarial training (Madry et al., 2018): E[max_{z in ball(x)} CE(model(z), y)].
+    r"""Adversarial training (Madry et al., 2018): the loss of the attacked images.
+
+    .. math:: \mathbb{E} \max_{z \in B_\varepsilon(x)} \mathrm{CE}(\mathrm{model}(z), y)
 
     Parameters
     ----------
@@ -118,6 +154,15 @@ class PGDAT(BallDefense):
     -----
     Attacks run in eval mode, the loss in the model's own mode. An attack leaves no trace in
     the weights' gradients.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: ten for the attack, one for the weights
+    704
     """
 
     sees_clean: ClassVar[bool] = False  # whether `mix` wants the clean images' logits
@@ -147,7 +192,10 @@ class PGDAT(BallDefense):
 
 @dataclass(eq=False, repr=False)
 class TRADES(PGDAT):
-    r"""E[CE(model(x), y) + beta max_{z in ball(x)} KL(p(x) | p(z))] (Zhang et al., 2019).
+    r"""Clean loss, and how far an attack moves the prediction: TRADES (Zhang et al., 2019).
+
+    .. math:: \mathbb{E}\, \Bigl[\mathrm{CE}(\mathrm{model}(x), y)
+        + \beta \max_{z \in B_\varepsilon(x)} \mathrm{KL}(p(x) \mid p(z))\Bigr]
 
     Parameters
     ----------
@@ -163,6 +211,14 @@ class TRADES(PGDAT):
     ------
     ValueError
         For beta <= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, training
+    >>> logits, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+    >>> training.TRADES(LinfBall(0.2)).mix(logits, -logits, y).round(decimals=3)
+    tensor(9.2660, dtype=torch.float64)
     """
 
     sees_clean = True
@@ -180,8 +236,11 @@ class TRADES(PGDAT):
 class MART(PGDAT):
     r"""TRADES that looks harder at images which are misread (Wang et al., 2020).
 
-    E[BCE(p(z), y) + beta (1 - p_y(x)) KL(p(x) | p(z))], where z climbs the cross-entropy in
-    ball(x) and BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k).
+    .. math:: \mathbb{E}\, \bigl[\mathrm{BCE}(p(z), y)
+        + \beta\, (1 - p_y(x))\, \mathrm{KL}(p(x) \mid p(z))\bigr], \qquad
+        \mathrm{BCE}(p, y) = -\log p_y - \log\bigl(1 - \max_{k \ne y} p_k\bigr)
+
+    where z climbs the cross-entropy in the ball around x.
 
     Parameters
     ----------
@@ -194,6 +253,14 @@ class MART(PGDAT):
     ------
     ValueError
         For beta <= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import LinfBall, training
+    >>> logits, y = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([0])
+    >>> training.MART(LinfBall(0.2)).mix(logits, -logits, y).round(decimals=3)
+    tensor(5.1620, dtype=torch.float64)
     """
 
     sees_clean = True
@@ -211,106 +278,6 @@ class MART(PGDAT):
         boosted = F.cross_entropy(moved, y, reduction="none") - rest
         missed = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
         return (boosted + self.beta * missed * divergence(clean, moved)).mean()
-
-
-@dataclass(eq=False, repr=False)
-class WassersteinAT(PGDAT):
-    r"""Adversarial training on a Wasserstein ball: E[max_{z in ball(x)} CE(model(z), y)].
-
-    Parameters
-    ----------
-    ball : WassersteinBall
-        Its eps is the budget where `eps` is not given.
-    eps : function of the epoch, optional
-        As for `PGDAT`. Wong et al. (2019) and Hu et al. (2020) let it
-        grow: a network that starts at the full budget may learn nothing at all.
-    attack : attack, optional
-        Called as `attack(model, x, y, ball)`; bind its options with functools.partial. By
-        default six steps of `mirror_ascent` that go on after an image is broken. For the papers'
-        own training take `pgd` with `constrained_sinkhorn` at tol=0.1, its lenient stop, or with
-        `unbalanced_sinkhorn`.
-    noise : float >= 0
-        Deviation of Gaussian noise on the images that are attacked, clamped to [0, 1]: 0.01 in
-        Subramanyam (2022), none by default.
-    features : nn.Module, optional
-        A layer of `model`. The loss is then 0.9 CE + 0.1 KL between the soft-max of this layer's
-        output on the clean and on the attacked images (Subramanyam, 2022).
-
-    Notes
-    -----
-    As for `PGDAT`.
-
-    Raises
-    ------
-    ValueError
-        For noise < 0.
-    """
-
-    ball: WassersteinBall
-    attack: Attack = field(default=partial(mirror_ascent, steps=6, step_size=4.0, early_stop=False))
-    _: KW_ONLY
-    noise: float = 0.0
-    features: nn.Module | None = None
-
-    def __post_init__(self) -> None:
-        checks.positive("noise", self.noise, zero=True)
-        if self.features is not None:
-            checks.instance("features", self.features, nn.Module)
-        super().__post_init__()
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Mean cross-entropy of the attacked minibatch, or the mixture with the features."""
-        if self.noise:
-            x = (x + self.noise * draws.normal(x)).clamp(0, 1)
-        z = self.attacked(model, x, y)
-        if self.features is None:
-            return F.cross_entropy(model(z), y)
-        with watched(self.features) as seen:
-            model(x)
-            logits = model(z)
-        clean, moved = (part.flatten(1) for part in seen)
-        return 0.9 * F.cross_entropy(logits, y) + 0.1 * divergence(clean, moved).mean()
-
-
-@dataclass(eq=False, repr=False)
-class IWDD(PGDAT):
-    r"""E[beta CE(model(x), y) + max_{z in ball(x)} CE(model(z), y)], the aim of Tan et al. (IWDD).
-
-    The inner maximum is sought by an attack that keeps to the ball. The paper's Algorithm 2 seeks
-    it by a generator against a critic, which keep to no ball: that is `GenerativeIWDD`.
-
-    Parameters
-    ----------
-    ball : InternalWassersteinBall
-        Its eps is the budget where `eps` is not given.
-    eps : function of the epoch, optional
-        As for `PGDAT`.
-    attack : attack, optional
-        As for `PGDAT`. By default ten steps of `pgd` on the ball, which never leave it.
-    beta : float > 0
-        Weight of the clean images, 0.1 in the paper.
-
-    Raises
-    ------
-    ValueError
-        For a ball of another kind, or beta <= 0.
-
-    Notes
-    -----
-    The paper trains with SGD from lr 0.1 for 200 epochs of minibatches of 128.
-    """
-
-    sees_clean = True
-    kind = InternalWassersteinBall
-    positive = ("beta",)
-
-    ball: InternalWassersteinBall
-    attack: Attack = field(default=partial(pgd, steps=10, early_stop=False))
-    beta: float = field(default=0.1, kw_only=True)
-
-    def mix(self, clean: Tensor, moved: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of the attacked images, and beta times that of the clean ones."""
-        return self.beta * F.cross_entropy(clean, y) + F.cross_entropy(moved, y)
 
 
 class Grown(Readable):

@@ -16,9 +16,12 @@ from wotlab.training._defenses import LinfDefense, bare
 class FastAT(LinfDefense):
     r"""Adversarial training with one step from a random start (Wong, Rice and Kolter, 2020).
 
+    .. math:: z = x + \mathrm{clamp}\bigl(\delta + \mathtt{step}\, \varepsilon\, \mathrm{sign}(g),
+        -\varepsilon, \varepsilon\bigr)
+
     delta is uniform in [-eps, eps] for each pixel, and g is the gradient of the cross-entropy at
-    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from
-    x + clamp(delta + step * eps * sign(g), -eps, eps), clamped to [0, 1], whatever the loss there.
+    x + delta, which may lie outside [0, 1] (their Algorithm 3). The network learns from z, clamped
+    to [0, 1], whatever the loss there.
 
     Parameters
     ----------
@@ -33,6 +36,15 @@ class FastAT(LinfDefense):
     ------
     ValueError
         For a ball of another kind, or step <= 0.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.FastAT(LinfBall(0.2))
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # of 64 images: one for the attack, one for the weights
+    128
     """
 
     positive = ("step",)
@@ -72,6 +84,15 @@ class FreeAT(LinfDefense):
     ------
     ValueError
         For a ball of another kind, or repeats < 1.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> defense = training.FreeAT(LinfBall(0.2), repeats=4)
+    >>> fit = training.fit(models.build("digits-small", seed=0), images, defense, epochs=1)
+    >>> fit.history[0]["gradients"]  # four steps on 64 images: weights and attack share them
+    256
     """
 
     repeats: int = field(default=8, kw_only=True)

@@ -62,12 +62,16 @@ class Generator(nn.Module):
 
 @dataclass(eq=False, repr=False)
 class GenerativeIWDD(Grown):
-    r"""E[beta CE(model(x), y) + CE(model(g(x, n)), y)], g from a game (Tan et al., Algorithm 2).
+    r"""Training on images of a generator that plays against a critic (Tan et al., Algorithm 2).
+
+    .. math:: \mathbb{E}\, \bigl[\beta\, \mathrm{CE}(\mathrm{model}(x), y)
+        + \mathrm{CE}(\mathrm{model}(g(x, n)), y)\bigr]
 
     The paper's defense with the paper's adversary. On each minibatch a critic f of patches takes
     `critic_steps` steps up and a generator g one step down on Algorithm 1's loss,
 
-        E f(u) - E f(v) - penalty R(f) - tau E log((1 - p_y) / p_y),
+    .. math:: \mathbb{E} f(u) - \mathbb{E} f(v) - \mathtt{penalty}\, R(f)
+        - \tau\, \mathbb{E} \log\frac{1 - p_y}{p_y},
 
     where u are the patches of x, v those of g(x, n), n is normal noise, p_y the classifier's
     probability of the label at g(x, n), and R the gradient penalty of `wotlab.iwd.critic`.
@@ -106,6 +110,14 @@ class GenerativeIWDD(Grown):
 
     The paper trains the classifier with SGD from lr 0.1 for 200 epochs of minibatches of 128. In
     several processes each has a generator and a critic of its own.
+
+    Examples
+    --------
+    >>> from wotlab import data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(16))
+    >>> defense = training.GenerativeIWDD(critic_steps=1)
+    >>> training.fit(models.build("digits-small", seed=0), images, defense, epochs=1).epochs
+    1
     """
 
     grown = ("players", "down", "up")

@@ -44,9 +44,12 @@ def linear(size: int) -> nn.Linear:
 
 @dataclass(eq=False, repr=False)
 class GOT(Grown):
-    r"""alpha L_inner(x, z) + clean CE(x) + beta W(law of u(x), law of u(z)), z = attack(x).
+    r"""Adversarial training with transport between clean and attacked representations.
 
-    u = (latent, prediction), and W the transport cost between the laws of u over the clean and
+    .. math:: \alpha\, L_{\mathtt{inner}}(x, z) + \mathtt{clean}\ \mathrm{CE}(x)
+        + \beta\, W_d(Q, Q^a), \qquad z = \mathrm{attack}(x)
+
+    W_d is the transport cost between the laws of u = (latent, prediction) over the clean and
     the attacked minibatch ("Improving Robustness with Optimal Transport based Adversarial
     Generalization", GOT).
 
@@ -90,6 +93,15 @@ class GOT(Grown):
 
     Of a single image the term is the cost between it and its attack: there is one coupling.
     In several processes each one compares its own part of the minibatch and learns its own phi.
+
+    Examples
+    --------
+    >>> from wotlab import LinfBall, data, models, training
+    >>> images = data.load("digits", "train").tensors(slice(64))
+    >>> inner = training.PGDAT(LinfBall(0.2), attack=training.pgd_adversary(10))
+    >>> model, defense = models.build("digits-small", seed=0), training.GOT(inner, beta=1.0)
+    >>> training.fit(model, images, defense, epochs=1).epochs
+    1
     """
 
     grown = ("phi", "climber")

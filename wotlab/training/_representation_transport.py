@@ -19,7 +19,9 @@ KINDS = ("semi-dual", "entropic", "divergence", "exact", "paired")
 
 @dataclass(frozen=True)
 class JointCost:
-    r"""d(u, u') = lam d_x(z, z') + d_y(p, p') between pairs u = (z, p) of latent and prediction.
+    r"""Cost between pairs u = (z, p) of a latent and a prediction.
+
+    .. math:: d(u, u') = \lambda\, d_x(z, z') + d_y(p, p')
 
     Parameters
     ----------
@@ -36,6 +38,15 @@ class JointCost:
     ------
     ValueError
         For an unknown name or lam < 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import training
+    >>> u = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 0.0]]).double()
+    >>> v = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[9.0, 0.0]]).double()
+    >>> training.JointCost(prediction="l1")(u, v).round(decimals=3)  # 1 - cos, and |p - p'|_1
+    tensor([[2.]], dtype=torch.float64)
     """
 
     latent: str = "cosine"
@@ -82,13 +93,15 @@ class JointTransport:
     Parameters
     ----------
     kind : "semi-dual", "entropic", "divergence", "exact" or "paired"
-        "semi-dual": the paper's. max over a potential phi on the clean latents of
-        mean_i phi(z_i) + mean_j phi^c(v_j), phi^c(v) = -reg log mean_i exp((phi(z_i) - C(u_i, v))
-        / reg), with phi taken from a family of functions (`potential`) and learned by gradient
-        ascent: a lower bound of "entropic".
-        "entropic": the value of min <P, C> + reg KL(P | a b), solved.
+        "semi-dual": the paper's. The maximum over a potential :math:`\varphi` on the clean latents
+        of :math:`\mathbb{E}_i \varphi(z_i) + \mathbb{E}_j \varphi^c(v_j)`, where
+        :math:`\varphi^c(v) = -\theta \log \mathbb{E}_i\, e^{(\varphi(z_i) - C(u_i, v)) / \theta}`
+        and :math:`\theta` is reg, with the potential taken from a family of functions (`potential`)
+        and learned by gradient ascent: a lower bound of "entropic".
+        "entropic": the value of :math:`\min_\pi \langle C, \pi\rangle + \mathtt{reg}\,
+        \mathrm{KL}(\pi \mid a b^\top)`, solved.
         "divergence": the same, debiased: minus half of both self-terms. Wants a symmetric cost.
-        "exact": min <P, C>, by a network simplex on the CPU.
+        "exact": :math:`\min_\pi \langle C, \pi\rangle`, by a network simplex on the CPU.
         "paired": mean_i C(u_i, v_i), each image with its own attack: no transport. It is what the
         paper's equation gives when read literally, with both means over the clean batch.
     cost : JointCost
@@ -110,6 +123,16 @@ class JointTransport:
     representations are one: they pull every image towards every other. A small network that is
     trained with them from its first weights may end there. "divergence", "exact" and "paired"
     are 0 between a batch and itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import training
+    >>> latents, logits = torch.eye(2).double(), torch.zeros(2, 2).double()
+    >>> u, v, y = (latents, logits), (latents.flip(0), logits), torch.tensor([0, 1])
+    >>> terms = training.JointTransport("exact"), training.JointTransport("paired")
+    >>> [round(float(term(u, v, (y, y))), 3) for term in terms]  # the same points swapped
+    [0.0, 1.0]
     """
 
     kind: str = "semi-dual"
