@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from alone import build_wheel, make_environment
+from browsing import BROWSER, DRIVER, SITE, served, started
 from hypothesis import settings
 from interpreter import begin
 
@@ -26,6 +27,21 @@ def wheel(tmp_path_factory) -> Path:
 def alone(tmp_path_factory, wheel) -> Path:
     """Python of an environment with that wheel and torch, without the checkout."""
     return make_environment(tmp_path_factory.mktemp("alone"), wheel)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the built site is served."""
+    with served(SITE) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (BROWSER and DRIVER):
+        pytest.skip("no browser: install Debian's chromium and chromium-driver, or Chrome's")
+    with started(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

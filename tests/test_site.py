@@ -1,60 +1,20 @@
 """Opens every page of the built site in a browser, as a reader with no network would."""
 
 import functools
-import http.server
 import json
-import shutil
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from browsing import PHONE, SITE
 from bs4 import BeautifulSoup
-from selenium import webdriver
 
-SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
 LOOK = (Path(__file__).parent / "site.js").read_text()
 PAGES = sorted(str(p.relative_to(SITE)) for p in SITE.rglob("*.html") if "_static" not in p.parts)
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-PHONE = 390
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="no built site: run `make book` first")
 if not PAGES:
     PAGES = ["none"]
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address():
-    handler = functools.partial(Quiet, directory=SITE)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not (BROWSER and DRIVER):
-        pytest.skip("no browser: install Debian's chromium and chromium-driver, or Chrome's")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    flags = "headless no-sandbox disable-gpu disable-background-networking disable-component-update"
-    for flag in [*flags.split(), "disable-sync"]:
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(60)
-    size = {"width": PHONE, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    yield driver
-    driver.quit()
 
 
 def ask(browser, question: str):
