@@ -1,4 +1,6 @@
-"""Attacks: `attack(model, x, y, ball, ...) -> AttackResult`. `transport` is the one to use.
+"""Attacks on a classifier, `attack(model, x, y, ball, ...) -> AttackResult`.
+
+`transport` is the one to use.
 
 Attacks on the plan (`transport`, `mirror_ascent`, `frank_wolfe`) keep each iterate in the
 Wasserstein ball; `radius` finds the smallest eps that breaks each image. `fgsm` and `pgd` step
