@@ -26,7 +26,9 @@ def for_colab(notebook: str, url: str) -> str:
         page, anchor = match.groups()
         if page.endswith(".ipynb"):
             path = url.removeprefix("https://github.com/")
-            there = f"{COLAB}/github/{path}/blob/{COLAB_BRANCH}/book/{page}"
+            there = (
+                f"{COLAB}/github/{path}/blob/{COLAB_BRANCH}/book/{page}"
+            )
         else:
             there = f"{url}/blob/HEAD/book/{page}"
         return f"]({there}{anchor})"

@@ -16,7 +16,11 @@ import nbformat
 from nbclient import NotebookClient
 
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "kernelspec": {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    },
     "language_info": {
         "name": "python",
         "file_extension": ".py",
@@ -25,7 +29,9 @@ METADATA = {
 }
 MEMORY = re.compile(r" at 0x[0-9a-f]{6,}", re.IGNORECASE)
 EMBEDDED = re.compile(r"data:image/svg\+xml;base64,([\w+/=]+)")
-HASH = re.compile(r"(?<=[\"#])[a-z][0-9a-f]{10}\b")  # matplotlib's names of shapes
+HASH = re.compile(
+    r"(?<=[\"#])[a-z][0-9a-f]{10}\b"
+)  # matplotlib's names of shapes
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 ROUNDING = 0.01  # of a point, in a figure
 
@@ -58,7 +64,9 @@ def normalise(notebook) -> None:
         for key in ("execution", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
         cell.outputs = [
-            output for output in cell.outputs if output.get("name") != "stderr"
+            output
+            for output in cell.outputs
+            if output.get("name") != "stderr"
         ]
         for output in cell.outputs:
             text = output.get("text", "") + str(
@@ -77,7 +85,8 @@ def keep_figures(old: list, new: list) -> None:
     for before, after in zip(old, new, strict=False):
         for kind in ("image/svg+xml", "text/html"):
             was, now = (
-                output.get("data", {}).get(kind, "") for output in (before, after)
+                output.get("data", {}).get(kind, "")
+                for output in (before, after)
             )
             if was and now and same_picture(was, now):
                 after.data[kind] = was
@@ -85,12 +94,17 @@ def keep_figures(old: list, new: list) -> None:
 
 def same_picture(a: str, b: str) -> bool:
     """Whether two drawings agree but for the last digits of their coordinates."""
-    a, b = (EMBEDDED.sub(lambda m: b64decode(m[1]).decode(), text) for text in (a, b))
+    a, b = (
+        EMBEDDED.sub(lambda m: b64decode(m[1]).decode(), text)
+        for text in (a, b)
+    )
     a, b = HASH.sub("", a), HASH.sub("", b)
     if NUMBER.sub("", a) != NUMBER.sub("", b):
         return False
     pairs = zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)
-    return all(x == y or abs(float(x) - float(y)) <= ROUNDING for x, y in pairs)
+    return all(
+        x == y or abs(float(x) - float(y)) <= ROUNDING for x, y in pairs
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from wotlab._base import checks
 from wotlab.plans import TransportPlan
 
 __all__ = [
@@ -181,8 +182,7 @@ def show_plan(
     >>> len(ax.collections[0].get_paths()) <= 20  # arrows
     True
     """
-    if most < 1:
-        raise ValueError(f"most must be at least 1; got {most}")
+    checks.count("most", most)
     mass = plan.mass[image, channel].detach().cpu().double().numpy()
     _, h, w = mass.shape
     steps = plan.ground_cost.offsets(h, w).numpy()

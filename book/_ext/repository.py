@@ -11,13 +11,13 @@ import subprocess
 HOST = r"(?:[^@/\s]+@)?(?P<host>[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*)"
 PATH = r"(?P<path>[\w.~-]+(?:/[\w.~-]+)+)/?"
 REMOTES = (
-    re.compile(rf"(?:https|ssh|git)://{HOST}(?::\d+)?/{PATH}", re.IGNORECASE),
+    re.compile(
+        rf"(?:https|ssh|git)://{HOST}(?::\d+)?/{PATH}", re.IGNORECASE
+    ),
     re.compile(rf"{HOST}:{PATH}", re.IGNORECASE),  # git@host:owner/name
 )
 COLAB = "https://colab.research.google.com"
-COLAB_BRANCH = (
-    "colab"  # of notebooks that install from this repository; `colab.py` makes it
-)
+COLAB_BRANCH = "colab"  # of notebooks that install from this repository; `colab.py` makes it
 INSTALL = re.compile(r"^(\s*%pip install --quiet )\S+$", re.MULTILINE)
 
 
@@ -31,7 +31,12 @@ def address(environment=os.environ, folder=".") -> str | None:
     if not names:
         return None
     return normalise(
-        git(folder, "remote", "get-url", "origin" if "origin" in names else names[0])
+        git(
+            folder,
+            "remote",
+            "get-url",
+            "origin" if "origin" in names else names[0],
+        )
     )
 
 
@@ -50,7 +55,11 @@ def git(folder, *arguments) -> str:
     """What git prints, or nothing where it fails or is missing."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -63,7 +72,8 @@ def theme_options(url: str | None) -> dict:
         return {}
     host = url.split("/")[2]
     provider = next(
-        (name for name in ("gitlab", "bitbucket") if name in host), "github"
+        (name for name in ("gitlab", "bitbucket") if name in host),
+        "github",
     )
     options = {
         "repository_url": url,
@@ -73,7 +83,9 @@ def theme_options(url: str | None) -> dict:
         "use_repository_button": True,
         "use_issues_button": provider != "bitbucket",
     }
-    if host == "github.com":  # the one forge that Colab opens notebooks from
+    if (
+        host == "github.com"
+    ):  # the one forge that Colab opens notebooks from
         options["launch_buttons"] = {"colab_url": COLAB}
     return options
 
@@ -86,8 +98,17 @@ def fill_install_line(source: str, url: str) -> str:
 def configure(app, config):
     own = theme_options(address(folder=app.srcdir))
     # jupyter-book fills these with its own repository where _config.yml says nothing
-    foreign = ("repository_url", "repository_branch", "path_to_docs", "launch_buttons")
-    kept = {k: v for k, v in config.html_theme_options.items() if k not in foreign}
+    foreign = (
+        "repository_url",
+        "repository_branch",
+        "path_to_docs",
+        "launch_buttons",
+    )
+    kept = {
+        k: v
+        for k, v in config.html_theme_options.items()
+        if k not in foreign
+    }
     config.html_theme_options = kept | own
 
 

@@ -17,7 +17,7 @@ from torchvision.io import encode_png
 from wotlab import GroundCost, attacks, certify, evaluate, models, training
 from wotlab.balls import WassersteinBall
 from wotlab.experiments.runner import NETWORKS, Cell, Run, printed
-from wotlab.experiments.trials import fitted, judged
+from wotlab.experiments.trials import adam, fitted, judged
 from wotlab.results import Keys
 
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}
@@ -119,7 +119,7 @@ def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:
     model, took = fitted(
         model, run.load("train").tensors(), defense(), path,
         epochs=EPOCHS, batch_size=128, schedule=rate, seed=seed,
-        optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3),
+        optimizer=adam,
     )  # fmt: skip
     seal = hashlib.sha256(path.read_bytes()).hexdigest()
     return model, {"eps": EPS, "epochs": EPOCHS, "sha256": seal, **took}

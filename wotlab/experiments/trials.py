@@ -115,6 +115,11 @@ def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
     return model, details | took
 
 
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """With the learning rate of 0.001 that Adam's authors suggest."""
+    return torch.optim.Adam(model.parameters(), 1e-3)
+
+
 def fitted(
     model: nn.Module, data: Dataset | tuple[Tensor, Tensor], defense: Any, path: Path,
     **options: Any,
