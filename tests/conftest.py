@@ -1,5 +1,6 @@
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import settings
 from interpreter import begin
 
 import wotlab
+from wotlab import data, training
+from wotlab.experiments import runner
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / place) for place in ("book", "book/_ext", "benchmarks")]
@@ -94,3 +97,44 @@ def apart():
     """A process of its own: Triton takes its interpreter, on the CPU, where asked on import."""
     with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
         yield lambda *task: pool.submit(*task).result()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Digits enlarged to 28x28, and Wong's network trained on them."""
+
+    def enlarged(split, n):
+        x, y = wotlab.data.load("digits", split).tensors(slice(0, n))
+        return torch.nn.functional.interpolate(x, size=28, mode="bilinear"), y
+
+    model = wotlab.models.build("wong-mnist", seed=0)
+    training.fit(model, enlarged("train", 1500), epochs=2, lr=0.05, progress=False)
+    return model.eval(), *enlarged("test", 6)
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    """A call of an experiment on six of them; the network stands for two that were released."""
+
+    @dataclass(frozen=True)
+    class Small(runner.Run):
+        def load(self, split):
+            x, y = small[1].repeat(10, 1, 1, 1), small[2].repeat(10)
+            return data.Images(self.dataset, x, y, list("0123456789"))
+
+        def test_images(self):
+            return small[1][: self.images], small[2][: self.images]
+
+        def network(self, name):
+            return small[0] if name in ("standard", "hu2020") else super().network(name)
+
+        def networks(self):
+            return ["standard"]
+
+    return Small(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
+
+
+@pytest.fixture
+def files():
+    """When each record of a call was written, by its path."""
+    return lambda run: {p: p.stat().st_mtime_ns for p in run.out.rglob("*.json")}

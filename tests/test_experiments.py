@@ -1,139 +1,29 @@
 """Experiments on a few small images: they go on where they stopped, and record what they say."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import wotlab
-from wotlab import LinfBall, attacks, data, evaluate, models, results, training
+from wotlab import LinfBall, attacks, models, results, training
 from wotlab.experiments import (
     dro,
     got,
     hu,
     runner,
-    strength,
     subramanyam,
     trials,
 )
 from wotlab.experiments.runner import perform
 from wotlab.projections import constrained_sinkhorn
 
-ROWS = dict(strength.ATTACKS)
-
-
-@pytest.fixture(scope="module")
-def small():
-    """Digits enlarged to 28x28, and Wong's network trained on them."""
-
-    def enlarged(split, n):
-        x, y = wotlab.data.load("digits", split).tensors(slice(0, n))
-        return nn.functional.interpolate(x, size=28, mode="bilinear"), y
-
-    model = wotlab.models.build("wong-mnist", seed=0)
-    training.fit(model, enlarged("train", 1500), epochs=2, lr=0.05, progress=False)
-    return model.eval(), *enlarged("test", 6)
-
-
-@pytest.fixture
-def run(small, tmp_path):
-    @dataclass(frozen=True)
-    class Small(runner.Run):
-        def load(self, split):
-            x, y = small[1].repeat(10, 1, 1, 1), small[2].repeat(10)
-            return data.Images(self.dataset, x, y, list("0123456789"))
-
-        def test_images(self):
-            return small[1][: self.images], small[2][: self.images]
-
-        def network(self, name):
-            return small[0] if name in ("standard", "hu2020") else super().network(name)
-
-        def networks(self):
-            return ["standard"]
-
-    return Small(tmp_path, tmp_path, tmp_path / "out", 6, torch.device("cpu"), False)
-
-
-def files(run):
-    """When each record was written, by its path."""
-    return {p: p.stat().st_mtime_ns for p in run.out.rglob("*.json")}
-
 
 @pytest.fixture(autouse=True)
 def quick(single_thread, monkeypatch, tmp_path):
     (tmp_path / "out").mkdir()
-    monkeypatch.setitem(strength.BUDGETS, "mnist", (20, 200, 1600))
-    monkeypatch.setattr(
-        strength, "ATTACKS", {"transport": lambda *a: attacks.transport(*a, steps=10, restarts=1)}
-    )
     monkeypatch.setattr(hu, "STEPS", 40)
-
-
-def test_strength_falls_with_the_budget_and_is_certified(run, small):
-    perform(run, strength.robust_accuracy("mnist", run))
-    records = results.table(strength.WHAT["mnist"], "budget", "window", folder=run.out)
-    found = {b: record for (b, _), record in records.items()}
-    assert sorted(found) == [20, 200, 1600]
-    assert set(found[1600].details["left"]) <= set(found[200].details["left"])
-    assert set(found[200].details["left"]) <= set(found[20].details["left"])
-    values = [found[b].value for b in (20, 200, 1600)]
-    assert values[0] >= values[1] >= values[2] and values[2] < values[0]
-    for record in found.values():
-        assert record.value == pytest.approx(100 * len(record.details["left"]) / 6)
-        assert record.interval[0] <= record.value <= record.interval[1]
-        assert record.keys["window"] == 9
-        if record.details["broken"]:
-            assert record.details["refused_by_exact_lp"] == 0
-            assert record.details["largest_exact_w_over_eps"] <= 1 + 1e-5
-
-
-def test_what_is_recorded_is_not_measured_again(run, monkeypatch):
-    perform(run, strength.robust_accuracy("mnist", run))
-    (last, *_), before = sorted(files(run)), set(files(run))
-    value = json.loads(last.read_text())["value"]
-    last.unlink()  # as if killed before it
-    calls = []
-    measure = strength.measure
-    monkeypatch.setattr(strength, "measure", lambda *a: calls.append(a) or measure(*a))
-    perform(run, strength.robust_accuracy("mnist", run))
-    assert len(calls) == 1 and set(files(run)) == before
-    assert json.loads(last.read_text())["value"] == pytest.approx(value)
-
-
-def test_a_budget_alone_is_tried_on_all_images(run):
-    alone = replace(run, only="*-budget-200-window-9")
-    perform(alone, strength.robust_accuracy("mnist", alone))
-    (record,) = results.read(strength.WHAT["mnist"], run.out)
-    assert record.keys["budget"] == 200 and record.details["total"] == 6
-    assert record.details["broken"] + record.details["count"] == 6
-
-
-def test_radii_lie_between_a_proof_and_an_attack(run, small, monkeypatch):
-    monkeypatch.setitem(strength.SIDES, "proof", (strength.below, 3))
-    perform(run, strength.radii(run))
-    found = results.table(strength.RADII, "network", "side", folder=run.out)
-    attack, proof = (found["standard", side] for side in ("attack", "proof"))
-    assert attack.samples.endswith("0 to 5") and proof.samples.endswith("0 to 2")
-    radii = attack.details["radii"]
-    assert [r == 0 for r in radii] == (~evaluate.are_right(*small)[:6]).tolist()
-    assert all(low <= high for low, high in zip(proof.details["radii"], radii, strict=False))
-    assert max(proof.details["radii"]) > 0
-    assert attack.value == pytest.approx(784 * sorted(radii)[2], rel=1e-5)
-
-
-def test_an_image_that_nothing_breaks_has_no_radius(run, small, monkeypatch):
-    monkeypatch.setattr(strength, "LARGEST", wotlab.WassersteinBall(1e-6))
-    value, details = strength.above(*small)
-    assert set(details["radii"]) == {0.0, None} and value in (0, float("inf"))
-
-
-def test_frank_wolfe_is_also_run_as_published():
-    rows = [ROWS[name] for name in ("frank-wolfe", "frank-wolfe-published")]
-    assert [row.func for row in rows] == [attacks.frank_wolfe] * 2
-    assert [row.keywords for row in rows] == [{"steps": 300}, {"steps": 300, "published": True}]
 
 
 def test_rows_of_hu_stop_as_their_paper_says():
@@ -214,7 +104,7 @@ def test_subramanyam_counts_what_keeps_the_ball(run):
     assert found["printed-clamped"].value <= found["printed"].value
 
 
-def test_tables_of_training_at_equal_work(run, monkeypatch):
+def test_tables_of_training_at_equal_work(run, files, monkeypatch):
     small = dro.Table("wong-mnist", "mnist", LinfBall(0.1), 0.01, 9, work=4, few=2)
     monkeypatch.setitem(dro.TABLES, 1, small)
     perform(run, dro.regniez(1, run))
@@ -336,7 +226,7 @@ def test_rows_of_got_are_what_their_names_say():
     assert (l2.latent, l2.prediction) == ("l2", "l1")
 
 
-def test_tables_of_got_go_on_from_one_network(run, monkeypatch):
+def test_tables_of_got_go_on_from_one_network(run, files, monkeypatch):
     plan = got.Plan(images=20, first=1, epochs=1, batch=10, steps=2, few=2)
     monkeypatch.setattr(got, "SHORT", plan)
     monkeypatch.setattr(got, "plan_of", lambda run, short=plan: plan)

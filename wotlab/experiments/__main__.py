@@ -36,6 +36,7 @@ PAPERS: dict[str, Rows] = {
                   partial(strength.robust_accuracy, data))
            for data, what in strength.WHAT.items()},
         strength.RADII: (WONG, strength.radii),
+        strength.EVERYBODY: (WONG, strength.union),
         strength.PICTURES: ("CIFAR-10, released networks", strength.pictures),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },

@@ -53,17 +53,23 @@ def robust_accuracy(data: str, run: Run) -> Iterator[Cell]:
             yield from fall(run, cache(partial(run.named, name)), name, attack)
 
 
+def of_table(name: str, attack: str, budget: float) -> Keys:
+    """The keys of a row's cell."""
+    window = WINDOWS.get(attack, NEAR)
+    return {"network": name, "attack": attack, "budget": budget, "window": window}
+
+
 def fall(run: Run, given: Callable[[], tuple], name: str, attack: str) -> Iterator[Cell]:
     """One attack on one network as the budget grows."""
     left: list[int] | None = None  # the places of images that the last budget left; None: all
-    what, window = WHAT[run.dataset], WINDOWS.get(attack, NEAR)
+    what = WHAT[run.dataset]
     for budget in BUDGETS[run.dataset]:
-        keys: Keys = {"network": name, "attack": attack, "budget": budget, "window": window}
+        keys = of_table(name, attack, budget)
         ball = WassersteinBall(budget / PIXELS[run.dataset], GroundCost(NEAR))
         where: Keys = {"network": name, "attack": "hu", "budget": budget}
         yield Cell(
             what, keys, run, partial(measure, left, ball, ATTACKS[attack]), given,
-            details={"eps": ball.eps, "network": name, "attack": attack, "window": window},
+            details={"eps": ball.eps, "network": name, "attack": attack, "window": keys["window"]},
             **(printed("hu", PRINTED[name], where)
                if attack == "transport" and name in PRINTED else {}),
         )  # fmt: skip
@@ -175,6 +181,53 @@ def radii(run: Run) -> Iterator[Cell]:
                 partial(some.named, name), "eps * 784, median",
                 details={"network": name},
             )  # fmt: skip
+
+
+EVERYBODY = "mnist-union"
+FURTHER = {  # tried by the union of all attacks, besides those of the table and `radius`
+    "window-5": partial(attacks.transport, window=5),
+    "window-13": partial(attacks.transport, window=13),
+    "nine-restarts": partial(attacks.transport, restarts=9),
+}
+
+
+def union(run: Run) -> Iterator[Cell]:
+    """Robust accuracy under all attacks together: those on record, and `FURTHER` ones.
+
+    It says how much a longer search of the same kind could still gain on a single attack.
+    """
+    for name in run.networks():
+        given = cache(partial(run.named, name))
+        radii = run.recorded(RADII, {"network": name, "side": "attack"})
+        far = radii.details["radii"] if radii is not None else run.images * [None]
+        left = set(range(run.images))
+        for budget in BUDGETS["mnist"]:
+            ball = WassersteinBall(budget / PIXELS["mnist"], GroundCost(NEAR))
+            keys: Keys = {"network": name, "budget": budget}
+            others = {
+                attack: run.recorded(WHAT["mnist"], of_table(name, attack, budget))
+                for attack in ATTACKS
+            }
+            found = {attack: record.details["left"] for attack, record in others.items() if record}
+            left &= {i for i, eps in enumerate(far) if eps is None or eps > ball.eps}
+            left = left.intersection(*found.values())
+            yield Cell(
+                EVERYBODY, keys, run, partial(together, sorted(left), ball), given,
+                details={"eps": ball.eps, "network": name, "others": list(found)},
+            )  # fmt: skip
+            done = run.recorded(EVERYBODY, keys)
+            left = left.intersection(*([done.details["left"]] if done is not None else []))
+
+
+def together(
+    left: list[int], ball: WassersteinBall, model: nn.Module, x: Tensor, y: Tensor
+) -> tuple[evaluate.Share, dict]:
+    """One of `FURTHER` after the other on what stands; with how many images each broke."""
+    broken = {"others": len(x) - len(left)}
+    for case, attack in FURTHER.items():
+        _, evidence = measure(left, ball, attack, model, x, y)
+        left, broken[case] = evidence["left"], evidence["broken"]
+    return evaluate.share(len(left), len(x)), {"left": left, "broken": broken}
 
 
 PICTURES, SHOWN, SPENT = "cifar10-pictures", 6, 10  # eps * 1024
