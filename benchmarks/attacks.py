@@ -16,7 +16,8 @@ default `radius` and `transport` have their own, 9x9, and when quick 5x5, too.
    projection included; also what its images before that projection leave, which do not count.
 3. What `transport` costs in all, in gradients of the network.
 4. Every attack on one network at one eps: what it claims, what of it an exact certificate
-   confirms, its gradients and its time.
+   confirms, its gradients and its time. ART's too, where adversarial-robustness-toolbox is
+   installed (1.20), with Wong's step and regularisation, since its own overflow.
 
     python benchmarks/attacks.py [--images 100]
 """
@@ -25,6 +26,8 @@ import argparse
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import torch
 from common import in_turns, mnist, options_of_networks, parse, released, save, timed
@@ -55,7 +58,37 @@ SUBRAMANYAM = {
     variant: partial(projections.unbalanced_sinkhorn, variant=variant, max_iter=10)
     for variant in ("printed", "corrected")
 }
+GROWTHS = 10  # of eps in ART's attack
 STEP = {"rule": "sign", "step_size": 0.02, "steps": 10}  # Subramanyam's
+
+
+def toolbox(
+    model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, steps: int = 100,
+    batch_size: int = BATCH,
+) -> SimpleNamespace:  # fmt: skip
+    """ART's attack: eps grows after every ten steps, up to the ball's; two passes there and one
+    back a step. Images are as it leaves them, but for the range.
+    """
+    from art.attacks.evasion import Wasserstein
+    from art.estimators.classification import PyTorchClassifier
+
+    first = ball.eps / GROWTHS
+    with torch.enable_grad():
+        classifier = PyTorchClassifier(
+            nn.Sequential(model),  # it calls the parts one by one, and the passes would not count
+            nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1), device_type="cpu",
+        )  # fmt: skip
+        made = Wasserstein(
+            classifier, regularization=1000.0, norm="inf", eps_step=first,
+            eps=first, eps_factor=GROWTHS ** (1 / max(1, (steps - 1) // 10)), eps_iter=10,
+            max_iter=steps, batch_size=batch_size, verbose=False,
+        )  # fmt: skip
+        made.eps_step = hu.WONG["step_size"]  # refused where it is above eps, another unit
+        w = torch.from_numpy(made.generate(x.numpy(), y.numpy())).clamp(0, 1)
+    w = torch.where(w.isfinite().flatten(1).all(1)[:, None, None, None], w, x)
+    return SimpleNamespace(x_adv=w, steps=torch.full((len(x),), steps))
+
+
 TABLE = {
     "fgsm": attacks.fgsm,
     "pgd-wong-published": partial(attacks.pgd, **hu.ATTACKS["wong"], repaired=False),
@@ -72,7 +105,7 @@ TABLE = {
     "frank-wolfe": attacks.frank_wolfe,
     "mirror-ascent": attacks.mirror_ascent,
     "transport": attacks.transport,
-}  # fmt: skip
+} | ({"art": toolbox} if find_spec("art") else {})  # fmt: skip
 
 
 def options_of_images(text: str) -> argparse.ArgumentParser:

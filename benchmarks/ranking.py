@@ -34,7 +34,16 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from attacks import BATCH, HU, SUBRAMANYAM, left, networks, options_of_images, wrong
+from attacks import (
+    BATCH,
+    HU,
+    SUBRAMANYAM,
+    left,
+    networks,
+    options_of_images,
+    toolbox,
+    wrong,
+)
 from common import parse, save, timed
 from torch import Tensor, nn
 
@@ -76,25 +85,9 @@ def growing(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passe
     ).x_adv  # fmt: skip
 
 
-def toolbox(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
-    """ART's attack: a step is two passes there and one back; eps grows after every ten."""
-    from art.attacks.evasion import Wasserstein
-    from art.estimators.classification import PyTorchClassifier
-
-    steps, first = (passes - 1) // 3, ball.eps / COUNT
-    with torch.enable_grad():
-        classifier = PyTorchClassifier(
-            nn.Sequential(model),  # it calls the parts one by one, and the passes would not count
-            nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1), device_type="cpu",
-        )  # fmt: skip
-        made = Wasserstein(
-            classifier, regularization=1000.0, norm="inf", eps_step=first, eps=first,
-            eps_factor=COUNT ** (1 / max(1, (steps - 1) // 10)), eps_iter=10, max_iter=steps,
-            batch_size=BATCH, verbose=False,
-        )  # fmt: skip
-        made.eps_step = hu.WONG["step_size"]  # refused where it is above eps, another unit
-        w = torch.from_numpy(made.generate(x.numpy(), y.numpy())).clamp(0, 1)
-    w = torch.where(w.isfinite().flatten(1).all(1)[:, None, None, None], w, x)
+def of_art(model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, passes: int) -> Tensor:
+    """ART's attack, its images projected and repaired afterwards."""
+    w = toolbox(model, x, y, ball, (passes - 1) // 3).x_adv
     plan = constrained_sinkhorn(x, w, ball.eps, ball.ground_cost).plan
     moves = Moves(x, ball.ground_cost)
     return repair(moves, moves.shares(plan), ball.eps)[1]
@@ -116,7 +109,7 @@ AT_ONCE: dict[str, Attack] = {
     "pgd-subramanyam": of_steps(
         attacks.pgd, rule="sign", step_size=0.02, projection=SUBRAMANYAM["corrected"]
     ),
-} | ({"art": toolbox} if find_spec("art") else {})
+} | ({"art": of_art} if find_spec("art") else {})
 
 
 def distances(
