@@ -79,13 +79,24 @@ def share(some: Tensor) -> float:
     return 100 * float(some.double().mean())
 
 
-def transport(bench: Bench) -> None:
+def transport(bench: Bench, task: str = "transport", seen: Callable = lambda model: model) -> None:
+    """`seen` gives the network as it is attacked."""
     model, x, y, samples = bench.attacked(10_000, 8)
+    model = seen(model)
     run = partial(attacks.transport, batch_size=len(x), **bench.few({}, {"steps": 10}))
     attacks.transport(model, x[:100], y[:100], BALL, steps=2)  # warm up, compile the kernel
     seconds, done = timed(lambda: run(model, x, y, BALL))
     left, each = 100 - share(done.success), done.backward / len(x)
-    bench.save({"task": "transport"}, samples, seconds, accuracy=left, gradients=each)
+    bench.save({"task": task}, samples, seconds, accuracy=left, gradients=each)
+
+
+def graphs(bench: Bench) -> None:
+    """The same on the network as PyTorch compiles it: into CUDA graphs, one for each batch size.
+
+    A batch shrinks as its images break, so many sizes are recorded: does it pay?
+    """
+    how = {"backend": "eager"} if bench.given.dry else {"mode": "reduce-overhead"}
+    transport(bench, "transport-graphs", partial(torch.compile, **how))
 
 
 def radius(bench: Bench) -> None:
@@ -215,6 +226,7 @@ ROWS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # seconds that it ma
     "certificates": (40, certificates),
     "iwda": (40, iwda),
     "rivals": (80, rivals),
+    "graphs": (90, graphs),
 }
 
 

@@ -132,6 +132,16 @@ def test_the_model_is_left_as_it_was(unseen):
     assert not done.x_adv.requires_grad
 
 
+def test_a_compiled_network_is_attacked_alike(fitted, unseen):
+    compiled, runs = torch.compile(fitted, backend="eager"), {"steps": 5, "restarts": 1}
+    ours, theirs = (
+        attacks.transport(model, *unseen, WassersteinBall(0.05), **runs)
+        for model in (fitted, compiled)
+    )
+    assert torch.equal(ours.x_adv, theirs.x_adv)
+    assert (ours.forward, ours.backward) == (theirs.forward, theirs.backward)
+
+
 def test_transferred_images_are_the_sources_and_judged_by_the_model(fitted, unseen):
     x, y = unseen
     ball, other = LinfBall(0.2), models.build("digits-small", seed=5).eval()

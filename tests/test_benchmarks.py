@@ -10,7 +10,7 @@ from wotlab import results
 
 pytestmark = pytest.mark.slow  # PyTorch and all that is measured are imported anew
 ROOT = Path(__file__).resolve().parents[1]
-CHEAP = ("transport", "radius", "sinkhorn", "kernel", "defenses", "certificates", "iwda")
+CHEAP = ("transport", "radius", "sinkhorn", "kernel", "defenses", "certificates", "iwda", "graphs")
 
 
 def run(out: Path, *more: str) -> str:
@@ -24,13 +24,15 @@ def test_every_cheap_row_records_what_it_measured(tmp_path):
     assert "kernel: left out, no kernel" in said
     found = results.table("gpu-speed", "task", "defense", folder=tmp_path)
     tasks = {task for task, _ in found}
-    assert tasks == {"transport", "radius", "sinkhorn", "training", "certificates", "iwda"}
+    assert tasks == {"training", "transport-graphs", *CHEAP} - {"kernel", "defenses", "graphs"}
     for record in found.values():
         assert record.value > 0 and 0 < record.seconds < 600 and record.device
         assert record.note == "tried on a CPU, small" and "scikit-learn" in record.samples
         assert record.command.startswith("python benchmarks/gpu.py --dry --out FOLDER")
     details = {task: found[task, None].details for task in tasks - {"training"}}
     assert 0 <= details["transport"]["accuracy"] <= 100 and details["transport"]["gradients"] > 0
+    same = ("accuracy", "gradients")
+    assert all(details["transport"][k] == details["transport-graphs"][k] for k in same)
     assert 0 <= details["radius"]["accuracy"] <= 100 and details["radius"]["found"] > 0
     assert details["sinkhorn"]["error"] <= 1e-6 and details["certificates"]["inside"] == 100
     passes = {name: found["training", name].details["back_propagations"]
