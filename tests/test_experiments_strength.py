@@ -19,7 +19,7 @@ def quick(single_thread, monkeypatch, tmp_path):
     (tmp_path / "out").mkdir()
     monkeypatch.setitem(strength.BUDGETS, "mnist", (20, 200, 1600))
     monkeypatch.setattr(
-        strength, "ATTACKS", {"transport": lambda *a: attacks.transport(*a, steps=10, restarts=1)}
+        strength, "ATTACKS", {"transport": partial(attacks.transport, steps=10, restarts=1)}
     )
 
 
@@ -85,6 +85,21 @@ def test_frank_wolfe_is_also_run_as_published():
     rows = [ROWS[name] for name in ("frank-wolfe", "frank-wolfe-published")]
     assert [row.func for row in rows] == [attacks.frank_wolfe] * 2
     assert [row.keywords for row in rows] == [{"steps": 300}, {"steps": 300, "published": True}]
+
+
+def test_windows_limit_every_attack(run, monkeypatch):
+    """In a window of one pixel nothing moves."""
+    monkeypatch.setattr(strength, "SIZES", (1, 9))
+    monkeypatch.setitem(strength.CRITICAL, "standard", 1600)
+    for attack, few in (("mirror", attacks.mirror_ascent), ("frank-wolfe", attacks.frank_wolfe)):
+        monkeypatch.setitem(strength.ATTACKS, attack, partial(few, steps=10))
+    perform(run, strength.windows(run))
+    found = results.table(strength.WIDE, "attack", "window", folder=run.out)
+    assert len(found) == 6
+    for attack in ("transport", "mirror", "frank-wolfe"):
+        still, wide = found[attack, 1], found[attack, 9]
+        assert still.details.get("largest_exact_w_over_eps", 0) == 0
+        assert wide.value < still.value and wide.details["budget"] == 1600
 
 
 @pytest.fixture

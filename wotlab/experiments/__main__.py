@@ -37,6 +37,7 @@ PAPERS: dict[str, Rows] = {
            for data, what in strength.WHAT.items()},
         strength.RADII: (WONG, strength.radii),
         strength.EVERYBODY: (WONG, strength.union),
+        strength.WIDE: (WONG, strength.windows),
         strength.PICTURES: ("CIFAR-10, released networks", strength.pictures),
         "wasserstein-at": (MNIST, strength.wasserstein_at),
     },

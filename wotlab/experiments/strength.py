@@ -230,6 +230,30 @@ def together(
     return evaluate.share(len(left), len(x)), {"left": left, "broken": broken}
 
 
+WIDE = "mnist-windows"
+CRITICAL = {"standard": 100, "wong2019": 10, "hu2020": 400, "ours": 200, "pgd-at": 100}
+SIZES = 5, 9, 13  # pixels a side
+
+
+def windows(run: Run) -> Iterator[Cell]:
+    """What is due to the window, and what to the attack: all three attacks in each window.
+
+    At one budget a network, where its accuracy falls.
+    """
+    run = run.first(300)
+    for name in run.networks():
+        budget, given = CRITICAL[name], cache(partial(run.named, name))
+        for attack in ("transport", "mirror", "frank-wolfe"):
+            for size in SIZES:
+                ball = WassersteinBall(budget / PIXELS["mnist"], GroundCost(size))
+                own = {"window": size} if attack == "transport" else {}  # others take the ball's
+                yield Cell(
+                    WIDE, {"network": name, "attack": attack, "window": size}, run,
+                    partial(measure, None, ball, partial(ATTACKS[attack], **own)), given,
+                    details={"eps": ball.eps, "budget": budget, "network": name, "attack": attack},
+                )  # fmt: skip
+
+
 PICTURES, SHOWN, SPENT = "cifar10-pictures", 6, 10  # eps * 1024
 
 
