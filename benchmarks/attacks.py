@@ -10,8 +10,8 @@ tolerance of 1e-4 on budget, mass and range. Mass moves in a window of 5x5 pixel
    to 2, in our own fast version: images that break leave the batch, as in `radius`. Once as
    published, once repaired at each step, so that its radii hold. `radius` as it is by default, and
    quick: one run, which an image leaves once five steps have not made its budget smaller. All
-   times hold one exact certificate an image. Mean radii as Hu et al. count them, and with an image outside its
-   ball as unbroken.
+   times hold one exact certificate an image. Mean radii as Hu et al. count them, and with an image
+   outside its ball as unbroken.
 2. `transport`, by default and quick, at one eps against Frank-Wolfe as published, its final
    projection included; also what its images before that projection leave, which do not count.
 3. What `transport` costs in all, in gradients of the network.
