@@ -232,7 +232,7 @@ def together(
 
 WIDE = "mnist-windows"
 CRITICAL = {"standard": 100, "wong2019": 10, "hu2020": 400, "ours": 200, "pgd-at": 100}
-SIZES = 5, 9, 13  # pixels a side
+SIZES = 5, 9  # pixels a side
 
 
 def windows(run: Run) -> Iterator[Cell]:
@@ -240,7 +240,7 @@ def windows(run: Run) -> Iterator[Cell]:
 
     At one budget a network, where its accuracy falls.
     """
-    run = run.first(300)
+    run = run.first(200)
     for name in run.networks():
         budget, given = CRITICAL[name], cache(partial(run.named, name))
         for attack in ("transport", "mirror", "frank-wolfe"):
