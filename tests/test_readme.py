@@ -116,6 +116,47 @@ def test_transport_leaves_at_most_what_the_others_leave():
         assert left["transport"] <= min(left.values()), where
 
 
+def test_union_is_the_records_and_leaves_no_more_than_any_attack():
+    found, known = table_of(strength.EVERYBODY, "network", "budget"), strengths()
+    rows = table("network", "eps * 784", "`transport`", "all together")
+    shown = []
+    for (network, budget), record in found.items():
+        place, value = BUDGETS.index(budget), f"{record.value:.1f}"
+        others = {key[1]: row[place] for key, row in known.items() if key[0] == network}
+        assert all(record.value <= float(others[a]) + 1e-9 for a in ("transport", "radius"))
+        assert "transport" in record.details["others"]
+        shown.append([str(budget), others["transport"], value])
+    assert sorted(row[1:] for row in rows) == sorted(shown)
+
+
+def test_windows_are_the_records():
+    """Each attack meets the images of the others, and a wide window is no smaller set of plans."""
+    found = table_of(strength.WIDE, "network", "attack", "window")
+    shown = [
+        [str(strength.CRITICAL[n]), *(f"{found[n, a, size].value:.1f}" for size in strength.SIZES)]
+        for n, a, size in found
+        if size == strength.SIZES[0]
+    ]
+    rows = table("network", "eps * 784", "attack", "5x5", "9x9")
+    assert sorted([row[1], *row[3:]] for row in rows) == sorted(shown)
+    assert {r.samples for r in found.values()} == {"MNIST test images 0 to 199"}
+    for network, attack, size in found:
+        assert found[network, "transport", size].value <= found[network, attack, size].value
+
+
+def test_rivals_as_published_are_the_records():
+    found = table_of("attack-table", "attack")
+    rows = [
+        [f"`{attack}`", *(f"{value:.0f}" for value in (r.details["claimed"], r.value,
+         r.details["inside"])), f"{r.details['largest_exact_w_over_eps']:.2f}"]
+        for attack, r in found.items()
+    ]  # fmt: skip
+    shown = table("attack", "claims", "certified", "in the ball", "largest W / eps")
+    assert sorted(shown) == sorted(rows) and "`art`" in {row[0] for row in shown}
+    assert all(r.value >= r.details["claimed"] for r in found.values())
+    assert min(found, key=lambda attack: found[attack].value) == "transport"
+
+
 def test_every_success_is_certified():
     for record in read(WHAT):
         assert record.details.get("largest_exact_w_over_eps", 0) <= 1 + 1e-5, record.keys
