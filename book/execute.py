@@ -2,10 +2,12 @@
 
 What is stored holds nothing of the machine or the moment, so that a second run without a change
 leaves no difference: no times, no kernel version, no standard error, no progress bars; a vector
-figure that differs in rounding alone stays as it was. A cell that fails, or that prints an
-object's address in memory, stops the run and leaves the file alone.
+figure that differs in rounding alone stays as it was. One thread, since two add in another order,
+and a plan with ties may then draw other arrows. A cell that fails, or that prints an object's
+address in memory, stops the run and leaves the file alone.
 """
 
+import os
 import re
 import sys
 from base64 import b64decode
@@ -48,7 +50,7 @@ def execute(path: Path) -> None:
         coalesce_streams=True,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
-    ).execute()
+    ).execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     normalise(notebook)
     for old, new in zip(before, notebook.cells, strict=True):
         keep_figures(old.get("outputs", []), new.get("outputs", []))

@@ -159,6 +159,12 @@ def test_execute_stores_the_same_bytes_again_and_nothing_of_the_moment(tmp_path)
     assert nbformat.read(path, as_version=4).metadata == METADATA
 
 
+def test_execute_takes_one_thread(tmp_path):
+    path = small_notebook(tmp_path / "small.ipynb", "import os\nos.environ['OMP_NUM_THREADS']")
+    execute(path)
+    assert cells(path, "code")[0].outputs[0].data["text/plain"] == "'1'"
+
+
 @pytest.mark.parametrize("source", ["1 / 0", "print(object())"], ids=["error", "address"])
 def test_execute_fails_and_leaves_the_file_alone(tmp_path, source):
     path = small_notebook(tmp_path / "bad.ipynb", source)
