@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -87,3 +88,11 @@ def test_internal_links_lead_somewhere(page):
 def test_every_chapter_is_on_the_site():
     notebooks = (SITE.parents[1] / "book").glob("*.ipynb")
     assert {f"book/{n.stem}.html" for n in notebooks} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("book/0")])
+def test_no_line_ends_before_a_per_cent_sign(page):
+    article = BeautifulSoup((SITE / page).read_text(), "html.parser").find("article")
+    prose = [tag.get_text() for tag in article.select("p, li, dd") if not tag.find_parent("svg")]
+    assert not [text for text in prose if re.search(r"\d %", text)]
+    assert any("\N{NO-BREAK SPACE}%" in text for text in prose)
