@@ -170,6 +170,8 @@ def test_speed_of_attacks_is_the_records():
     for record in shown:
         theirs, ours = (record.details[f"{w}_seconds"] for w in ("theirs", "ours"))
         assert f"{record.value:.1f} times ({theirs:.0f} s to {ours:.1f} s" in README, record.keys
+    cost = table_of("attack-cost", "network")
+    assert all(f"{record.value:.1f} (" in README for record in cost.values()) and len(cost) == 3
     published = [r for r in read("radius-speed") if r.keys["rival"] == "published"]
     # with no image inside its ball the mean is that of the largest budget
     assert all(r.details["theirs_mean_certified"] == 2 for r in published)
