@@ -99,7 +99,7 @@ def test_windows_limit_every_attack(run, monkeypatch):
     for attack in ("transport", "mirror", "frank-wolfe"):
         still, wide = found[attack, 1], found[attack, 9]
         assert still.details.get("largest_exact_w_over_eps", 0) == 0
-        assert wide.value < still.value and wide.details["budget"] == 1600
+        assert wide.value < still.value and wide.keys["budget"] == 1600
 
 
 @pytest.fixture

@@ -248,9 +248,9 @@ def windows(run: Run) -> Iterator[Cell]:
                 ball = WassersteinBall(budget / PIXELS["mnist"], GroundCost(size))
                 own = {"window": size} if attack == "transport" else {}  # others take the ball's
                 yield Cell(
-                    WIDE, {"network": name, "attack": attack, "window": size}, run,
+                    WIDE, of_table(name, attack, budget) | {"window": size}, run,
                     partial(measure, None, ball, partial(ATTACKS[attack], **own)), given,
-                    details={"eps": ball.eps, "budget": budget, "network": name, "attack": attack},
+                    details={"eps": ball.eps, "network": name, "attack": attack},
                 )  # fmt: skip
 
 
