@@ -228,7 +228,7 @@ def test_a_subclass_of_a_ball_behaves_like_its_parent(ball, unseen, fitted):
         lambda b: attacks.pgd(fitted, x, y, b, steps=3, random_start=True, generator=seed()),
         lambda b: attacks.pgd(fitted, x, y, b, steps=3, early_stop=False),
         lambda b: attacks.fgsm(fitted, x, y, b),
-        lambda b: attacks.transport(fitted, x, y, b, steps=3),
+        lambda b: attacks.transport(fitted, x, y, b, steps=3, generator=seed()),
         lambda b: attacks.stadv(fitted, x, y, b, steps=3, optimizer="adam"),
         lambda b: attacks.iwda(fitted, x, y, b, steps=2, generator=seed()),
         lambda b: attacks.langevin(fitted, x, y, b, steps=3, generator=seed()),
