@@ -25,7 +25,9 @@ def alternate(at: Batch, tol: float, max_iter: int, look: int) -> dict[str, Tens
     log_a, log_b = at.log_a.contiguous(), at.log_b.contiguous()
     (pairs, *shape_a), shape_b, factors = log_a.shape, log_b.shape[1:], at.kernel.factors
     exact = sharp(sum(factor.smallest for factor in factors), log_a.dtype)
-    tables = [(factor.log_k if exact else factor.k).contiguous() for factor in factors]
+    tables = [factor.log_k if exact else factor.k for factor in factors]
+    back = [table.T.contiguous() for table in tables]  # threads that are neighbours read neighbours
+    there = [table.contiguous() for table in tables]
     f, g = torch.zeros_like(log_a), torch.zeros_like(log_b)
     next_f, next_g, error = torch.zeros_like(f), torch.zeros_like(g), f.new_empty(pairs)
     iterations = torch.empty(pairs, dtype=torch.long, device=f.device)
@@ -33,7 +35,7 @@ def alternate(at: Batch, tol: float, max_iter: int, look: int) -> dict[str, Tens
     block = min(BLOCK, max(triton.next_power_of_2(most), 128))
     with torch.cuda.device_of(f):
         _alternate[(pairs,)](
-            log_a, log_b, *tables, f, g, next_f, next_g, error, iterations,
+            log_a, log_b, *there, *back, f, g, next_f, next_g, error, iterations,
             f.new_empty(pairs, 2, most), f.new_full((1,), tol),
             most, *shape_a, *shape_b, min(max_iter, 2**31 - 1), look, exact, block,
             num_warps=max(block // 128, 1),
@@ -43,7 +45,7 @@ def alternate(at: Batch, tol: float, max_iter: int, look: int) -> dict[str, Tens
 
 @triton.jit(do_not_specialize=SIZES)
 def _alternate(
-    log_a, log_b, down, across, f, g, next_f, next_g, errors, iterations, scratch, tol,
+    log_a, log_b, down, across, up, along, f, g, next_f, next_g, errors, iterations, scratch, tol,
     most, height_a, width_a, height_b, width_b, max_iter, look,
     EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -60,12 +62,12 @@ def _alternate(
         step += 1
         looks = (step % look == 0) | (step == max_iter)
         _update(
-            g, next_g, log_b, omega, next_f, down, height_b, 1, across, width_b, 1,
+            g, next_g, log_b, omega, next_f, up, along,
             scratch, most, height_b, width_b, height_a, width_a, EXACT, BLOCK,
         )  # fmt: skip
         _update(
-            f, next_f, log_a, tl.where(looks, one, omega), next_g, down, 1, height_b,
-            across, 1, width_b, scratch, most, height_a, width_a, height_b, width_b, EXACT, BLOCK,
+            f, next_f, log_a, tl.where(looks, one, omega), next_g, down, across,
+            scratch, most, height_a, width_a, height_b, width_b, EXACT, BLOCK,
         )  # fmt: skip
         if looks:
             before, error = error, tl.zeros((), tl.float64)
@@ -91,13 +93,13 @@ def _relaxation(omega, rate):
 
 @triton.jit
 def _update(
-    potential, new, log_mass, omega, other, down, down_out, down_in, across, across_out, across_in,
-    scratch, most, height, width, out_height, out_width, EXACT: tl.constexpr, BLOCK: tl.constexpr,
+    potential, new, log_mass, omega, other, down, across, scratch, most, height, width,
+    out_height, out_width, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A potential goes `omega` of the way to its new value; `other` is the other's new value.
 
-    Tables have steps to the next output and to the next input. Barriers part phases in which no
-    thread reads what another one writes.
+    Tables have a row an input. Barriers part phases in which no thread reads what another one
+    writes.
     """
     h, half, n = scratch, scratch + most, height * width
     top = tl.full((), LOWEST, tl.float64)
@@ -119,15 +121,15 @@ def _update(
     for first in range(0, n, BLOCK):
         k = first + tl.arange(0, BLOCK)
         at = tl.minimum(k, n - 1)
-        source, table = h + at // out_width * width, across + at % out_width * across_out
-        tl.store(half + k, _sum(source, 1, table, across_in, width, EXACT, BLOCK), k < n)
+        source, table = h + at // out_width * width, across + at % out_width
+        tl.store(half + k, _sum(source, 1, table, out_width, width, EXACT, BLOCK), k < n)
     tl.debug_barrier()
     n = out_height * out_width
     for first in range(0, n, BLOCK):
         k = first + tl.arange(0, BLOCK)
         at = tl.minimum(k, n - 1)
-        source, table = half + at % out_width, down + at // out_width * down_out
-        total = _sum(source, out_width, table, down_in, height, EXACT, BLOCK)
+        source, table = half + at % out_width, down + at // out_width
+        total = _sum(source, out_width, table, out_height, height, EXACT, BLOCK)
         if not EXACT:
             total = tl.log(total) + top
         tl.store(other + k, -total, k < n)
