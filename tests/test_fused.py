@@ -12,7 +12,6 @@ from wotlab import GroundCost
 from wotlab.plans import PotentialPlans
 from wotlab.plans._potential import fuses
 
-pytestmark = needs_triton
 Numbers = tuple[Tensor, ...]
 
 
@@ -79,6 +78,7 @@ ON_A_GPU = CASES | BIG | {
 }  # fmt: skip
 
 
+@needs_triton
 @pytest.mark.parametrize(
     ("shape", "cost", "how"),
     [pytest.param(*one, id=name) for name, one in CASES.items()]
@@ -89,6 +89,7 @@ def test_kernel_is_the_step(shape, cost, how, apart):
     held(x, cost, given, apart(interpreted, x, cost, given, 512, False))
 
 
+@needs_triton
 @pytest.mark.parametrize("block", [4, 16])
 def test_no_thread_reads_what_another_writes_before_a_barrier(block, apart):
     """Bit by bit the same whether what is written is seen at once or from the next barrier on.
@@ -101,6 +102,18 @@ def test_no_thread_reads_what_another_writes_before_a_barrier(block, apart):
     assert all(map(torch.equal, early, late))
 
 
+@needs_triton
+def test_numbers_in_single_precision_give_such(apart):
+    x, given = case((2, 5, 4))
+    wanted = apart(interpreted, x, GroundCost(5), given, 16, False)
+    single = *(part.float() for part in given[:4]), given[4]
+    phi, psi, image, spent = apart(interpreted, x, GroundCost(5), single, 16, False)
+    assert phi.dtype == psi.dtype == spent.dtype == torch.float32 and image.dtype == torch.float64
+    for one, other in zip((phi, psi, image, spent), wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=2e-5)
+
+
+@needs_triton
 def test_a_kernel_is_taken_only_where_it_runs_and_is_right(apart, monkeypatch):
     assert apart(fuses, torch.device("cpu"))
     assert not PotentialPlans(torch.ones(1, 1, 2, 2), GroundCost()).fused

@@ -14,7 +14,6 @@ from wotlab.ot import _entropic
 from wotlab.ot._kernels import Kernel
 from wotlab.ot.marginals import KL, Balanced
 
-pytestmark = needs_triton
 L1, SQUARED = GroundCost(None, norm=1), GroundCost(None, p=2, norm=2)
 Solved = tuple[list[Tensor], list[Tensor]]
 
@@ -86,6 +85,7 @@ BIG = {
 }
 
 
+@needs_triton
 @pytest.mark.parametrize(
     ("shape", "cost", "reg", "how"),
     [pytest.param(*one, id=name) for name, one in CASES.items()]
@@ -96,6 +96,7 @@ def test_kernel_is_sinkhorn(shape, cost, reg, how, apart):
     same(apart(interpreted, given, how), solved(*given, **how))
 
 
+@needs_triton
 def test_each_pair_stops_by_itself_and_its_error_is_that_of_its_potentials(apart):
     x, y = images(1, 5, 4)
     (iterations, converged), numbers = apart(interpreted, (x, y, L1, 0.1), {"tol": 1e-5})
@@ -106,6 +107,7 @@ def test_each_pair_stops_by_itself_and_its_error_is_that_of_its_potentials(apart
     assert (error <= 1e-5).all() and error[0] > 1e-10
 
 
+@needs_triton
 def test_boxes_of_mass_may_differ(apart):
     x, y = images(1, 6, 7)
     x[..., :2, :], x[..., 5:], y[..., 4:, :] = 0, 0, 0
@@ -113,6 +115,7 @@ def test_boxes_of_mass_may_differ(apart):
     same(apart(interpreted, given, {}), solved(*given))
 
 
+@needs_triton
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("reg", [0.5, 0.005])
 def test_no_thread_reads_what_another_writes_before_a_barrier(block, reg, apart):
@@ -124,6 +127,7 @@ def test_no_thread_reads_what_another_writes_before_a_barrier(block, reg, apart)
         assert all(map(torch.equal, one, other))
 
 
+@needs_triton
 def test_a_kernel_is_taken_only_where_it_runs_and_is_right(apart, monkeypatch):
     fuses = _entropic.fuses
     assert apart(fuses, torch.device("cpu"))

@@ -27,6 +27,7 @@ from wotlab import (
     transformations,
 )
 from wotlab.attacks import _loop
+from wotlab.attacks._graph import Recorded
 from wotlab.attacks._growing import Closest, Growing, Search
 from wotlab.attacks._objective import Objective
 
@@ -81,7 +82,7 @@ ATTACKS = {
     "pgd, l2": lambda m, x, y: attacks.pgd(m, x, y, L2Ball(0.5), loss="margin"),
     "pgd, mass": lambda m, x, y: attacks.pgd(m, x, y, MASS, steps=5),
     "pgd, patches": lambda m, x, y: attacks.pgd(m, x, y, PATCHES, steps=10),
-    "transport": lambda m, x, y: attacks.transport(m, x, y, MASS),
+    "transport": lambda m, x, y: attacks.transport(m, x, y, MASS, generator=seeded()),
     "mirror ascent": lambda m, x, y: attacks.mirror_ascent(m, x, y, MASS, steps=20),
     "frank-wolfe": lambda m, x, y: attacks.frank_wolfe(m, x, y, MASS, steps=20),
     "frank-wolfe, published": lambda m, x, y: attacks.frank_wolfe(
@@ -98,7 +99,7 @@ ATTACKS = {
     "eot": lambda m, x, y: attacks.eot(
         m, x, y, LINF, steps=5, early_stop=False, generator=seeded()
     ),
-    "radius": lambda m, x, y: attacks.radius(m, x, y),
+    "radius": lambda m, x, y: attacks.radius(m, x, y, generator=seeded()),
 }
 
 
@@ -115,6 +116,51 @@ def test_attacks_in_single_precision_are_as_strong(attack, case):
     assert wotlab.certify(x, there.x_adv.cpu().double(), MASS).inside.all()
     here = attack(model, x, y, MASS)
     assert abs(int(there.success.sum()) - int(here.success.sum())) <= 1
+
+
+class Looking(nn.Module):
+    """Its host looks at a number before it answers."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, z):
+        return self.model(z) if float(z.amax()) < 2 else self.model(0 * z)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["double", "single"])
+def test_recorded_steps_are_the_steps(single, case, monkeypatch):
+    """Of a network that can be recorded; another one is asked by its host as ever."""
+    model, x, y = (copy.deepcopy(part).cuda() for part in case)
+    model, x = (model.float(), x.float()) if single else (model, x)
+    record, made = Recorded.record, []
+    monkeypatch.setattr(Recorded, "record", lambda self: made.append(self) or record(self))
+    # all stay to the end, so that both work on the same batch
+    attack = partial(attacks.mirror_ascent, steps=60, early_stop=False)
+    plain = attack(Looking(model), x, y, MASS)
+    assert not made
+    done = attack(model, x, y, MASS)
+    assert len(made) == 1 and done.forward - plain.forward == len(x)  # asked once to see
+    for one, other in zip(tensors(done), tensors(plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 if single else 1e-9)
+
+
+@pytest.mark.parametrize("ball", [MASS, L2Ball(9.0), LinfBall(0.9)], ids=["mass", "l2", "linf"])
+def test_a_search_is_recorded_anew_when_many_have_left(ball, case, monkeypatch):
+    """In one memory; with noise from the GPU's own numbers, recorded or not."""
+    model, x, y = (copy.deepcopy(part).cuda() for part in case)
+    sizes, record = [], Recorded.record
+    note = lambda self: sizes.append(len(self.at.index)) or record(self)  # noqa: E731
+    monkeypatch.setattr(Recorded, "record", note)
+    monkeypatch.setattr(_loop, "FEW", 1)
+    done = attacks.radius(model, x, y, ball)
+    assert len(set(sizes)) > 1
+    plain = attacks.radius(Looking(model), x, y, ball)
+    assert done.eps.isfinite().all() and plain.eps.isfinite().all()
+    assert (done.eps < 1.25 * plain.eps).all() and (plain.eps < 1.25 * done.eps).all()
+    wrong = model(done.x_adv).argmax(1) != y
+    assert wrong.all()
 
 
 @pytest.mark.parametrize("ball", [MASS, L2Ball(0.5), LINF], ids=["mass", "l2", "linf"])

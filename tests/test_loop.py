@@ -1,7 +1,9 @@
 """Images that are done leave the batch at once, or a few steps later: nothing else changes."""
 
+import copy
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks
+from wotlab._base.modes import counters, eval_mode
 from wotlab.attacks import _loop
+from wotlab.attacks._graph import Recorded
 from wotlab.attacks._growing import Bounded, Closest, Growing
 from wotlab.attacks._loop import climb
 from wotlab.attacks._mirror_ascent import Mirror
@@ -132,6 +136,45 @@ def test_between_two_looks_no_host_waits(loss, make, kind, case, monkeypatch):
             x[found.broken]
         watch.on = False
     assert taken == list(range(steps)) and bool(found.broken.any())
+
+
+class Repeated(Recorded):
+    """On the CPU, where the work is done anew each time."""
+
+    def record(self):
+        return SimpleNamespace(replay=self.once)
+
+
+@pytest.mark.parametrize("name", ["transport", "mirror ascent", "radius"])
+def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
+    """What they leave in place of the last state is the next one."""
+    attack, names = ATTACKS[name]
+    monkeypatch.setitem(_loop.LOOK, "cpu", 2)
+    once, seen = attack(*case), []
+
+    def recorded(work, at):
+        seen.append(made := Repeated(work, at))
+        return made.at, made
+
+    monkeypatch.setattr(_loop, "recorded", recorded)
+    monkeypatch.setattr(_loop, "FEW", 1)
+    monkeypatch.setattr(_loop, "WORTH", 2)
+    again = attack(*case)
+    sizes = {len(each.at.index) for each in seen}
+    assert len(sizes) > (name == "radius")  # recorded anew where many have left
+    for name in names:
+        one, other = getattr(once, name).double(), getattr(again, name).double()
+        assert torch.allclose(one, other, atol=1e-9), name
+
+
+def test_a_network_is_recorded_where_nobody_but_us_watches_it(case):
+    model = copy.deepcopy(case[0])
+    with eval_mode(model) as passes:
+        assert counters(model) == [passes]
+        hook = model[0].register_forward_pre_hook(lambda part, given: None)
+        assert counters(model) is None
+        hook.remove()
+    assert counters(model) == []
 
 
 class NoAnswer(nn.Module):

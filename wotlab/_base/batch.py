@@ -23,7 +23,11 @@ def kept(part: T, keep: Tensor) -> T:
     return part.select(keep) if hasattr(part, "select") else part
 
 
-class Batch(SimpleNamespace):
+class State:
+    """Keeps what changes from step to step in its attributes, alone, in tuples or in dicts."""
+
+
+class Batch(State, SimpleNamespace):
     """What is known of the problems that are not done yet, and which of all they are: `index` (P,).
 
     Of its parts problems leave by `kept`.

@@ -16,14 +16,24 @@ class Passes:
     backward: int = 0
 
     def see(self, _model: nn.Module, _given: object, logits: object) -> None:
-        """The hook of a network's forward."""
-        if isinstance(logits, Tensor):
+        """The hook of a network's forward; what a GPU only records is not asked."""
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if isinstance(logits, Tensor) and not recording:
             self.forward += len(logits)
             if logits.requires_grad:
                 logits.register_hook(self._return)
 
     def _return(self, gradient: Tensor) -> None:
         self.backward += len(gradient)
+
+
+def counters(model: nn.Module) -> list[Passes] | None:
+    """Those who count what a network is asked; None where others watch it or a part of it."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    hooks = [h for part in model.modules() for kind in kinds for h in getattr(part, kind).values()]
+    found = [getattr(hook, "__self__", None) for hook in hooks]
+    counting = [each for each in found if isinstance(each, Passes)]
+    return counting if len(counting) == len(hooks) else None
 
 
 @contextmanager

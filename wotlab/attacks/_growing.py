@@ -35,20 +35,21 @@ class Growing(Stepper):
     inner: "Mirror | Bounded"
     first: Tensor
     growth: float = GROWTH
+    alone = True
 
     def start(self, x: Tensor) -> Moved:
         self.inner = copy(self.inner)
         begin = self.inner.start(x)
-        self.budget = self.first.to(self.inner.budget)
+        # the first step grows it to `first`
+        self.budget = self.first.to(self.inner.budget) / (1 + self.growth)
         self.rate = torch.full_like(self.budget, self.growth)
         self.was, self.spent = torch.zeros_like(self.rate, dtype=torch.bool), begin[1]
         return begin
 
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
-        if t > 0:
-            self.rate = torch.where(broken != self.was, self.rate / 2, self.rate)
-            lower, higher = self.spent * (1 - self.rate), self.budget * (1 + self.rate)
-            self.budget = torch.where(broken, lower, higher)
+        self.rate = torch.where(broken != self.was, self.rate / 2, self.rate)
+        lower, higher = self.spent * (1 - self.rate), self.budget * (1 + self.rate)
+        self.budget = torch.where(broken, lower, higher)
         self.was, self.inner.budget = broken, self.budget
         z, self.spent = self.inner.step(z, gradient, loss, broken, t)
         return z, self.spent
@@ -61,6 +62,7 @@ class Bounded(Stepper):
     ball: LinfBall | L2Ball
     momentum: float
     part: float = 0.2
+    alone = True
 
     def __post_init__(self) -> None:
         checks.share("momentum", self.momentum, one=False)

@@ -12,27 +12,32 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
-from wotlab._base.batch import Batch, kept
+from wotlab._base.batch import Batch, State, kept
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
+from wotlab.attacks._graph import WORTH, Work, recorded
 from wotlab.attacks._objective import Kind, Objective, no_answer, objective_of
 from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.balls import Ball, WassersteinBall
 
 # Steps between two looks at who is done, by device. To look, a host waits until its GPU is idle;
 # not to look, the GPU takes steps with images that are done
-LOOK = {"cpu": 1, "cuda": 4}
+LOOK = {"cpu": 1, "cuda": 8}
+FEW = 100  # images that go along in recorded steps: to record fewer anew takes longer
 
 Moved = tuple[Tensor, Tensor]  # images (B, C, H, W), and what each has spent of its budget, (B,)
 
 
-class Stepper(ABC):
+class Stepper(State, ABC):
     """How the images of a batch follow the gradient; keeps its own state.
 
     All tensors of its state, alone, in tuples or in dicts, have one row an image. `start` makes
-    all of them anew: a stepper may climb again, on other images.
+    all of them anew: a stepper may climb again, on other images. `alone` says that its steps, for
+    t > 0, ask the host for nothing, so that a GPU may record them; t is then a tensor (B,).
     """
+
+    alone = False
 
     @abstractmethod
     def start(self, x: Tensor) -> Moved:
@@ -96,32 +101,52 @@ def climb(
     """
     checks.count("steps", steps)
     best, index = kind(x), torch.arange(len(x), device=x.device)
-    at = Batch(index=index, alive=torch.ones_like(index, dtype=torch.bool), objective=objective)
-    at.stepper = copy(stepper)  # what it learns here goes when the climb ends
+    alive = torch.ones_like(index, dtype=torch.bool)
+    at = Batch(index=index, alive=alive, nan=~alive, objective=objective, best=best, t=0)
+    at.early_stop, at.stepper = early_stop, copy(stepper)  # what it learns goes when the climb ends
     at.z, at.spent = at.stepper.start(x)
-    elsewhere, nan = at.z is not x, torch.tensor(False)
-    if elsewhere:
+    if elsewhere := at.z is not x:
         loss, best.misread = objective.value(x)
         go_on = best.offer(index, x, best.misread, torch.zeros_like(at.spent), loss, 0)
         at = at.select(go_on) if early_stop else at
-    for t in tqdm(range(steps), disable=not progress, leave=False):
-        if not len(at.index):
-            return best
-        at.gradient, at.loss, at.broken = at.objective.gradient(at.z)
-        if t == 0 and not elsewhere:
-            best.misread = at.broken
-        go_on = best.offer(at.index, at.z, at.broken, at.spent, at.loss, t, at.alive)
-        at.alive, nan = at.alive & (go_on | (not early_stop)), nan | at.loss.isnan().any()
-        if t % LOOK.get(at.z.device.type, 1) == 0:
-            no_answer(nan)
-            at = at if bool(at.alive.all()) else at.select(at.alive)
-        if len(at.index):
-            at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, t)
     if len(at.index):
-        loss, broken = at.objective.value(at.z)
-        best.offer(at.index, at.z, broken, at.spent, loss, steps, at.alive)
-        no_answer(nan)
+        learn(at)
+    if not elsewhere:
+        best.misread = at.broken
+    move: Work = advance
+    alone = stepper.alone
+    for t in tqdm(range(steps), disable=not progress, leave=False):
+        if t % LOOK.get(x.device.type, 1) == 0:
+            no_answer(at.nan)
+            gone = int((~at.alive).sum())
+            if gone == len(at.index):
+                return best
+            if gone > (0 if move is advance else max(FEW, len(at.index) // 4)):
+                at, move = at.select(at.alive), advance
+            if alone and move is advance and 0 < t < steps - WORTH:
+                at, move = recorded(advance, at)
+                alone = move is not advance
+        if t < steps - 1:
+            move(at)
+    at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, at.t)
+    loss, broken = at.objective.value(at.z)
+    best.offer(at.index, at.z, broken, at.spent, loss, at.t + 1, at.alive)
+    no_answer(at.nan)
     return best
+
+
+def learn(at: Batch) -> None:
+    """The gradient where the images are, and who may go on."""
+    at.gradient, at.loss, at.broken = at.objective.gradient(at.z)
+    go_on = at.best.offer(at.index, at.z, at.broken, at.spent, at.loss, at.t, at.alive)
+    at.alive, at.nan = at.alive & (go_on | (not at.early_stop)), at.nan | at.loss.isnan()
+
+
+def advance(at: Batch) -> None:
+    """A step, and what is learned there; as it can be recorded."""
+    at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, at.t)
+    at.t = at.t + 1
+    learn(at)
 
 
 # A run of an attack: called with an objective, images, early_stop and progress, as `climb` is

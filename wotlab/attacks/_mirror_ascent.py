@@ -47,6 +47,7 @@ class Mirror(Stepper):
     forget: float = 0.0
     noise: float = 0.0
     generator: torch.Generator | None = None
+    alone = True
 
     def __post_init__(self) -> None:
         checks.positive("step_size", self.step_size)
@@ -54,7 +55,8 @@ class Mirror(Stepper):
 
     def start(self, x: Tensor) -> Moved:
         self.plans = PotentialPlans(x, self.ball.ground_cost)
-        still = torch.zeros_like(self.plans.x)
+        # a kernel works in the images' own precision
+        still = torch.zeros_like(x if self.plans.fused else self.plans.x)
         self.G = self.noise * draws.normal(still, self.generator) if self.noise else still
         self.budget = still.new_full((len(x),), self.ball.eps)
         self.velocity, self.phi, self.psi = still, still, torch.ones_like(self.budget)

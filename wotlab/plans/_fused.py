@@ -31,17 +31,16 @@ def step(
     x, G, phi, psi, eps = (part.contiguous() for part in (x, G, phi, psi, eps))
     b, c, h, w = x.shape
     n, wide = c * h * w, c * (h + 2 * radii[0]) * (w + 2 * radii[1])
-    made = [torch.empty_like(x) for _ in range(2)]
-    spent = [torch.empty_like(psi) for _ in range(2)]
+    made = torch.empty_like(phi), torch.empty_like(psi), torch.empty_like(x), torch.empty_like(psi)
     size = 4 * wide + 2 * n + len(costs)  # what a program keeps for itself
     scratch = torch.empty(b, size, dtype=torch.float32, device=x.device)
     block = min(BLOCK, max(triton.next_power_of_2(n), 32))
     with torch.cuda.device_of(x):
         _step[(b,)](
-            x, G, phi, psi, eps, costs.float(), made[0], spent[0], made[1], spent[1], scratch,
+            x, G, phi, psi, eps, costs.float(), *made, scratch,
             size, n, wide, len(costs), sweeps, h, w, *radii, block, num_warps=max(block // 64, 1),
         )  # fmt: skip
-    return made[0], spent[0], made[1], spent[1]
+    return made
 
 
 @triton.jit
