@@ -186,6 +186,37 @@ def test_memory_of_attacks_is_the_records():
     assert abs(default - few) < 30
 
 
+def test_numbers_of_a_gpu_are_the_records():
+    found = {r.keys["task"]: r for r in read("gpu-speed") if set(r.keys) == {"task"}}
+    assert {r.device for r in read("gpu-speed")} == {"NVIDIA H200"} and "NVIDIA H200" in README
+    attacked, radii, solved = (found[task] for task in ("transport", "radius", "sinkhorn"))
+    seconds = {
+        "`transport` at eps * 784 = 100, by default": attacked.value,
+        "`radius` by default": radii.value,
+        "`ot.sinkhorn` of each with another": solved.value,
+        "the same by PyTorch": solved.details["torch_seconds"],
+        "`certify`": found["certificates"].value,
+        "`iwda`, 100 images": found["iwda"].value,
+        "`WassersteinAT`, 12 epochs": found["wasserstein-at"].value,
+    }
+    for head, value in seconds.items():
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {head}"))
+        assert line.endswith(f" {figure(value)} |"), line
+    for record in (attacked, radii):
+        assert f"| the same, no step recorded | {record.details['host_seconds']:.1f} |" in README
+    assert f"{attacked.details['accuracy']:.1f} % stand" in README
+    assert f"{attacked.details['mib']:.0f} MiB for the batch" in README
+    assert f"{found['kernel'].value:.1f} times as fast as in PyTorch" in README
+    (rival,) = (r for r in read("gpu-speed") if "rival" in r.keys)
+    assert f"{rival.value:.0f} times as fast as POT's batch solver in the log domain" in README
+    assert max(rival.details["ours_error"], solved.details["error"]) <= 1e-6
+    shown = {"standard": "no attack", "fast": "`FastAT`", "pgd-40": "40 steps"}
+    for name, word in shown.items():
+        (record,) = (r for r in read("gpu-speed") if r.keys.get("defense") == name)
+        value = f"{record.value:.1f}" if record.value < 10 else f"{record.value:.0f}"
+        assert f"{value} s ({word})" in README
+
+
 def test_the_trained_network_is_the_record():
     (trained,) = read("wasserstein-at")
     assert f"{trained.value:.2f} %" in README

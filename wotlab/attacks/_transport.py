@@ -40,6 +40,9 @@ def transport(
     in turn; the last run stays at eps. Only images inside the ball count: their mass and range
     hold to rounding, and the plan's cost is at most eps.
 
+    On a GPU steps are recorded as CUDA graphs, with the network in them where it moves no number
+    to the host and has no hooks: its own Python code then runs once a batch size, not once a step.
+
     Parameters
     ----------
     model, x, y, ball, targeted, loss, progress
