@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks
 from wotlab._base.modes import counters, eval_mode
-from wotlab.attacks import _loop
+from wotlab.attacks import _graph, _loop
 from wotlab.attacks._graph import Recorded
 from wotlab.attacks._growing import Bounded, Closest, Growing
 from wotlab.attacks._loop import climb
@@ -165,6 +165,19 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
     for name in names:
         one, other = getattr(once, name).double(), getattr(again, name).double()
         assert torch.allclose(one, other, atol=1e-9), name
+
+
+def test_an_attack_goes_on_where_recording_fails(case, monkeypatch):
+    def record(self):
+        raise RuntimeError("operation not permitted")
+
+    plain = attacks.transport(*case, MASS, generator=drawn())
+    monkeypatch.setattr(_graph, "alone", lambda at: True)
+    monkeypatch.setattr(Recorded, "record", record)
+    with pytest.warns(UserWarning, match="not recorded for the GPU: operation not permitted"):
+        done = attacks.transport(*case, MASS, generator=drawn())
+    assert torch.equal(done.success, plain.success)
+    assert torch.allclose(done.cost, plain.cost, atol=1e-9)
 
 
 def test_a_network_is_recorded_where_nobody_but_us_watches_it(case):

@@ -71,14 +71,20 @@ def recorded(work: Work, at: Batch) -> tuple[Batch, Work]:
     A network does not that moves numbers to its host, such as by an `if` on what it computes, or
     whose calls others watch by hooks: they would no longer be called.
     """
-    if not at.z.is_cuda or counters(at.objective.model) is None or not alone(at):
+    if not alone(at):
         return at, work
-    made = Recorded(work, at)
+    try:
+        made = Recorded(work, at)
+    except RuntimeError as reason:
+        warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=2)
+        return at, work
     return made.at, made
 
 
 def alone(at: Batch) -> bool:
     """Whether a gradient of the network needs no host. It also prepares the libraries for it."""
+    if not at.z.is_cuda or counters(at.objective.model) is None:
+        return False
     mode = torch.cuda.get_sync_debug_mode()
     with aside(at.index.device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Synchronization debug mode")
