@@ -19,6 +19,7 @@ from wotlab.training import pgd_adversary
 Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 BALL = LinfBall(0.15)
+LINF = LinfBall(0.3)  # of the networks on MNIST
 JUDGES: dict[str, Callable] = {  # of the networks on digits
     "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
 }
@@ -244,14 +245,21 @@ def on_mnist(told: str, epochs: int, defense: Callable, schedule: Callable | Non
     }  # fmt: skip
     judges: dict[str, Callable] = {
         "transport, eps * 784 = 100": transported,
-        "pgd, 40 steps of eps / 10, l-infinity 0.3": partial(
-            STRONG, ball=LinfBall(0.3), step_size=0.03
-        ),
+        "pgd, 40 steps of eps / 10, l-infinity 0.3": partial(STRONG, ball=LINF, step_size=0.03),
     }
     return Recipe(
         f"{told}, {epochs} epochs, Adam from 0.001", defense, fit, network="wong-mnist",
         precision=torch.float, drawn=torch.float, judges=judges, again=20,
         source=("MNIST training images 5,848 to 59,999", mnist),
+    )  # fmt: skip
+
+
+def as_much_work(told: str, each: int, defense: Callable) -> Recipe:
+    """On MNIST, with about 110 back-propagations an image; the budget grows as PGD-AT's does."""
+    epochs = round(110 / each)
+    return on_mnist(
+        f"{told}, l-infinity 0.3; eps grows over the first 40 % of the epochs", epochs,
+        lambda: defense(growing(0.3, 0.4 * epochs)),
     )  # fmt: skip
 
 
@@ -264,6 +272,24 @@ RECIPES |= {
     ),
     "mnist-pgd-at": on_mnist(
         "PGD-AT, 10 steps, l-infinity 0.3; eps grows over the first four epochs", 10,
-        lambda: training.PGDAT(LinfBall(0.3), growing(0.3, 4), pgd_adversary(10)),
+        lambda: training.PGDAT(LINF, growing(0.3, 4), pgd_adversary(10)),
+    ),
+    # chapters 5 to 8: as many back-propagations an image as PGD-AT, 110, or as near as epochs come
+    "mnist-trades": as_much_work("TRADES, 10 steps", 12, partial(training.TRADES, LINF)),
+    "mnist-mart": as_much_work("MART, 10 steps", 12, partial(training.MART, LINF)),
+    "mnist-fast-at": as_much_work("FastAT", 2, partial(training.FastAT, LINF)),
+    "mnist-free-at": as_much_work(
+        "FreeAT, 8 repeats", 8, lambda eps: training.FreeAT(LINF, eps, repeats=8)
+    ),
+    "mnist-adversarial-transport": as_much_work(
+        "Adversarial Transport, sign chain", 2,
+        lambda eps: training.AdversarialTransport(LINF, eps, chain=Chain("sign")),
+    ),
+    "mnist-got-pgd-lm": as_much_work(
+        "GOT-PGD-LM, 10 steps", 12,
+        lambda eps: training.GOT(
+            training.PGDAT(LINF, eps, pgd_adversary(10)),
+            training.JointTransport(match_labels=True), clean=1.0,
+        ),
     ),
 }  # fmt: skip
