@@ -40,7 +40,7 @@ def moved(model: nn.Module, moves: Moves) -> Iterator[None]:
 
 @dataclass(eq=False, repr=False)
 class AWP(PGDAT):
-    r"""Adversarial weight perturbation: attacked images, and attacked weights (Wu et al., 2020).
+    r"""Adversarial weight perturbation: attacked images and weights (Wu, Xia and Wang, 2020).
 
     .. math:: \min_w \max_{v \in V}\, \mathbb{E} \max_{z \in B_\varepsilon(x)}
         \mathrm{CE}(\mathrm{model}_{w + v}(z), y),
@@ -79,9 +79,10 @@ class AWP(PGDAT):
     0.01 to compare with it.
 
     The ascent sees the network in its own mode, as a step does, but leaves the statistics of
-    BatchNorm alone; those that are kept are of w + v. It costs one more gradient an image: it is
-    of no use where a single-step defense is all that one can pay. In several processes each one
-    moves the weights by its own part of the minibatch.
+    BatchNorm alone; those that are kept are of w + v. It costs one more gradient an image, which
+    is little beside the attack's ten and doubles the price of an attack of one step.
+    `torch.compile` gains little, since moved weights make it compile anew. In several processes
+    each one moves the weights by its own part of the minibatch.
 
     The paper trains a PreAct ResNet-18 with eps = 8/255 for 200 epochs of SGD from lr 0.1.
 
