@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from wotlab import LinfBall, attacks, training
 from wotlab.training import ATES, AWP, GOT, LBGAT, PGDAT, Standard, fit, pgd_adversary
+from wotlab.training._ates import HardEnough
 from wotlab.training._awp import moved
 from wotlab.training._inputs import Places
 from wotlab.training._lbgat import sgd
@@ -47,9 +48,6 @@ def minibatches(sample, epochs):
     for epoch in range(epochs):
         for order in Places(len(sample[0]), 20, epoch).parts:
             yield sample[0][order], sample[1][order]
-
-
-# AWP
 
 
 def test_awp_is_its_algorithm(sample):
@@ -150,9 +148,6 @@ def test_shared_frozen_and_idle_weights(sample):
     assert set(defense.moves(model, x, y)) == {model.idle.weight}
 
 
-# LBGAT
-
-
 def kl(p, q):
     return (p * (p / q).log()).sum(1)
 
@@ -206,10 +201,11 @@ def test_the_natural_network_learns_at_its_own_pace_and_keeps_its_mode(sample):
     natural = small(1)
     natural.eval()
     defense = LBGAT(
-        BALL, natural=natural, attack=STILL, optimizer=lambda g: Watched(g.parameters(), 0.8),
-        schedule=lambda epoch: 1 - epoch / 2,
+        BALL, lambda epoch: 0.1 * epoch, STILL, natural=natural,
+        optimizer=lambda g: Watched(g.parameters(), 0.8), schedule=lambda epoch: 1 - epoch / 2,
     )  # fmt: skip
     trained(defense, sample)
+    assert defense.now.eps == pytest.approx(0.15)  # of the last minibatch
     assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert not natural.training and natural[2].num_batches_tracked == 4
     frozen = small(1)
@@ -248,9 +244,6 @@ def test_lbgat_killed_and_resumed_gives_the_same_weights(sample, tmp_path, save_
     assert not same(defenses[0].natural, small(1))
 
 
-# ATES
-
-
 def gaps(model, z, y):
     p = model(z).softmax(1)
     own = F.one_hot(y, 10).bool()
@@ -283,6 +276,12 @@ def test_each_image_stops_by_hand(sample, network):
         assert torch.allclose(done[far], full[far], atol=1e-12)
 
 
+def test_an_image_at_the_threshold_goes_on():
+    y, logits = torch.tensor([0, 1]), torch.tensor([[1.0, 1.0, -9.0], [1.0, 1.0, -9.0]])
+    assert HardEnough(None, y, False, "ce", gap=-1e-3).broken(logits).all()
+    assert not HardEnough(None, y, False, "ce", gap=0.0).broken(logits).any()
+
+
 def test_at_its_ends_ates_is_pgd_and_standard_training(sample):
     for attack in (STILL, pgd_adversary(3)):
         pgd, _ = trained(PGDAT(BALL, attack=attack), sample, small(drop=0.3))
@@ -299,9 +298,9 @@ def test_at_its_ends_ates_is_pgd_and_standard_training(sample):
 def test_the_threshold_and_the_budget_follow_the_minibatch(sample):
     seen = []
 
-    def attack(model, x, y, ball, objective=None, early_stop=False):
-        gap = objective and objective.keywords["gap"]
-        seen.append((ball.eps, gap, early_stop))
+    def attack(model, x, y, ball, **options):
+        gap = options["objective"].keywords["gap"] if options else None
+        seen.append((ball.eps, gap, options.get("early_stop", False)))
         return attacks.pgd(model, x, y, ball, steps=1)
 
     defense = ATES(BALL, lambda epoch: 0.1 * epoch, attack, gap=lambda epoch: min(1.0, epoch - 0.5))
@@ -319,9 +318,6 @@ def test_easier_images_cost_fewer_gradients_and_have_the_smaller_loss(sample):
         for k in (-1.0, -0.5, 0.0, 0.5, 1.0)
     ]
     assert losses == sorted(losses) and losses[-1] > losses[0] + 0.1
-
-
-# all
 
 
 @pytest.mark.parametrize(
@@ -358,6 +354,14 @@ def test_a_natural_network_for_other_classes_is_refused(sample):
     nothing = LBGAT(BALL, attack=STILL, natural=small(1), optimizer=lambda g: None)
     with pytest.raises(ValueError, match="what optimizer returns must be an Optimizer"):
         trained(nothing, sample)
+
+
+def test_the_natural_network_is_not_rounded_where_the_model_is(digits):
+    natural, seen = small(1).float(), []
+    natural.register_forward_hook(lambda module, given, logits: seen.append(logits.dtype))
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    trained(LBGAT(BALL, attack=STILL, natural=natural), digits, small().float(), fabric=fabric)
+    assert set(seen) == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

@@ -65,8 +65,8 @@ class ATES(PGDAT):
     package, it is the clean image, which therefore stays as it is where it is hard enough. And
     here an image that is never hard enough is the best of its iterates, there the last one.
 
-    With a small network that is slow to begin at full eps (MNIST at 0.3), let `eps` grow
-    instead: no threshold helps a network that reads all images alike.
+    It saves gradients early in training, and none once the threshold is out of reach. With an
+    attack of one step there is little to stop: take `FastAT`.
 
     Examples
     --------
