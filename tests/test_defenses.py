@@ -232,6 +232,16 @@ def undefended():
         PGDAT(BALL, attack=training.pgd_adversary(3)),
         TRADES(BALL, attack=training.pgd_adversary(3, "kl")),
         MART(BALL, attack=training.pgd_adversary(3)),
+        training.AWP(BALL, attack=training.pgd_adversary(3)),
+        training.LBGAT(
+            BALL,
+            attack=training.pgd_adversary(3, "kl"),
+            alpha=6.0,
+            natural=models.build("digits-small", seed=1),
+        ),
+        training.ATES(
+            BALL, attack=training.pgd_adversary(3), gap=lambda epoch: min(1.0, epoch / 3)
+        ),
         FastAT(BALL),
         FreeAT(BALL, repeats=3),
         AdversarialTransport(BALL, chain=Chain("sign", sigma=0.05, eta=0.1)),
@@ -271,6 +281,11 @@ def test_a_number_is_no_ball(defense):
          "MART(ball=LinfBall(eps=0.15), attack=fgsm, beta=2.0)"),
         (PGDAT(BALL, lambda epoch: 0.1, partial(attacks.pgd, steps=3)),
          "PGDAT(ball=LinfBall(eps=0.15), eps=<lambda>, attack=pgd(steps=3))"),
+        (training.AWP(BALL, gamma=0.01), "AWP(ball=LinfBall(eps=0.15), gamma=0.01)"),
+        (training.LBGAT(BALL, natural=torch.nn.Flatten(), alpha=6.0),
+         "LBGAT(ball=LinfBall(eps=0.15), natural=Flatten, alpha=6.0)"),
+        (training.ATES(BALL, gap=lambda epoch: 1.0),
+         "ATES(ball=LinfBall(eps=0.15), gap=<lambda>)"),
         (training.GOT(TRADES(BALL, attack=attacks.pgd), alpha=2.0),
          "GOT(inner=TRADES(ball=LinfBall(eps=0.15), attack=pgd), "
          f"term={training.JointTransport()}, alpha=2.0)"),

@@ -59,6 +59,8 @@ NUMBERS = {
     },
     training.TRADES: {"beta": 6.0},  # Zhang et al. (2019)
     training.MART: {"beta": 5.0},  # Wang et al. (2020)
+    training.AWP: {"gamma": 5e-3},  # Wu, Xia and Wang (2020)
+    training.LBGAT: {"alpha": 0.0, "schedule": None},  # Cui et al. (2021)
     training.WassersteinAT: {"noise": 0.0},
     training.FastAT: {"step": 1.25},  # Wong, Rice and Kolter (2020)
     training.FreeAT: {"repeats": 8},  # Shafahi et al. (2019)

@@ -16,6 +16,8 @@ What changes from minibatch to minibatch is a tensor, a network or an optimizer,
 """
 
 from wotlab.training._adversarial_transport import AdversarialTransport
+from wotlab.training._ates import ATES
+from wotlab.training._awp import AWP
 from wotlab.training._defenses import (
     MART,
     PGDAT,
@@ -28,13 +30,17 @@ from wotlab.training._fast import FastAT, FreeAT
 from wotlab.training._fit import fit
 from wotlab.training._generative import GenerativeIWDD
 from wotlab.training._got import GOT
+from wotlab.training._lbgat import LBGAT
 from wotlab.training._representation_transport import JointCost, JointTransport
 from wotlab.training._run import Fit
 from wotlab.training._transport_defenses import IWDD, WassersteinAT
 
 __all__ = [
+    "ATES",
+    "AWP",
     "GOT",
     "IWDD",
+    "LBGAT",
     "MART",
     "PGDAT",
     "TRADES",

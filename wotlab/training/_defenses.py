@@ -178,7 +178,11 @@ class PGDAT(BallDefense):
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of this minibatch, attacked."""
-        done = self.attack(bare(model), x, y, self.now)
+        return self.made(self.attack, model, x, y)
+
+    def made(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What an attack makes of these images, with the budget of this moment."""
+        done = attack(bare(model), x, y, self.now)
         checks.instance("what attack returns", done, AttackResult)
         return done.x_adv
 

@@ -122,7 +122,8 @@ class GOT(Grown):
     hold: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, PGDAT):
+        # of one with a loss of its own (AWP, LBGAT) the attack alone would be left
+        if not isinstance(self.inner, PGDAT) or type(self.inner).loss is not PGDAT.loss:
             found = checks.found(self.inner)
             raise ValueError(f"inner must be PGDAT, TRADES or MART; got {found}")
         checks.instance("term", self.term, JointTransport)

@@ -103,7 +103,7 @@ class JointTransport:
         "divergence": the same, debiased: minus half of both self-terms. Wants a symmetric cost.
         "exact": :math:`\min_\pi \langle C, \pi\rangle`, by a network simplex on the CPU.
         "paired": mean_i C(u_i, v_i), each image with its own attack: no transport. It is what the
-        paper's equation gives when read literally, with both means over the clean batch.
+        paper's equation 5 gives when all its means run over pairs of a clean image and its attack.
     cost : JointCost
     reg : float > 0
         0.1 in the paper. The cosine's costs lie in [0, 2]: at 0.1 the entropic bias dominates.
