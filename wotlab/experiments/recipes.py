@@ -277,10 +277,6 @@ RECIPES |= {
     # chapters 5 to 8: as many back-propagations an image as PGD-AT, 110, or as near as epochs come
     "mnist-trades": as_much_work("TRADES, 10 steps", 12, partial(training.TRADES, LINF)),
     "mnist-mart": as_much_work("MART, 10 steps", 12, partial(training.MART, LINF)),
-    "mnist-fast-at": as_much_work("FastAT", 2, partial(training.FastAT, LINF)),
-    "mnist-free-at": as_much_work(
-        "FreeAT, 8 repeats", 8, lambda eps: training.FreeAT(LINF, eps, repeats=8)
-    ),
     "mnist-adversarial-transport": as_much_work(
         "Adversarial Transport, sign chain", 2,
         lambda eps: training.AdversarialTransport(LINF, eps, chain=Chain("sign")),

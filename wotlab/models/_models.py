@@ -308,8 +308,8 @@ def shipped() -> list[str]:
     Examples
     --------
     >>> from wotlab import models
-    >>> [name for name in models.shipped() if name.startswith("mnist")]
-    ['mnist-pgd-at', 'mnist-standard', 'mnist-wasserstein-at']
+    >>> [name for name in models.shipped() if name.startswith("mnist-s")]
+    ['mnist-standard']
     """
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
