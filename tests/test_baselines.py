@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from killed import Stop, stopping
 from lightning_fabric import Fabric
 from test_training import same
 from torch import nn
@@ -216,19 +217,6 @@ def test_the_natural_network_learns_at_its_own_pace_and_keeps_its_mode(sample):
 
 @pytest.mark.parametrize("save_every", [300.0, 1e-9])
 def test_lbgat_killed_and_resumed_gives_the_same_weights(sample, tmp_path, save_every):
-    class Stop(Exception):
-        pass
-
-    class Stopping(LBGAT):
-        _calls = 0
-
-        def loss(self, *given):
-            self._calls += 1
-            if self._calls == 6:  # in the third epoch of two minibatches
-                raise Stop
-            return super().loss(*given)
-
-    Stopping.__name__ = "LBGAT"  # a checkpoint knows a defense by its name
 
     def make(kind=LBGAT):
         return kind(BALL, natural=small(1, drop=0.3), attack=pgd_adversary(2), alpha=1.0,
@@ -238,7 +226,7 @@ def test_lbgat_killed_and_resumed_gives_the_same_weights(sample, tmp_path, save_
     whole, _ = trained(defenses[0], sample, small(drop=0.3), epochs=4)
     options = {"checkpoint": tmp_path / "c.pt", "save_every": save_every}
     with pytest.raises(Stop):
-        trained(make(Stopping), sample, small(drop=0.3), epochs=4, **options)
+        trained(make(stopping(LBGAT, 6)), sample, small(drop=0.3), epochs=4, **options)
     again, _ = trained(defenses[1], sample, small(2, drop=0.3), epochs=4, **options)
     assert same(whole, again) and same(defenses[0].natural, defenses[1].natural)
     assert not same(defenses[0].natural, small(1))

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import torch
+from killed import Stop, stopping
 from test_training import OPTIONS, images, network, same
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
@@ -43,25 +44,12 @@ class Remember(AdversarialTransport):
 
 @pytest.mark.parametrize("defense", [Standard, Remember])
 def test_resumed_within_an_epoch_equals_uninterrupted(defense, tmp_path):
-    class Stop(Exception):
-        pass
-
-    class Stopping(defense):
-        calls = 0
-
-        def loss(self, *given):
-            Stopping.calls += 1
-            if Stopping.calls == 7:  # in the second epoch of four minibatches
-                raise Stop
-            return super().loss(*given)
-
-    Stopping.__name__ = defense.__name__  # a checkpoint knows a defense by its name
     whole, again = network(), network(seed=9)
     options = OPTIONS | {"epochs": 3}
     long = fit(whole, images(), defense(), **options)
     options |= {"checkpoint": tmp_path / "c.pt", "save_every": 1e-9}
     with pytest.raises(Stop):
-        fit(network(), images(), Stopping(), **options)
+        fit(network(), images(), stopping(defense, 7)(), **options)  # in the second epoch
     assert torch.load(tmp_path / "c.pt", weights_only=True)["position"] == 2
     short = fit(again, images(), defense(), **options)
     assert same(whole, again)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from killed import Stop, stopping
 from test_training import same
 from torch import nn
 from torch.nn import functional as F
@@ -168,25 +169,12 @@ def test_beyond_a_wall_the_gradient_that_leads_back_is_kept():
 
 @pytest.mark.parametrize("save_every", [300.0, 1e-9])
 def test_killed_and_resumed_gives_the_same_weights(digits, tmp_path, save_every):
-    class Stop(Exception):
-        pass
-
-    class Stopping(GenerativeIWDD):
-        _calls = 0
-
-        def loss(self, *given):
-            self._calls += 1
-            if self._calls == 6:  # in the third epoch of two minibatches
-                raise Stop
-            return super().loss(*given)
-
-    Stopping.__name__ = "GenerativeIWDD"  # a checkpoint knows a defense by its name
     options = {"epochs": 4, "batch_size": 20, "lr": 0.05, "progress": False}
     whole, again, defenses = small(), small(), [GenerativeIWDD() for _ in range(2)]
     fit(whole, digits, defenses[0], **options)
     options |= {"checkpoint": tmp_path / "c.pt", "save_every": save_every}
     with pytest.raises(Stop):
-        fit(small(), digits, Stopping(), **options)
+        fit(small(), digits, stopping(GenerativeIWDD, 6)(), **options)  # in the third epoch
     fit(again, digits, defenses[1], **options)
     assert same(whole, again) and same(defenses[0].players, defenses[1].players)
 

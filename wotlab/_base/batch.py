@@ -26,6 +26,13 @@ def kept(part: T, keep: Tensor) -> T:
 class State:
     """Keeps what changes from step to step in its attributes, alone, in tuples or in dicts."""
 
+    def select(self, keep: Tensor) -> Self:
+        """The problems in `keep`, booleans (P,) or places, and what is known of them."""
+        some = copy(self)
+        for name, part in vars(self).items():
+            setattr(some, name, kept(part, keep))
+        return some
+
 
 class Batch(State, SimpleNamespace):
     """What is known of the problems that are not done yet, and which of all they are: `index` (P,).
@@ -34,13 +41,6 @@ class Batch(State, SimpleNamespace):
     """
 
     index: Tensor
-
-    def select(self, keep: Tensor) -> Self:
-        """The problems in `keep`, booleans (P,), and what is known of them."""
-        some = copy(self)
-        for name, part in vars(self).items():
-            setattr(some, name, kept(part, keep))
-        return some
 
     def leave(self, done: Tensor, found: dict[str, Tensor], **now: Tensor | int) -> Self:
         """Write what is `now` known of those that are `done` into `found`, and keep the others."""

@@ -17,8 +17,9 @@ class Passes:
 
     def see(self, _model: nn.Module, _given: object, logits: object) -> None:
         """The hook of a network's forward; what a GPU only records is not asked."""
-        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if isinstance(logits, Tensor) and not recording:
+        if not isinstance(logits, Tensor):
+            return
+        if not (logits.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.forward += len(logits)
             if logits.requires_grad:
                 logits.register_hook(self._return)

@@ -1,5 +1,6 @@
 """Frank-Wolfe on the plan (Wu et al., 2020), called FWAdv elsewhere."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -31,10 +32,11 @@ class FrankWolfe(Stepper):
         return x, torch.zeros_like(self.budget)
 
     def select(self, keep: Tensor) -> Self:
-        shares = self.shares[:, keep[self.moves.image_index]]  # its rows are steps, not images
-        del self.shares
-        super().select(keep).shares = shares
-        return self
+        rest = copy(self)
+        del rest.shares  # its rows are steps, not images
+        some = super(FrankWolfe, rest).select(keep)
+        some.shares = self.shares[:, keep[self.moves.image_index]]
+        return some
 
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         self.follow(gradient, t)

@@ -5,14 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wotlab._base import checks
-from wotlab._base.batch import Batch, State, kept
+from wotlab._base.batch import Batch, State
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
@@ -46,12 +45,6 @@ class Stepper(State, ABC):
     @abstractmethod
     def step(self, z: Tensor, gradient: Tensor, loss: Tensor, broken: Tensor, t: int) -> Moved:
         """The next images."""
-
-    def select(self, keep: Tensor) -> Self:
-        """Forget the images that are not in `keep`, booleans (B,)."""
-        for name, part in vars(self).items():
-            setattr(self, name, kept(part, keep))
-        return self
 
 
 def climb(
@@ -128,9 +121,9 @@ def climb(
                 alone = move is not advance
         if t < steps - 1:
             move(at)
-    at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, at.t)
+    step(at)
     loss, broken = at.objective.value(at.z)
-    best.offer(at.index, at.z, broken, at.spent, loss, at.t + 1, at.alive)
+    best.offer(at.index, at.z, broken, at.spent, loss, at.t, at.alive)
     no_answer(at.nan)
     return best
 
@@ -142,10 +135,15 @@ def learn(at: Batch) -> None:
     at.alive, at.nan = at.alive & (go_on | (not at.early_stop)), at.nan | at.loss.isnan()
 
 
-def advance(at: Batch) -> None:
-    """A step, and what is learned there; as it can be recorded."""
+def step(at: Batch) -> None:
+    """The next images."""
     at.z, at.spent = at.stepper.step(at.z, at.gradient, at.loss, at.broken, at.t)
     at.t = at.t + 1
+
+
+def advance(at: Batch) -> None:
+    """A step, and what is learned there; as it can be recorded."""
+    step(at)
     learn(at)
 
 
