@@ -198,7 +198,7 @@ def test_dropped_images_leave_mirror_ascent_as_if_they_had_never_been():
     x, first, second = torch.rand(3, 3, 1, 4, 5, generator=generator, dtype=torch.double)
     keep, nothing = torch.tensor([True, False, True]), x.new_zeros(3)
     rule = mirrored(x, first, step_size=1.0, momentum=0.75)
-    rule.select(keep)
+    rule = rule.select(keep)
     z, cost = rule.step(x[keep], second[keep], nothing[:2], nothing[:2].bool(), 1)
     alone = mirrored(x[keep], first[keep], step_size=1.0, momentum=0.75)
     z_, cost_ = alone.step(x[keep], second[keep], nothing[:2], nothing[:2].bool(), 1)
