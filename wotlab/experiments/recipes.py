@@ -288,4 +288,8 @@ RECIPES |= {
             training.JointTransport(match_labels=True), clean=1.0,
         ),
     ),
+    "mnist-fast-at": as_much_work("FastAT", 2, partial(training.FastAT, LINF)),
+    "mnist-free-at": as_much_work(
+        "FreeAT, 8 repeats", 8, lambda eps: training.FreeAT(LINF, eps, repeats=8)
+    ),
 }  # fmt: skip
