@@ -20,6 +20,7 @@ Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 BALL = LinfBall(0.15)
 LINF = LinfBall(0.3)  # of the networks on MNIST
+INTERNAL = InternalWassersteinBall(0.5, tile=4)
 JUDGES: dict[str, Callable] = {  # of the networks on digits
     "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
 }
@@ -237,13 +238,15 @@ def transported(model: nn.Module, x: Tensor, y: Tensor) -> attacks.AttackResult:
     return attacks.transport(model, x, y, WassersteinBall(100 / 784), generator=noise)
 
 
-def on_mnist(told: str, epochs: int, defense: Callable, schedule: Callable | None = None) -> Recipe:
-    """A training of Wong's network, by Adam."""
+def on_mnist(
+    told: str, epochs: int, defense: Callable, schedule: Callable | None = None, **judges: Callable
+) -> Recipe:
+    """A training of Wong's network, by Adam; judges beside those of all."""
     fit = {
         "epochs": epochs, "batch_size": 128, "schedule": schedule or to_zero(epochs),
         "optimizer": adam,
     }  # fmt: skip
-    judges: dict[str, Callable] = {
+    judges |= {
         "transport, eps * 784 = 100": transported,
         "pgd, 40 steps of eps / 10, l-infinity 0.3": partial(STRONG, ball=LINF, step_size=0.03),
     }
@@ -291,5 +294,13 @@ RECIPES |= {
     "mnist-fast-at": as_much_work("FastAT", 2, partial(training.FastAT, LINF)),
     "mnist-free-at": as_much_work(
         "FreeAT, 8 repeats", 8, lambda eps: training.FreeAT(LINF, eps, repeats=8)
+    ),
+    "mnist-iwdd": on_mnist(
+        "IWDD, 3 steps of pgd, IWD 0.5 by matchings within tiles of 4 x 4 patches; eps grows over "
+        "the first 40 % of the epochs", 6,
+        lambda: training.IWDD(
+            INTERNAL, growing(INTERNAL.eps, 2.4), partial(attacks.pgd, steps=3, early_stop=False)
+        ),
+        **{"pgd, 40 steps, IWD 0.5 by tiles of 4 x 4": partial(STRONG, ball=INTERNAL)},
     ),
 }  # fmt: skip
