@@ -90,6 +90,17 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert all(torch.equal(w, states[1][k]) for k, w in model.state_dict().items())
 
 
+def test_what_is_only_watched_keeps_the_last_epoch():
+    """As if nothing had been watched; each value is in the history."""
+    values = iter([0.7, 0.1])
+    options = OPTIONS | {"validate": lambda model: next(values), "keep_best": False}
+    watched, plain = network(), network()
+    done = fit(watched, images(), epochs=2, **options)
+    fit(plain, images(), epochs=2, **OPTIONS)
+    assert done.best is None and [e["validation"] for e in done.history] == [0.7, 0.1]
+    assert same(watched, plain)
+
+
 def test_gradients_are_counted_and_the_clean_loss_is_seen():
     x, y = images()
     done = fit(network(), (x, y), epochs=2, **OPTIONS)

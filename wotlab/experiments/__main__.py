@@ -59,12 +59,16 @@ PAPERS: dict[str, Rows] = {
     },
     "Regniez et al. (2022), distributional robustness": {
         "digits-chain-steps": (NOTHING, digits.chain_steps),
+        "chain-sweep": (MNIST, dro.chain_sweep),
+        "linf-over-seeds": (MNIST, dro.over_seeds),
         "linf-training": (MNIST, dro.linf_training),
         **tables("regniez", MNIST, dro.regniez, 1, 4),
         **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
     "GOT": {
         "digits-got-settings": (NOTHING, digits.got_settings),
+        "got-beta": (MNIST, got.betas),
+        "got-cures": (MNIST, got.cures),
         "got-over-seeds": (MNIST, got.over_seeds),
         **tables("got", MNIST, got.table, 1, 4, 5),
         **tables("got", f"{COLOUR}, SVHN", got.table, 2),

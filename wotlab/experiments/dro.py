@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 from wotlab import attacks, training
@@ -12,6 +14,8 @@ from wotlab.gibbs import Chain
 from wotlab.training import pgd_adversary
 
 MNIST = LinfBall(0.3)
+SHORT, IMAGES, SEEDS = 33, 20_000, (0, 1, 2)  # as many, training images, where seeds are compared
+SWEEP = (0.01, 0.05, 0.1, 0.2, 0.4)  # of the chain's step, and of its noise
 GRADIENTS = 82  # back-propagations an image: 41 epochs of one step, two of PGD-40
 
 
@@ -25,12 +29,17 @@ def pgd_40(ball: LinfBall, epochs: int, step: float = 0.01) -> training.PGDAT:
     return training.PGDAT(ball, growing(ball, epochs), pgd_adversary(40, step=step))
 
 
-def chain(ball: LinfBall, epochs: int, **rule: Any) -> training.AdversarialTransport:
+def chain(
+    ball: LinfBall, epochs: int, *, copies: int = 1, steps: int = 1, **rule: Any
+) -> training.AdversarialTransport:
     """Algorithm 1; the step as printed unless said otherwise."""
-    rule = {"rule": "sign"} | rule
-    return training.AdversarialTransport(ball, growing(ball, epochs), chain=Chain(**rule))
+    return training.AdversarialTransport(
+        ball, growing(ball, epochs), chain=Chain(**{"rule": "sign"} | rule),
+        copies=copies, steps=steps,
+    )  # fmt: skip
 
 
+SMALL: dict[str, Any] = {"lam": 1000.0, "sigma": 0.05}  # steps of chains with the true gradient
 # name: the defense for so many epochs, and how many back-propagations an epoch takes an image
 DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "standard": (lambda epochs: training.Standard(), 1),
@@ -39,9 +48,10 @@ DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
     "free-8": (lambda epochs: training.FreeAT(MNIST, growing(MNIST, epochs), repeats=8), 8),
     "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(7)), 8),
-    "chain-reflected": (
-        lambda epochs: chain(MNIST, epochs, rule="reflected", lam=1000.0, sigma=0.05), 2,
-    ),
+    "chain-true": (partial(chain, MNIST, rule="projected", **SMALL), 2),
+    "chain-reflected": (partial(chain, MNIST, rule="reflected", **SMALL), 2),
+    "chain-4-copies": (partial(chain, MNIST, copies=4), 8),
+    "chain-4-steps": (partial(chain, MNIST, steps=4), 5),
 }  # fmt: skip
 
 
@@ -63,6 +73,34 @@ def linf_training(run: Run) -> Iterator[Cell]:
         yield from trial(run, Trial(
             "linf-training", {"training": name}, "wong-mnist", MNIST, make(epochs), epochs,
             judges(0.01), few=500,
+        ))  # fmt: skip
+
+
+def over_seeds(run: Run) -> Iterator[Cell]:
+    """Equal work again, less of it, with three seeds: which training wins beyond their noise?
+
+    Watched by FGSM after each epoch: the paper's figures 1 and 2.
+    """
+    names = [name for name in DEFENSES if name not in ("standard", "pgd-40")]
+    for seed, name in product(SEEDS, names):
+        make, each = DEFENSES[name]
+        epochs = round(SHORT / each)
+        yield from trial(run, Trial(
+            "linf-over-seeds", {"training": name, "seed": seed}, "wong-mnist", MNIST, make(epochs),
+            epochs, judges(0.01, "apgd-ce", "apgd-t"), images=IMAGES, batch=100, few=500,
+            seed=seed, watch=attacks.fgsm,
+        ))  # fmt: skip
+
+
+def chain_sweep(run: Run) -> Iterator[Cell]:
+    """The printed chain with other steps and noise: the paper's figures 3 and 4."""
+    pairs = dict.fromkeys([(eta, 0.2) for eta in SWEEP] + [(0.2, sigma) for sigma in SWEEP])
+    epochs = round(SHORT / 2)
+    for eta, sigma in pairs:
+        yield from trial(run, Trial(
+            "chain-sweep", {"eta": eta, "sigma": sigma}, "wong-mnist", MNIST,
+            chain(MNIST, epochs, eta=eta, sigma=sigma), epochs,
+            {"fgsm": attacks.fgsm, "pgd-40": pgd(40, 0.01)}, images=IMAGES, batch=100,
         ))  # fmt: skip
 
 

@@ -7,6 +7,7 @@ fine-tuning, and from first weights its term can end in a network that is consta
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ TERMS: dict[str, dict[str, Any]] = {  # what stands behind `got-pgd-` or `got-tr
     "s": {},
     "lm": {"match_labels": True},
     "exact": {"kind": "exact"},
+    "exact-lm": {"kind": "exact", "match_labels": True},
+    "divergence": {"kind": "divergence", "cost": JointCost("cosine", "l1")},
     "entropic": {"kind": "entropic"},
     "paired": {"kind": "paired"},
     "s-cos-l1": {"cost": JointCost("cosine", "l1")},
@@ -35,6 +38,8 @@ TERMS: dict[str, dict[str, Any]] = {  # what stands behind `got-pgd-` or `got-tr
     "s-middle": {},
 }
 WEAK = 1.0  # beta of rows that end in -weak; the paper's is 10
+CURES = ("got-pgd-s", "got-pgd-entropic", "got-pgd-divergence", "got-pgd-exact", "got-pgd-paired")
+BETAS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
 MIDDLE = "9"  # the last pooling of the Carlini-Wagner network
 SEEDS = (0, 1, 2)
 
@@ -218,6 +223,29 @@ def over_seeds(run: Run) -> Iterator[Cell]:
         moved = partial(transferred, cache(partial(trials.train, run, other)))
         for row in rows:
             yield from trial(run, replace(row, judges=row.judges | {"transfer": moved}))
+
+
+def cures(run: Run) -> Iterator[Cell]:
+    """Is it the entropy or the learned potential? The term solved, debiased, exact, and by class.
+
+    Wong's network; all at the paper's beta.
+    """
+    names = ("pgd-at", *CURES, "got-pgd-lm", "got-pgd-exact-lm")
+    for seed in SEEDS:
+        for row in rows_of(
+            "got-cures", "wong-mnist", "mnist", names, plan_of(run, OVER_SEEDS), seed
+        ):
+            yield from trial(run, row)
+
+
+def betas(run: Run) -> Iterator[Cell]:
+    """GOT-PGD-S with other weights of its term, from the networks that `cures` starts from."""
+    plan = plan_of(run, OVER_SEEDS)
+    for seed, beta in product(SEEDS, BETAS):
+        *_, row = rows_of("got-cures", "wong-mnist", "mnist", ("got-pgd-s",), plan, seed)
+        keys: Keys = {"beta": beta, "seed": seed, "whole": plan == WHOLE}
+        defense = replace(row.defense, beta=beta)
+        yield from trial(run, replace(row, what="got-beta", keys=keys, defense=defense))
 
 
 def transferred(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Trial:
     weight decay 5e-4 unless another is given, and the rate falls to zero. `start`: the trial whose
     weights it goes on from. `printed`: the paper and the table that print its numbers. `budgets`:
     the balls of attacks that have another one than `ball`. `few`: the slow attacks get no more
-    test images than that.
+    test images than that. `watch`: an attack that all test images meet after each epoch, told in
+    the details as a curve.
     """
 
     what: str
@@ -49,6 +51,7 @@ class Trial:
     budgets: dict[str, object] = field(default_factory=dict)
     printed: tuple[str, int] | None = None
     few: int | None = None
+    watch: Callable | None = None
 
 
 def pgd(steps: int, step: float | Callable, **options: Any) -> Callable:
@@ -102,7 +105,8 @@ def train(run: Run, row: Trial) -> tuple[nn.Module, dict]:
         model.to(run.device), Shifted(x, y) if row.augment else (x, y), row.defense, path,
         epochs=row.epochs, batch_size=row.batch, lr=row.lr, optimizer=row.optimizer,
         schedule=lambda epoch: max(0.0, 1 - epoch / row.epochs), seed=row.seed,
-        workers=4 if row.augment else 0,
+        workers=4 if row.augment else 0, keep_best=False,
+        validate=watching(row.watch, *run.test_images(), row.ball) if row.watch else None,
     )  # fmt: skip
     details = {
         "network": row.network, "eps": row.ball.eps, "epochs": row.epochs,
@@ -133,7 +137,20 @@ def fitted(
         "training_seconds": sum(entry["seconds"] for entry in fit.history),
         "back_propagations": sum(entry["gradients"] for entry in fit.history),
         "last_loss": fit.history[-1]["loss"], "threads": torch.get_num_threads(),
+        **({"curve": curve(fit)} if "validation" in fit.history[0] else {}),
     }  # fmt: skip
+
+
+def watching(attack: Callable, x: Tensor, y: Tensor, *ball: Ball) -> Callable[[nn.Module], float]:
+    """A `validate` of `fit`: the share that an attack leaves of test images."""
+    return lambda model: 1 - attack(model, x, y, *ball).success.double().mean().item()
+
+
+def curve(fit: training.Fit) -> list[tuple[float, float]]:
+    """Back-propagations after each epoch, in all, and what was watched then."""
+    spent = accumulate(entry["gradients"] for entry in fit.history)
+    seen = (entry["validation"] for entry in fit.history)
+    return list(zip(spent, seen, strict=True))
 
 
 class Shifted(Dataset):

@@ -15,6 +15,7 @@ from torch import nn
 
 from wotlab import evaluate, models, results, training
 from wotlab._base.files import replacing
+from wotlab.experiments import trials
 from wotlab.experiments.recipes import RECIPES, Recipe
 from wotlab.experiments.runner import Parser, has_room
 
@@ -40,23 +41,17 @@ def trained(
 ) -> tuple[nn.Module, list[dict]]:
     """The network, and what is told of each epoch."""
     x, y = recipe.source[1]("train", root)
-    model, curve = untrained(recipe), []
+    model, watch = untrained(recipe), None
     if recipe.watch is not None:
         name, attack = recipe.watch
         images, labels = recipe.source[1]("test", root)
-
-    def watch(model: nn.Module) -> int:
-        broken = attack(model, images.to(recipe.precision), labels).success
-        curve.append({name: 1 - broken.double().mean().item()})
-        return len(curve)  # so the last epoch counts as the best: test images choose nothing
-
+        watch = trials.watching(attack, images.to(recipe.precision), labels)
     done = training.fit(
         model, (x.to(recipe.precision), y), recipe.defense(), progress=False,
-        validate=watch if recipe.watch else None, checkpoint=checkpoint, **recipe.fit,
+        validate=watch, keep_best=False, checkpoint=checkpoint, **recipe.fit,
     )  # fmt: skip
-    for entry, seen in zip(done.history, curve, strict=False):
-        entry.pop("validation")
-        entry.update(seen)
+    for entry in done.history if watch else ():
+        entry[name] = entry.pop("validation")
     return model, done.history
 
 

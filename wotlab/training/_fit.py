@@ -30,6 +30,7 @@ def fit(
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     schedule: Schedule | None = None,
     validate: Callable[[nn.Module], object] | None = None,
+    keep_best: bool = True,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     save_every: float = 300.0,
@@ -63,8 +64,10 @@ def fit(
         one, 2.5 the middle of the third epoch, `epochs` the end.
     validate : function of the model, optional
         Called after each epoch in eval mode; returns a number (or a `Share`), the larger, the
-        better, such as the accuracy under an attack on images kept aside. The model ends with the
-        weights of the best epoch; NaN is never the best.
+        better, such as the accuracy under an attack on images kept aside.
+    keep_best : bool
+        With `validate`, the model ends with the weights of the best epoch; NaN is never the best.
+        False: with those of the last one, such as where test images are watched.
     seed : int
         Of shuffling and of the model's own randomness (dropout). The same seed gives the same
         weights on the same machine, resumed or not; the global random state is left alone.
@@ -115,6 +118,7 @@ def fit(
     checks.instance("seed", seed, Integral)
     checks.positive("lr", lr)
     checks.positive("save_every", save_every)
+    checks.flags(keep_best=keep_best)
     fabric = fabric or _alone(next(model.parameters()).device)
     if batch_size < fabric.world_size:
         raise ValueError(f"batch_size must be at least {fabric.world_size}, one a process")
@@ -122,7 +126,7 @@ def fit(
     optimiser = optimizer(model) if optimizer else usual(model.parameters())
     checks.instance("what optimizer returns", optimiser, Optimizer)
     run = Run(
-        model, data, defense, fabric, optimiser, schedule, validate, batch_size,
+        model, data, defense, fabric, optimiser, schedule, validate, keep_best, batch_size,
         seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
     )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)

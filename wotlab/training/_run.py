@@ -36,7 +36,8 @@ class Fit:
         propagated back through the network, by the attack and by the weights' step together.
         `seconds`: of the epoch, without validation. `validation`, if there was one.
     best : int or None
-        With `validate`, the epoch (from 0) whose weights the model has; None if all were NaN.
+        With `validate`, the epoch (from 0) whose weights the model has; None if all were NaN,
+        or `keep_best` was False.
 
     Examples
     --------
@@ -68,6 +69,7 @@ class Run:
     optimiser: Optimizer
     schedule: Schedule | None
     validate: Callable[[nn.Module], object] | None
+    keep_best: bool
     batch_size: int
     seed: int
     workers: int
@@ -105,7 +107,11 @@ class Run:
             **checkpoints.describe("optimizer", checkpoints.of_optimizer(self.optimiser)),
             **checkpoints.describe("defense", self.defense),
             "schedule": checkpoints.over_epochs(self.schedule),
-            "validate": "None" if self.validate is None else "given",
+            "validate": "None"
+            if self.validate is None
+            else "given"
+            if self.keep_best
+            else "watched",
             "data": checkpoints.of_data(self.data),
             "batch_size": checkpoints.of_number(self.batch_size),
             "seed": checkpoints.of_number(self.seed),
@@ -248,7 +254,8 @@ class Run:
             self.counter.images = 0  # an attack that validates is no training
             values = [past["validation"] for past in self.done.history]
             values = [value for value in values if not math.isnan(value)]
-            if entry["validation"] > max(values, default=-math.inf):
+            best = entry["validation"] > max(values, default=-math.inf)
+            if best and self.keep_best:
                 self.done.best = epoch
                 state = self.model.state_dict()
                 self.best = {name: w.detach().cpu().clone() for name, w in state.items()}
