@@ -289,8 +289,9 @@ def measured_cells(row: Row, groups: dict[tuple, str]) -> Html:
 
 def variant(row: Row, reading: Reading) -> str:
     """What tells a reading from others of the same entry."""
+    shared = {*row.entry, "whole", "epochs"}
     keys = reading.record.keys.items()
-    return ", ".join(f"{k} {v}" for k, v in keys if k not in row.entry)
+    return ", ".join(f"{k} {v}" for k, v in keys if k not in shared)
 
 
 def number(row: Row, value: float) -> str:

@@ -23,6 +23,7 @@ from wotlab.experiments.runner import Cell, Dry
 from wotlab.results import Keys, Record
 
 Entry = dict[str, str]  # a row of results/printed, and its paper
+Known = dict[tuple[str, str], list[Record]]  # records by experiment and name
 FULL, REDUCED, MISSING, NOTHING = "full", "reduced", "not run", "nothing to measure"
 STATES = FULL, REDUCED, MISSING, NOTHING
 POINTS, SHARE = 2.0, 0.05  # how near is repeated: in points of percentages, as a share of all else
@@ -43,14 +44,14 @@ SETTING: Entry = {"paper": "subramanyam", "table": "7"}
 REASONS: tuple[tuple[str, Entry], ...] = (
     ("A time on the paper's GPU, which we do not have.",
      {"metric": "minutes hours minutes-ours-v100 minutes-hu-v100"}),
+    ("A defense of others, which this package does not have.",
+     {"training": "arn proxy lgbat awp ates"}),
     ("SVHN could not be had.", {"data": "svhn"}),
     ("CIFAR-100 could not be had.", {"data": "cifar100"}),
     ("ImageNet was not at hand. The same attacks on CIFAR-10 are in `iwd-table-1`.",
      {"paper": "iwd", "table": "1"}),
     ("Photographs of the ten ImageNet classes to train on were not at hand. The same attacks and "
      "defenses on CIFAR-10 are in `iwd-table-2` and `iwd-table-3`.", {"paper": "iwd"}),
-    ("A defense of others, which this package does not have.",
-     {"training": "arn proxy lgbat awp ates"}),
     ("Accuracy on the training's own adversarial images, which no experiment records.",
      {"attack": "train-adv"}),
     ("ResNet-18 needs many hours of a GPU.", {"network": "resnet18"}),
@@ -104,6 +105,11 @@ class Reading:
     near: bool
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Epochs of the training, and test images."""
+        return training(self.record).get("epochs", 0), images(self.record)
+
+    @property
     def state(self) -> str:
         return REDUCED if self.less or self.other else FULL
 
@@ -112,8 +118,9 @@ class Reading:
 class Row:
     """One entry of a paper's table, and ours: `readings`, the paper's own way first.
 
-    Of several that the paper's text allows the first is the nearest to what it prints. `why`
-    there is none, and by which `command` there would be one.
+    Of trainings of several lengths the longest counts; of several readings that the paper's text
+    allows the first is the nearest to what it prints. `why` there is none, and by which `command`
+    there would be one.
     """
 
     entry: Entry
@@ -152,24 +159,29 @@ def measured() -> dict[tuple[str, ...], dict[tuple[str, str], tuple[str, Cell]]]
 
 def reproductions(paper: str) -> list[Row]:
     """Every entry of a paper's tables, with the records that answer it or why there are none."""
-    known = {(r.what, results.name(r.keys)): r for r in results.read()}
+    known: Known = defaultdict(list)
+    for record in results.read():  # epochs that a call names are among the keys, not the cells'
+        keys = {key: value for key, value in record.keys.items() if key != "epochs"}
+        known[record.what, results.name(keys)].append(record)
     return [row_of(entry, known) for entry in entries(paper)]
 
 
-def row_of(entry: Entry, known: dict[tuple[str, str], Record]) -> Row:
+def row_of(entry: Entry, known: Known) -> Row:
     if entry["value"] in "-?":
         here = {"-": "a dash", "?": "a number that our copy leaves out"}[entry["value"]]
         return Row(entry, NOTHING, why=f"The paper has {here}.")
     if fits(entry, SETTING):
         return Row(entry, NOTHING, why="A setting of an attack, and no measurement.")
     answers = measured().get(question(entry), {})
-    readings = [reading(entry, known[where]) for where in answers if where in known]
+    readings = [reading(entry, one) for where in answers for one in known.get(where, ())]
     if readings:
-        readings.sort(key=lambda r: (bool(r.other), bool(r.less), away(entry, r.value)))
-        apart: dict[tuple, Reading] = {}  # one of the same
-        for each in readings:
-            apart.setdefault((each.value, each.other, each.less), each)
-        return Row(entry, readings[0].state, tuple(apart.values()))
+        readings.sort(key=lambda r: (bool(r.other), *(-k for k in r.size), away(entry, r.value)))
+        first = readings[0]
+        apart: dict[tuple, Reading] = {}
+        for each in readings:  # one of the same, and none that a longer training replaces
+            if each.other or each.size == first.size:
+                apart.setdefault((each.value, each.other, each.less), each)
+        return Row(entry, first.state, tuple(apart.values()))
     command = ""
     if answers:
         name, cell = next(iter(answers.values()))
