@@ -6,19 +6,15 @@ which numbers it would record.
 
 import re
 import shlex
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-
-import pytest
-import torch
 
 import wotlab
-from wotlab import data, models, results, training
-from wotlab.experiments import hu, runner, strength, subramanyam
+from wotlab import models, results, training
+from wotlab.experiments import runner, strength, subramanyam
 from wotlab.experiments.__main__ import ABOUT, EXPERIMENTS, OF_EPOCHS
+from wotlab.experiments.reproductions import cells
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = results.read(folder=ROOT / "results")
@@ -26,39 +22,10 @@ OURS = [r for r in RECORDS if r.command.startswith("python -m wotlab.experiments
 BENCHMARKS = [r for r in RECORDS if r.command.startswith("python benchmarks/")]
 
 
-@dataclass(frozen=True)
-class Dry(runner.Run):
-    """Nothing is recorded, all networks are there, and data sets are noise."""
-
-    def recorded(self, what, keys):
-        return None
-
-    def load(self, split):
-        return data.Images(
-            self.dataset, torch.rand(20, 1, 8, 8), torch.arange(20) % 10, list("0123456789")
-        )
-
-    def networks(self):
-        return list(self.released)
-
-
-@pytest.fixture(scope="module")
-def numbers(tmp_path_factory):
+@cache
+def numbers(name, epochs):
     """An experiment's cells by (what, name), for so many epochs, on CPU and GPU."""
-    folder = tmp_path_factory.mktemp("dry")
-    (folder / "imagenet").mkdir()  # so that whatever needs more is gone through, too
-    (folder / hu.RADII).touch()
-
-    @cache
-    def of(name, epochs):
-        found = {}
-        for kind in ("cpu", "cuda"):
-            device = SimpleNamespace(type=kind)
-            run = Dry(folder, folder, folder, 1000, device, False, epochs=epochs)
-            found |= {(cell.what, cell.name): cell for cell in EXPERIMENTS[name](run)}
-        return found
-
-    return of
+    return {(cell.what, cell.name): cell for cell in cells(name, epochs)}
 
 
 def test_every_command_is_one_of_the_code():
@@ -74,7 +41,7 @@ def epochs_of(record) -> int | None:
     return int(words[words.index("--epochs") + 1]) if "--epochs" in words else None
 
 
-def test_every_case_is_one_that_its_experiment_would_record(numbers):
+def test_every_case_is_one_that_its_experiment_would_record():
     for record in OURS:
         name, epochs = shlex.split(record.command)[3], epochs_of(record)
         assert epochs is None or name in OF_EPOCHS, record.command
@@ -86,7 +53,7 @@ def test_every_case_is_one_that_its_experiment_would_record(numbers):
         assert fnmatchcase(cell.name, pattern), (record.command, cell.name)
 
 
-def test_every_folder_is_called_like_its_experiment_or_help_names_it(numbers):
+def test_every_folder_is_called_like_its_experiment_or_help_names_it():
     for name in EXPERIMENTS:
         for what in {what for what, _ in numbers(name, None)} - {name}:
             assert what in ABOUT[name], (name, what)
@@ -100,7 +67,7 @@ def test_every_command_in_prose_is_one_of_the_code():
     assert len(named) > 5 and set(named) <= {*EXPERIMENTS, "zoo"}
 
 
-def test_every_printed_number_is_the_papers(numbers):
+def test_every_printed_number_is_the_papers():
     """A cell has what stands in the CSV of the paper and the table that its source names."""
     files = {title: paper for paper, title in runner.PAPERS.items()}
     printed = set()
@@ -126,7 +93,7 @@ def test_attacks_of_the_library_have_the_papers_settings():
                 assert given[key] == float(row["value"]), (name, key)
 
 
-def test_every_experiment_has_numbers(numbers):
+def test_every_experiment_has_numbers():
     for name in EXPERIMENTS:
         assert numbers(name, None), name
     windows = {attack: strength.WINDOWS.get(attack, 5) for attack in strength.ATTACKS}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, evaluate, transformations
 from wotlab.balls import L2Ball, WassersteinBall, hu_step
-from wotlab.experiments.runner import Cell, Run, printed
+from wotlab.experiments.runner import Cell, Run, answers, printed
 from wotlab.projections import Projection, constrained_sinkhorn, projected_sinkhorn
 from wotlab.results import Keys
 
@@ -73,11 +73,13 @@ def table(number: int, run: Run) -> Iterator[Cell]:
     given = cache(partial(run.named, name))
     for kind in kinds:
         keys: Keys = {"network": name, "attack": kind}
+        theirs = printed("hu", 2, keys, metric="eps")
+        at_budgets = answers("hu", number, keys)  # by the radii in the details: see `standing`
         yield Cell(
             "hu-growing", keys, run, partial(radii, ATTACKS[kind]), given, "eps",
             details={"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]},
             note="Mean radius; an image that never broke counts with the largest eps, 2.",
-            **printed("hu", 2, keys, metric="eps"),
+            **theirs | {"answers": theirs.get("answers", []) + at_budgets},
         )  # fmt: skip
     if number == 1 and (run.checkpoints / RADII).exists():
         yield Cell(
@@ -116,6 +118,12 @@ def released(run: Run) -> tuple[float, dict]:
     right = found[found > 0].clamp(max=grow(STEPS - 1))
     accuracy = {b: 100 * float((found > b / PIXELS).double().mean()) for b in EIGHT}
     return float(right.mean()), {"radii": listed(found), "accuracy": accuracy}
+
+
+def standing(radii: list[float | None], budget: float) -> evaluate.Share:
+    """The share of images that break at no eps up to a budget, which is in eps * pixels."""
+    left = sum(radius is None or radius > budget / PIXELS for radius in radii)
+    return evaluate.share(left, len(radii))
 
 
 def listed(radius: Tensor) -> list[float | None]:

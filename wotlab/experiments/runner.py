@@ -174,6 +174,20 @@ class Run:
         return found if found is not None and found.samples == self.samples else None
 
 
+class Dry(Run):
+    """A call in which nothing is recorded, all networks are there, and data sets are noise."""
+
+    def recorded(self, what: str, keys: Keys) -> results.Record | None:
+        return None
+
+    def load(self, split: str) -> Images:
+        noise = torch.rand(20, 1, 8, 8)
+        return Images(self.dataset, noise, torch.arange(20) % 10, list("0123456789"))
+
+    def networks(self) -> list[str]:
+        return list(self.released)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of an experiment.
@@ -191,6 +205,8 @@ class Cell:
         part of the seconds.
     unit, printed, source, seed, note, details
         As in its record.
+    answers : list of dict
+        The papers' entries that it measures, as `answers` finds them.
     """
 
     what: str
@@ -204,22 +220,34 @@ class Cell:
     seed: int | None = None
     note: str = ""
     details: dict = field(default_factory=dict)
+    answers: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return results.name(self.keys)
 
 
+def answers(
+    paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
+) -> list[dict[str, str]]:
+    """A paper's numbers that a cell with these keys measures: rows of results/printed."""
+    rows = results.printed(paper, keys, table=table, data=data, metric=metric)
+    return [{"paper": paper} | row for row in rows]
+
+
 def printed(
     paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
 ) -> dict[str, Any]:
     """What a paper prints of a cell, and where, as options of `Cell`; nothing if it prints none."""
-    rows = results.printed(paper, keys, table=table, data=data, metric=metric)
+    rows = answers(paper, table, keys, data, metric)
     if not rows:
         return {}
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} printed numbers of {paper!r} have the keys {keys}; say more")
-    return {"printed": float(rows[0]["value"]), "source": f"{PAPERS[paper]}, table {table}"}
+    return {
+        "printed": float(rows[0]["value"]), "source": f"{PAPERS[paper]}, table {table}",
+        "answers": rows,
+    }  # fmt: skip
 
 
 @dataclass
