@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import overview
 import pytest
 import reproductions as page
 from bs4 import BeautifulSoup
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[Row]]:
-    return {paper: page.rows(paper) for paper in PAPERS}
+    return {paper: page.rows(paper) for paper in page.CHAPTERS}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_the_tables_of_the_page_have_every_printed_number_once(rows):
 
 
 def test_the_bars_add_up(rows):
-    html = BeautifulSoup(page.bars(), "html.parser")
+    html = BeautifulSoup(overview.bars(rows), "html.parser")
     *lines, total = [
         [int(cell.text) for cell in line.select("td")] for line in html.select("tbody tr:not(.bar)")
     ]
@@ -216,8 +217,8 @@ def test_the_bars_add_up(rows):
     assert set(page.CHAPTERS) == set(PAPERS)
 
 
-def test_the_scatter_has_a_point_a_measured_percentage(every):
-    html = BeautifulSoup(page.scatter(), "html.parser")
+def test_the_scatter_has_a_point_a_measured_percentage(rows, every):
+    html = BeautifulSoup(overview.scatter(rows, page.words), "html.parser")
     shown = [row for row in every if row.readings and reproductions.share(row.entry)]
     assert len(html.select("circle")) == len(shown) > 100
     for point in html.select("circle"):

@@ -11,12 +11,13 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+import overview
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 from wotlab.experiments import reproductions as ours
 from wotlab.experiments.reproductions import Reading, Row
-from wotlab.experiments.runner import PAPERS, TITLES
+from wotlab.experiments.runner import TITLES
 
 PAGE = "book/reproductions"
 CHAPTERS = {"hu": 2, "subramanyam": 3, "iwd": 5, "regniez": 6, "got": 7}
@@ -94,10 +95,11 @@ class Reproductions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         which = self.arguments[0]
+        every = {paper: rows(paper) for paper in CHAPTERS}
         if which == "bars":
-            return [raw(bars())]
+            return [raw(overview.bars(every))]
         if which == "scatter":
-            return [raw(scatter())]
+            return [raw(overview.scatter(every, words))]
         tables = groupby(rows(which), lambda row: row.entry["table"])
         return [
             self.section(which, name, list(some)) for name, some in tables
@@ -256,6 +258,10 @@ def named(
     return words
 
 
+def words(entry: dict[str, str]) -> str:
+    return ", ".join(named(entry, list(COLUMNS)))
+
+
 def printed(row: Row) -> Html:
     value = {"-": "–"}.get(row.entry["value"], row.entry["value"])
     if row.entry["certain"] == "yes" or value in "–?":
@@ -339,93 +345,6 @@ def how(some: list[Row], groups: dict[tuple, str]) -> Html:
     return folded(
         "How it was measured",
         html + "</tbody></table>",
-    )
-
-
-# All papers
-
-
-def bars() -> Html:
-    """How many entries of each paper are full, reduced, not run; and how many came out the same."""
-    html = (
-        '<table class="rep rep-bars"><thead><tr><th></th>'
-        + "".join(f'<th><i class="s{k}"></i>{s}</th>' for k, s in enumerate(ours.STATES))
-        + "<th>all</th></tr></thead><tbody>"
-    )  # fmt: skip
-    total: Counter = Counter()
-    for paper in CHAPTERS:
-        counts = Counter(row.state for row in rows(paper))
-        total += counts
-        link = f'<a class="reference internal" href="#{paper}">'
-        html += bar(f"{link}{escape(PAPERS[paper])}</a>", counts)
-    html += bar("All five", total) + "</tbody></table>"
-    every = [row for paper in CHAPTERS for row in rows(paper)]
-    near = Counter(row.state for row in every if row.near)
-    numbers = sum(row.entry["value"] not in "-?" for row in every)
-    return (
-        f"<p>The tables of the five papers have {len(every)} entries, of "
-        f"which {numbers} are numbers. {total[ours.FULL]} of them were "
-        "measured in full, on all images and with the papers' networks, and "
-        f"{near[ours.FULL]} of these came out the same. "
-        f"{total[ours.REDUCED]} were measured with less of something, and "
-        f"{near[ours.REDUCED]} of these came out near. "
-        f"{total[ours.MISSING]} were not run.</p>{html}"
-    )
-
-
-def bar(title: Html, counts: Counter) -> Html:
-    cells = "".join(f"<td>{counts[s]}</td>" for s in ours.STATES)
-    parts = "".join(
-        f'<i class="s{k}" style="flex-grow:{counts[s]}"></i>'
-        for k, s in enumerate(ours.STATES)
-        if counts[s]
-    )
-    wide = len(ours.STATES) + 2
-    return (
-        f"<tr><th>{title}</th>{cells}<td>{counts.total()}</td></tr>"
-        f'<tr class="bar"><td colspan="{wide}">'
-        f'<div aria-hidden="true">{parts}</div></td></tr>'
-    )
-
-
-def scatter() -> Html:
-    """Printed against measured, in per cent: a disk is full, a ring reduced."""
-    points, seen = "", Counter()
-    for paper in CHAPTERS:
-        for row in rows(paper):
-            if not row.readings or not ours.share(row.entry):
-                continue
-            seen[paper] += 1
-            x, y = float(row.entry["value"]), row.readings[0].value
-            words = ", ".join(named(row.entry, list(COLUMNS)))
-            told = f"{PAPERS[paper]}, table {row.entry['table']}: {words}: {x:g} printed, {y:.1f} ours"
-            points += (
-                f'<circle class="{paper} {row.state}" cx="{x:g}" '
-                f'cy="{100 - y:.2f}" r="1.1"><title>{escape(told)}'
-                "</title></circle>"
-            )
-    ticks = "".join(
-        f'<path d="M{t} 100v1.5M0 {100 - t}h-1.5"/>'
-        f'<text x="{t}" y="106">{t}</text>'
-        f'<text x="-2.5" y="{101.3 - t}" class="end">{t}</text>'
-        for t in range(0, 101, 20)
-    )
-    legend = ", ".join(
-        f'<span class="{paper}">●</span> {escape(PAPERS[paper])} ({n})'
-        for paper, n in seen.items()
-    )
-    alt = f"Scatter of {seen.total()} printed percentages against ours, with the diagonal."
-    return (
-        '<figure class="rep-scatter"><svg viewBox="-13 -3 117 116" role="img" '
-        f'aria-label="{alt}"><path class="band" d="M0 98L98 0H100V2L2 100H0Z"/>'
-        '<path class="frame" d="M0 0V100H100"/><path d="M0 100L100 0"/>'
-        f"{ticks}{points}"
-        '<text x="50" y="112">printed, %</text>'
-        '<text transform="translate(-10.5 50)rotate(-90)">ours, %</text></svg>'
-        f"<figcaption><p>{seen.total()} percentages that we have measured, "
-        f"against those that the papers print: {legend}. A disk was measured "
-        "in full, a ring with less of something. On the line both agree; the "
-        "band reaches two points to either side.</p></figcaption></figure>"
     )
 
 

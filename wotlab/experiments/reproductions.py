@@ -44,8 +44,10 @@ SETTING: Entry = {"paper": "subramanyam", "table": "7"}
 REASONS: tuple[tuple[str, Entry], ...] = (
     ("A time on the paper's GPU, which we do not have.",
      {"metric": "minutes hours minutes-ours-v100 minutes-hu-v100"}),
-    ("A defense of others, which this package does not have.",
-     {"training": "arn proxy lgbat awp ates"}),
+    ("A defense with another network (ARN) or with generated images (Proxy), which we do not have.",
+     {"training": "arn proxy"}),
+    ("The package has this defense, but no experiment trains it for this table.",
+     {"training": "lgbat awp ates"}),
     ("SVHN could not be had.", {"data": "svhn"}),
     ("CIFAR-100 could not be had.", {"data": "cifar100"}),
     ("ImageNet was not at hand. The same attacks on CIFAR-10 are in `iwd-table-1`.",
