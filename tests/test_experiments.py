@@ -135,6 +135,27 @@ def test_whole_trainings_have_records_and_weights_of_their_own(run, monkeypatch)
     assert cells["pgd-40-whole-autoattack"].printed == 89.10
 
 
+def test_epochs_that_a_call_names_are_of_all_images(run, monkeypatch):
+    """On a CPU, too, under keys of their own; PGD and the chain both see each image so often."""
+    rows = []
+    monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or [])
+    monkeypatch.setattr(got, "trial", lambda run, row: rows.append(row) or [])
+    longer = replace(run, epochs=10)
+    list(dro.regniez(1, longer))
+    assert [results.name(row.keys) for row in rows] == ["chain-epochs-10", "pgd-40-epochs-10"]
+    assert {(row.epochs, row.images) for row in rows} == {(10, None)}
+    rows.clear()
+    list(got.table(4, longer))
+    assert results.name(rows[0].keys) == "start-whole-epochs-10"
+    assert all((row.epochs, row.images, row.few) == (10, None, None) for row in rows)
+    assert rows[1].defense.inner.attack.keywords["steps"] == 40  # as printed
+    rows.clear()
+    list(got.betas(longer))
+    assert [row.defense.beta for row in rows] == list(got.BETAS) * len(got.SEEDS)
+    assert len({results.name(row.keys) for row in rows}) == len(rows)
+    assert {row.start.what for row in rows} == {"got-cures"}  # trained once for both
+
+
 def test_every_defense_gets_the_same_work(run, monkeypatch):
     rows = []
     monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or [])

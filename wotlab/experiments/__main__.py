@@ -114,6 +114,7 @@ BY_ITSELF = {n for rows in PAPERS.values() for n, (needs, _) in rows.items() if 
 
 # What --epochs is for: trainings of which a short and a long version are recorded.
 OF_EPOCHS = {"iwd-beta", "iwd-table-1", "iwd-table-2", "iwd-table-3"}
+OF_EPOCHS |= {name for name in EXPERIMENTS if name.startswith(("got-", "regniez-"))}
 
 
 class Parser(runner.Parser):
@@ -177,8 +178,8 @@ def parser() -> Parser:
     add("--out", type=Path, default=Path("results"), help="folder of the records; ./results")
     add("--images", type=count, default=1000, help="the first so many test images; 1000")
     add("--epochs", type=count,
-        help=f"of trainings on all images ({', '.join(sorted(OF_EPOCHS))}): by default a short "
-             "one of some images on a CPU, as long as in the paper on a GPU")  # fmt: skip
+        help="of trainings on all images (got-*, regniez-*, iwd-beta, iwd-table-*): by default a "
+             "short one of some images on a CPU, as long as in the paper on a GPU")  # fmt: skip
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="a GPU where there is one")  # fmt: skip
     add("--anew", action="store_true", help="measure what is recorded again")

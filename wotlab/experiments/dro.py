@@ -11,6 +11,7 @@ from wotlab.balls import Ball, LinfBall
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import Trial, autoattack, pgd, trial
 from wotlab.gibbs import Chain
+from wotlab.results import Keys
 from wotlab.training import pgd_adversary
 
 MNIST = LinfBall(0.3)
@@ -110,8 +111,9 @@ class Table:
     """What a table trains, and for how long.
 
     `epochs` are the paper's, for a GPU. On a CPU both defenses have `work` back-propagations for
-    each image of the training set: the chain sees all of them, PGD-40 a part, once. AutoAttack
-    then runs its two APGD attacks on the first `few` test images.
+    each image of the training set: the chain sees all of them, PGD-40 a part, once; unless a call
+    names epochs, which both then have. AutoAttack runs its two APGD attacks there, on the first
+    `few` test images.
     """
 
     network: str
@@ -137,15 +139,17 @@ def regniez(number: int, run: Run) -> Iterator[Cell]:
     table = TABLES[number]
     run = replace(run, dataset=table.dataset)
     parts = () if run.whole else ("apgd-ce", "apgd-t")
-    part = None if run.whole else len(run.load("train")) * table.work // 41
-    many, once = (table.epochs, table.epochs) if run.whole else (table.work // 2, 1)
+    all_of_them = run.epochs or (table.epochs if run.whole else None)
+    part = None if all_of_them else len(run.load("train")) * table.work // 41
+    many, once = (all_of_them, all_of_them) if all_of_them else (table.work // 2, 1)
+    tail: Keys = {"whole": run.whole, **({"epochs": run.epochs} if run.epochs else {})}
     defenses: dict[str, tuple[Any, int, int | None]] = {
         "chain": (chain(table.ball, many), many, None),
         "pgd-40": (pgd_40(table.ball, once, table.step), once, part),
     }
     for name, (defense, epochs, images) in defenses.items():
         yield from trial(run, Trial(
-            f"regniez-table-{number}", {"training": name, "whole": run.whole}, table.network,
+            f"regniez-table-{number}", {"training": name, **tail}, table.network,
             table.ball, defense, epochs, judges(table.step, *parts), images=images,
             few=None if run.whole else table.few, printed=("regniez", number),
         ))  # fmt: skip

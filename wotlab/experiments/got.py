@@ -61,6 +61,12 @@ class Plan:
     rate: float | None = None
     few: int | None = None
 
+    @property
+    def keys(self) -> Keys:
+        """Those of its records: whether it takes all images, and epochs that a call has named."""
+        named = self.images is None and self.epochs != WHOLE.epochs
+        return {"whole": self.images is None} | ({"epochs": self.epochs} if named else {})
+
 
 WHOLE = Plan()
 SHORT = Plan(images=10_000, first=3, epochs=1, batch=50, steps=10, rate=3e-4, few=100)
@@ -125,7 +131,7 @@ def rows_of(
     what: str, network: str, data: str, names: tuple[str, ...], plan: Plan, seed: int | None = None
 ) -> Iterator[Trial]:
     """The network that all start from, and the rows; a seed is among their keys."""
-    whole, ball = plan == WHOLE, baseline("pgd-at", data).ball
+    whole, ball = plan.images is None, baseline("pgd-at", data).ball
     strong = {"pgd-40": pgd(40, 0.01, restarts=1)} if data == "mnist" else {
         "pgd-20": pgd(20, ball.eps / 4, restarts=1)
     }  # fmt: skip
@@ -136,7 +142,7 @@ def rows_of(
     first = baseline("pgd-at", data, plan.steps)
     first.eps = growing(ball, plan.first)
     head: Keys = {} if data == "mnist" else {"data": data}
-    tail: Keys = {"whole": whole} if seed is None else {"seed": seed, "whole": whole}
+    tail = ({} if seed is None else {"seed": seed}) | plan.keys
     start = Trial(
         what, head | {"training": "start"} | tail, network, ball, first, plan.first, judges,
         images=plan.images, batch=plan.batch, lr=0.05 if data == "mnist" else 0.1,
@@ -152,6 +158,9 @@ def rows_of(
 
 
 def plan_of(run: Run, short: Plan = SHORT) -> Plan:
+    """On a GPU the paper's; where a call names epochs, so many of all images, first and then."""
+    if run.epochs:
+        return replace(WHOLE, first=run.epochs, epochs=run.epochs)
     return WHOLE if run.whole else short
 
 
@@ -243,7 +252,7 @@ def betas(run: Run) -> Iterator[Cell]:
     plan = plan_of(run, OVER_SEEDS)
     for seed, beta in product(SEEDS, BETAS):
         *_, row = rows_of("got-cures", "wong-mnist", "mnist", ("got-pgd-s",), plan, seed)
-        keys: Keys = {"beta": beta, "seed": seed, "whole": plan == WHOLE}
+        keys = {"beta": beta, "seed": seed} | plan.keys
         defense = replace(row.defense, beta=beta)
         yield from trial(run, replace(row, what="got-beta", keys=keys, defense=defense))
 
