@@ -56,7 +56,7 @@ class Chain:
     rule : "sign", "projected", "reflected" or "mala"
         "sign": :math:`z + \eta\, \mathrm{sign}(g) + \sigma \xi`, clamped to the box: the paper's
         Algorithm 1. Its law
-        is not the Gibbs law, however small the steps (chapter 5 measures it).
+        is not the Gibbs law, however small the steps (chapter 6 measures it).
         "projected": :math:`z + \tfrac12 \lambda \sigma^2 g + \sigma \xi`, clamped. True gradient,
         but what steps over a wall stays on it.
         "reflected": the same, reflected at the walls. Tends to the Gibbs law as sigma -> 0.

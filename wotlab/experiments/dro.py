@@ -48,6 +48,7 @@ DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "chain-sign": (lambda epochs: chain(MNIST, epochs), 2),
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
     "free-8": (lambda epochs: training.FreeAT(MNIST, growing(MNIST, epochs), repeats=8), 8),
+    "pgd-3": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(3)), 4),
     "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(7)), 8),
     "chain-true": (partial(chain, MNIST, rule="projected", **SMALL), 2),
     "chain-reflected": (partial(chain, MNIST, rule="reflected", **SMALL), 2),
