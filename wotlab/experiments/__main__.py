@@ -11,7 +11,18 @@ from pathlib import Path
 import torch
 
 from wotlab import results
-from wotlab.experiments import digits, dro, got, hu, iwd, runner, strength, subramanyam, zoo
+from wotlab.experiments import (
+    digits,
+    dro,
+    got,
+    hu,
+    internal,
+    iwd,
+    runner,
+    strength,
+    subramanyam,
+    zoo,
+)
 from wotlab.experiments.runner import Cell, Run
 
 NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
@@ -53,6 +64,7 @@ PAPERS: dict[str, Rows] = {
     "Tan et al., internal Wasserstein distance": {
         "iwd-attacks": (IMAGENET, iwd.attack_all),
         "iwd-beta": (IMAGENET, iwd.beta),
+        "iwd-settings": (NOTHING, internal.settings),
         **tables("iwd", IMAGENET, iwd.success, 1, 2),
         "iwd-table-3": (IMAGENET, iwd.defend),
         "iwd-tau": (IMAGENET, iwd.tau),

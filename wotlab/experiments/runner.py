@@ -37,6 +37,7 @@ CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # mean and deviati
 TITLES = {
     "digits": "8x8 digits,",
     "mnist": "MNIST",
+    "mnist-5k": "mnist-5k",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
