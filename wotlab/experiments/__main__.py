@@ -12,12 +12,14 @@ import torch
 
 from wotlab import results
 from wotlab.experiments import (
+    critics,
     digits,
     dro,
     got,
     hu,
     internal,
     iwd,
+    photographs,
     runner,
     strength,
     subramanyam,
@@ -27,6 +29,7 @@ from wotlab.experiments.runner import Cell, Run
 
 NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
 FASHION, CIFAR = "Fashion-MNIST", "CIFAR-10"
+NIPS = "photographs, wotlab[imagenet]"
 IMAGENET, COLOUR = "CIFAR-10, or ImageNet and a GPU", "CIFAR-10, CIFAR-100"
 Rows = dict[str, tuple[str, Callable[[Run], Iterator[Cell]]]]  # what they need, and their cells
 
@@ -64,6 +67,9 @@ PAPERS: dict[str, Rows] = {
     "Tan et al., internal Wasserstein distance": {
         "iwd-attacks": (IMAGENET, iwd.attack_all),
         "iwd-beta": (IMAGENET, iwd.beta),
+        "iwd-critic": (NOTHING, critics.critics),
+        "iwd-photographs": (NIPS, photographs.table),
+        "iwd-pictures": (NIPS, photographs.pictures),
         "iwd-settings": (NOTHING, internal.settings),
         **tables("iwd", IMAGENET, iwd.success, 1, 2),
         "iwd-table-3": (IMAGENET, iwd.defend),

@@ -41,6 +41,7 @@ TITLES = {
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet photographs of NIPS 2017,",
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
 }
