@@ -220,7 +220,7 @@ def test_critics_learn_as_their_penalty_says(monkeypatch):
     monkeypatch.setattr(critics, "SEEN", (150,))
     cells = {cell.name: cell for cell in critics.critics(plain_run(1))}
     told = {
-        name: cells[f"another-digit-{name}"].measure(*cells[f"another-digit-{name}"].given())
+        name: cells[f"two-digits-{name}"].measure(*cells[f"two-digits-{name}"].given())
         for name in critics.PENALTIES
     }
     assert told["added-flat-start"][0] < 0.1 and told["added"][0] > 10

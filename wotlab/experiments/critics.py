@@ -39,26 +39,33 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def shifted(x: Tensor, y: Tensor) -> Tensor:
-    return x.roll(1, 3)
+def digit(which: int = 0) -> Tensor:
+    return data.load("mnist-5k").tensors(slice(which, which + 1))[0].double()
 
 
-def noisy(x: Tensor, y: Tensor) -> Tensor:
+def roof(right: int = 0) -> Tensor:
+    """A corner of a photograph; a digit's shift would cost nothing."""
+    photograph = data.load("photographs").tensors(slice(0, 1))[0].double()
+    return photograph[..., 96:124, 300 + right : 328 + right]
+
+
+def attacked() -> Tensor:
+    ball, y = InternalWassersteinBall(0.2), data.load("mnist-5k").tensors(slice(0, 1))[1]
+    model = models.load("mnist-standard").double()
+    return attacks.pgd(model, digit(), y, ball, early_stop=False).x_adv
+
+
+def noisy() -> Tensor:
+    x = digit()
     return (x + 0.1 * torch.randn(x.shape, generator=seeded(), dtype=x.dtype)).clamp(0, 1)
 
 
-def attacked(x: Tensor, y: Tensor) -> Tensor:
-    model = models.load("mnist-standard").double()
-    return attacks.pgd(model, x, y, InternalWassersteinBall(0.2), early_stop=False).x_adv
-
-
-def another(x: Tensor, y: Tensor) -> Tensor:
-    return data.load("mnist-5k").tensors(slice(1, 2))[0].double()
-
-
-PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "another-digit": another, "shifted": shifted, "noise-0.1": noisy, "attacked": attacked,
-}  # fmt: skip
+PAIRS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "two-digits": lambda: (digit(), digit(1)),
+    "roof-shifted": lambda: (roof(), roof(1)),
+    "noise-0.1": lambda: (digit(), noisy()),
+    "attacked": lambda: (digit(), attacked()),
+}
 
 
 def learn(how: Penalty, x: Tensor, z: Tensor) -> tuple[float, dict]:
@@ -93,15 +100,10 @@ def learn(how: Penalty, x: Tensor, z: Tensor) -> tuple[float, dict]:
 def critics(run: Run) -> Iterator[Cell]:
     """What a critic says of a distance, as a share of it, as the critic learns."""
     run = replace(run.first(1), dataset="mnist-5k")
-
-    def pair(name: str) -> tuple[Tensor, Tensor]:
-        x, y = run.test_images()
-        return x.double(), PAIRS[name](x.double(), y)
-
-    for name in PAIRS:
-        given = cache(lambda name=name: pair(name))
+    for pair, images in PAIRS.items():
+        given = cache(images)
         for penalty, how in PENALTIES.items():
             yield Cell(
-                "iwd-critic", {"pair": name, "penalty": penalty}, run,
-                partial(learn, how), given, "of the exact distance", seed=0,
+                "iwd-critic", {"pair": pair, "penalty": penalty}, run, partial(learn, how), given,
+                "of the exact distance", seed=0,
             )  # fmt: skip
