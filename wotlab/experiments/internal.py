@@ -68,6 +68,7 @@ SETTINGS: Mapping[str, Mapping[str, Performed]] = {  # of each attack, by a name
         "tau-0.1-width-64": partial(IWDA, width=64),
         "tau-0.1-one-scale": partial(IWDA, most_scales=1),
         "tau-0.1-lr-0.002": partial(IWDA, lr=2e-3),
+        "tau-0.1-lr-0.0001": partial(IWDA, lr=1e-4, steps=400),
         "tau-0.1-critic-1": partial(IWDA, critic_steps=1),
         "tau-0.1-critic-20": partial(IWDA, critic_steps=20),
     },
