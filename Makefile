@@ -55,6 +55,6 @@ clean:
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[book,test,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[book,test,bench,imagenet]'
 	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5' # it pins an old requests
 	@touch $@

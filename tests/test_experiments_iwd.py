@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from wotlab import InternalWassersteinBall, attacks, data, results
+from wotlab import InternalWassersteinBall, LinfBall, attacks, data, results
 from wotlab import iwd as distance
-from wotlab.experiments import iwd, runner
+from wotlab.experiments import critics, internal, iwd, photographs, runner
 from wotlab.experiments.iwd import Setting, settings
 from wotlab.experiments.runner import perform
 from wotlab.training import Standard
@@ -181,3 +181,60 @@ def test_networks_of_the_paper_where_they_are_at_hand(run, monkeypatch):
     assert cells["resnet101-pgd-fgsm-untargeted"].printed == 9.53
     assert cells["resnet101-pgd-fgsm-untargeted-within"].printed is None
     assert cells["resnet101-iwdd-clean"].printed == 71.80
+
+
+def test_what_is_walked_back_breaks_and_is_nearer():
+    model, x, y, counted = internal.right_ones(
+        replace(plain_run(4), dataset="mnist-5k"), "mnist-standard"
+    )
+    assert counted == {"misread_from_the_start": 0}
+    z = attacks.pgd(model, x, y, LinfBall(0.3), early_stop=False).x_adv
+    back = internal.walked_back(model, x, y, z)
+    assert (model(back).argmax(1) != y).all()
+    share = (back - x).flatten(1).norm(dim=1) / (z - x).flatten(1).norm(dim=1)
+    assert (share < 0.9).all()
+    closer = x + (share * 0.99)[:, None, None, None] * (z - x)
+    assert (model(closer).argmax(1) == y).all()
+
+
+def plain_run(images):
+    return runner.Run(None, None, None, images, torch.device("cpu"), False)
+
+
+def test_settings_tell_how_far_each_image_had_to_go():
+    run = plain_run(3)
+    cells = {cell.name: cell for cell in internal.settings(run)}
+    cell = cells["mnist-standard-pgd-eps-0.1"]
+    share, told = cell.measure(*cell.given())
+    hit = [far is not None for far in told["iwd"]]
+    assert share.count == sum(hit) and share.total == 3
+    for k, broke in enumerate(hit):
+        if broke:
+            assert told["walked_back"][k] <= told["iwd"][k] <= 9 * 0.1
+            assert told["linf"][k] <= 0.1 + 1e-4
+        else:
+            assert told["walked_back"][k] is None
+
+
+def test_critics_learn_as_their_penalty_says(monkeypatch):
+    monkeypatch.setattr(critics, "SEEN", (150,))
+    cells = {cell.name: cell for cell in critics.critics(plain_run(1))}
+    told = {
+        name: cells[f"two-digits-{name}"].measure(*cells[f"two-digits-{name}"].given())
+        for name in critics.PENALTIES
+    }
+    assert told["added-flat-start"][0] < 0.1 and told["added"][0] > 10
+    assert told["per-patch"][1]["slope_linf"] < 2 < told["whole-image"][1]["slope_l2"]
+
+
+def test_photographs_are_read_from_their_list(tmp_path):
+    folder = tmp_path / "imagenet" / "val" / "n1"
+    folder.mkdir(parents=True)
+    to_pil_image(torch.full((3, 80, 90), 0.5)).save(folder / "a.png")
+    with pytest.raises(runner.Refused, match="no list"):
+        photographs.read(tmp_path / "imagenet", 64)
+    head = "file\tlabel (from 0)\tauthor\tlicence\tsource\n"
+    (tmp_path / "imagenet" / "CREDITS.tsv").write_text(head + "n1/a.png\t425\tSomebody\tCC\tweb\n")
+    x, y, who = photographs.read(tmp_path / "imagenet", 64)
+    assert x.shape == (1, 3, 64, 64) and y.tolist() == [425] and who == ["Somebody"]
+    assert (x - 0.5).abs().max() < 0.01

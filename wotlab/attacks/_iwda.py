@@ -15,7 +15,7 @@ from wotlab.attacks._pyramid import SMALLEST, Generators, changed, resize, scale
 from wotlab.attacks._result import AttackResult, Best
 from wotlab.balls import InternalWassersteinBall
 from wotlab.iwd import PatchCost
-from wotlab.iwd.game import BETAS, PENALTY, RATE, PatchCritics, critic_step, gap
+from wotlab.iwd.game import BETAS, PENALTY, RATE, WIDTH, PatchCritics, critic_step, gap
 
 
 def iwda(
@@ -30,6 +30,7 @@ def iwda(
     critic_steps: int = 5,
     most_scales: int = 3,
     samples: int = 1,
+    width: int = WIDTH,
     lr: float = RATE,
     penalty: float = PENALTY,
     early_stop: bool = True,
@@ -70,6 +71,8 @@ def iwda(
         below 8 pixels or that of a patch.
     samples : int
         Examples of each image, one a draw of the noise.
+    width : int
+        Channels of the generators' layers; 32 as in SinGAN, as the paper does not say.
     lr : float
         Of Adam: 5e-4, betas (0.5, 0.999), in the paper.
     penalty : float
@@ -107,7 +110,7 @@ def iwda(
     """
     InternalWassersteinBall.require(ball)
     counts = {"steps": steps, "critic_steps": critic_steps, "most_scales": most_scales,
-              "samples": samples, "batch_size": batch_size}  # fmt: skip
+              "samples": samples, "width": width, "batch_size": batch_size}  # fmt: skip
     for name, count in counts.items():
         checks.count(name, count)
     for name, value in (("tau", tau), ("lr", lr), ("penalty", penalty)):
@@ -115,7 +118,7 @@ def iwda(
 
     def play(objective: Objective, many: Tensor, early_stop: bool, progress: bool) -> Best:
         x = many[::samples]
-        game = _Game(x, samples, objective, ball.patch_cost, tau, penalty, generator)
+        game = _Game(x, samples, objective, ball.patch_cost, tau, penalty, width, generator)
         smallest = max(SMALLEST, ball.patch_cost.size)
         sizes = scales(x.shape[-2], x.shape[-1], most_scales, smallest)
         plan = [size for size in sizes for _ in range(steps)]
@@ -146,6 +149,7 @@ class _Game:
     cost: PatchCost
     tau: float
     penalty: float
+    width: int
     generator: torch.Generator | None
 
     def __post_init__(self) -> None:
@@ -159,7 +163,7 @@ class _Game:
         self.small, self.coarse = resize(self.x, size), resize(self.change, size)
         self.u = self.cost.cut(self.small).repeat(1, self.samples, 1)
         x, generator = self.x, self.generator
-        self.net = Generators(len(x), x.shape[1], like=x, generator=generator)
+        self.net = Generators(len(x), x.shape[1], self.width, like=x, generator=generator)
         self.critics = PatchCritics(len(x), self.u.shape[2], like=x, generator=generator)
         self.down = Adam(self.net.parameters(), lr, BETAS)
         self.up = Adam(self.critics.parameters(), lr, BETAS, maximize=True)

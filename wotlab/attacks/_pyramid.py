@@ -20,10 +20,11 @@ class Generators(nn.Module):
     """
 
     def __init__(
-        self, count: int, channels: int, *, like: Tensor, generator: torch.Generator | None = None
-    ):
+        self, count: int, channels: int, width: int = WIDTH, *, like: Tensor,
+        generator: torch.Generator | None = None,
+    ):  # fmt: skip
         super().__init__()
-        sizes = (3 * channels, WIDTH, WIDTH, WIDTH, channels)
+        sizes = (3 * channels, width, width, width, channels)
         self.layers = len(sizes) - 1
         for k, (n, m) in enumerate(pairwise(sizes)):
             scale = 0 if k == self.layers - 1 else (2 / (n * KERNEL**2)) ** 0.5

@@ -11,11 +11,25 @@ from pathlib import Path
 import torch
 
 from wotlab import results
-from wotlab.experiments import digits, dro, got, hu, iwd, runner, strength, subramanyam, zoo
+from wotlab.experiments import (
+    critics,
+    digits,
+    dro,
+    got,
+    hu,
+    internal,
+    iwd,
+    photographs,
+    runner,
+    strength,
+    subramanyam,
+    zoo,
+)
 from wotlab.experiments.runner import Cell, Run
 
 NOTHING, MNIST, WONG = "nothing", "MNIST", "MNIST, released networks"
 FASHION, CIFAR = "Fashion-MNIST", "CIFAR-10"
+NIPS = "photographs, wotlab[imagenet]"
 IMAGENET, COLOUR = "CIFAR-10, or ImageNet and a GPU", "CIFAR-10, CIFAR-100"
 Rows = dict[str, tuple[str, Callable[[Run], Iterator[Cell]]]]  # what they need, and their cells
 
@@ -53,6 +67,10 @@ PAPERS: dict[str, Rows] = {
     "Tan et al., internal Wasserstein distance": {
         "iwd-attacks": (IMAGENET, iwd.attack_all),
         "iwd-beta": (IMAGENET, iwd.beta),
+        "iwd-critic": (NOTHING, critics.critics),
+        "iwd-photographs": (NIPS, photographs.table),
+        "iwd-pictures": (NIPS, photographs.pictures),
+        "iwd-settings": (NOTHING, internal.settings),
         **tables("iwd", IMAGENET, iwd.success, 1, 2),
         "iwd-table-3": (IMAGENET, iwd.defend),
         "iwd-tau": (IMAGENET, iwd.tau),

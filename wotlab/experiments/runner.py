@@ -37,9 +37,11 @@ CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # mean and deviati
 TITLES = {
     "digits": "8x8 digits,",
     "mnist": "MNIST",
+    "mnist-5k": "mnist-5k",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet photographs of NIPS 2017,",
     "imagenet10": "ten classes of ImageNet,",
     "svhn": "SVHN",
 }

