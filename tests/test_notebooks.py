@@ -75,9 +75,6 @@ def test_code_cells_fit_a_screen(path):
         assert not cell.source.rstrip().endswith(";"), f"end with plt.show() instead: {cell.source}"
 
 
-FIRST_CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "07")]
-
-
 def vector_figures(path: Path) -> list[str]:
     found = []
     for _, output in outputs(path):
@@ -90,9 +87,7 @@ def vector_figures(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", [*FIRST_CHAPTERS, ROOT / "book" / "index.ipynb"], ids=lambda path: path.stem
-)
+@EVERY_NOTEBOOK
 def test_figures_are_narrow_enough_for_a_phone_to_show_their_text(path):
     for svg in vector_figures(path):
         width = re.search(r'<svg [^>]*\bwidth="([0-9.]+)pt"', svg)
@@ -100,7 +95,7 @@ def test_figures_are_narrow_enough_for_a_phone_to_show_their_text(path):
         assert float(width[1]) <= 400, width[0]
 
 
-@pytest.mark.parametrize("path", FIRST_CHAPTERS, ids=lambda path: path.stem)
+@EVERY_NOTEBOOK
 def test_lines_of_code_fit_the_page(path):
     for cell in cells(path, "code"):
         for line in cell.source.splitlines():

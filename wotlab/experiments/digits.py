@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from wotlab import attacks, evaluate
+from wotlab import attacks, evaluate, training
 from wotlab.experiments import recipes, trials, zoo
 from wotlab.experiments.runner import Cell, Run
 from wotlab.gibbs import Chain
@@ -34,7 +34,12 @@ def chain_steps(run: Run) -> Iterator[Cell]:
         rule = Chain("sign", sigma=sigma * recipes.BALL.eps, eta=eta * recipes.BALL.eps)
         recipe = recipes.Recipe(
             f"sign chain, eta {eta:g} eps, sigma {sigma:g} eps",
-            partial(recipes.carried(rule), recipes.growing(recipes.BALL.eps, 3)),
+            partial(
+                training.AdversarialTransport,
+                recipes.BALL,
+                recipes.growing(recipes.BALL.eps, 3),
+                chain=rule,
+            ),
             {"epochs": 6, "batch_size": 50, "lr": 0.05},
         )
         keys: Keys = {"eta": eta, "sigma": sigma}
@@ -48,8 +53,16 @@ def got_settings(run: Run) -> Iterator[Cell]:
         "apgd": trials.autoattack("apgd-ce"),
     }
     for name, how in SETTINGS.items():
-        recipe = recipes.tuned(name, recipes.got("pgd", **how))
+        recipe = recipes.Recipe(
+            f"{name}, l-infinity 0.15, 3 epochs, Adam from 0.001", partial(got, **how),
+            recipes.falling(3) | {"optimizer": trials.adam}, start="digits-pgd-at-6",
+        )  # fmt: skip
         yield from row(run.first(FEW), "digits-got-settings", {"setting": name}, recipe, judges)
+
+
+def got(term: dict | None = None, **options: Any) -> training.GOT:
+    """GOT on PGD-AT with five steps; `term` are options of `JointTransport`."""
+    return training.GOT(recipes.pgd_at(5), training.JointTransport(**(term or {})), **options)
 
 
 def row(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +55,6 @@ class Recipe:
         Attack by its name on the card, called as `attack(model, x, y)`.
     again : int
         Every so many test images are judged a second time: what the tests of a card can repeat.
-    watch : (str, attack), optional
-        What the card's history also holds: the share of test images that this attack leaves
-        after each epoch, by this name.
     """
 
     told: str
@@ -74,7 +70,6 @@ class Recipe:
     source: tuple[str, Callable[[str, Path | None], Pair]] = DIGITS
     judges: dict[str, Callable] = field(default_factory=lambda: JUDGES)
     again: int = 1
-    watch: tuple[str, Callable] | None = None
 
 
 def to_zero(epochs: int) -> Callable[[float], float]:
@@ -92,31 +87,11 @@ def growing(eps: float, epochs: float) -> Callable[[float], float]:
     return lambda epoch: eps * min(1.0, epoch / epochs)
 
 
-def pieces(split: str, root: Path | None) -> Pair:
-    """Squares of 28 pixels cut from six scenes, and which scene each is from."""
-    photographs, scenes = (
-        data.load(name).tensors()[0].double() for name in ("photographs", "scenes")
-    )
-    shrink = partial(torch.nn.functional.interpolate, mode="area")
-    small = [*shrink(photographs, scale_factor=0.25), *shrink(scenes, size=(106, 106))]
-    count, seed = {"train": (1200, 0), "test": (300, 1)}[split]
-    which, cut = torch.arange(count) % len(small), []
-    draw = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float)
-    for k, at in zip(which.tolist(), draw, strict=True):
-        top, left = ((torch.tensor(small[k].shape[1:]) - 28) * at).long().tolist()
-        cut.append(small[k][:, top : top + 28, left : left + 28])
-    return torch.stack(cut), which
-
-
 GROWS = "eps grows over the first half"
 
 
 def pgd_at(steps: int, eps: Callable[[float], float] | None = None) -> training.PGDAT:
     return training.PGDAT(BALL, eps, pgd_adversary(steps))
-
-
-def trades() -> training.TRADES:
-    return training.TRADES(BALL, attack=pgd_adversary(5, "kl"))
 
 
 def grown(told: str, eps: float, epochs: int, defense: Callable) -> Recipe:
@@ -127,101 +102,17 @@ def grown(told: str, eps: float, epochs: int, defense: Callable) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES = {
-    # examples of the docstrings
+RECIPES = {  # examples of the docstrings, and small networks of the tests
     "digits-standard": Recipe(
         "cross-entropy, 10 epochs", training.Standard,
         {"epochs": 10, "lr": 0.05}, drawn=torch.float,
     ),
-    # chapters 5 and 7
-    "digits-standard-6": Recipe("cross-entropy, 6 epochs", training.Standard, falling(6)),
-    "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
-    # chapter 5
     "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
-    "digits-pgd-at-4": grown(
-        "PGD-AT, 5 steps, l-infinity", 0.1, 4,
-        lambda eps: training.PGDAT(
-            LinfBall(0.1), eps, partial(attacks.pgd, steps=5, early_stop=False)
-        ),
+    "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
+    "digits-pgd-10": Recipe(
+        f"PGD-AT, 10 steps; {GROWS}, l-infinity 0.15, 3 epochs",
+        lambda: pgd_at(10, growing(0.15, 1.5)), falling(3),
     ),
-    "digits-iwdd-4": grown(
-        "IWDD, 3 steps of pgd, IWD", 0.25, 4,
-        lambda eps: training.IWDD(
-            InternalWassersteinBall(0.25), eps, partial(attacks.pgd, steps=3, early_stop=False)
-        ),
-    ),
-    "scenes-standard": Recipe(
-        "cross-entropy, 10 epochs", training.Standard, falling(10),
-        network="wong-mnist", num_classes=6, in_channels=3,
-        source=("squares of scenes, all 1200 training images", pieces),
-        judges={"pgd, 40 steps, l-infinity 1/255": partial(STRONG, ball=LinfBall(1 / 255))},
-    ),
-}  # fmt: skip
-
-
-def equal_work(told: str, each: int, defense: Callable) -> Recipe:
-    """A row of chapter 6: 33 back-propagations per image, or as near as whole epochs come."""
-    epochs = 33 // each
-    return Recipe(
-        f"{told}, l-infinity 0.15, {epochs} epochs", lambda: defense(growing(0.15, epochs / 2)),
-        falling(epochs), watch=("fgsm", partial(attacks.fgsm, ball=BALL)),
-    )  # fmt: skip
-
-
-def carried(rule: Chain, **options: Any) -> Callable:
-    """Adversarial Transport by the budget."""
-    return lambda eps: training.AdversarialTransport(BALL, eps, chain=rule, **options)
-
-
-def tuned(told: str, defense: Callable[[], training.Defense]) -> Recipe:
-    """A row of chapter 7: trains on from PGD-AT, with the paper's optimizer and rate."""
-    return Recipe(
-        f"{told}, l-infinity 0.15, 3 epochs, Adam from 0.001", defense,
-        falling(3) | {"optimizer": adam}, start="digits-pgd-at-6",
-    )  # fmt: skip
-
-
-def got(loss: str, term: dict | None = None, **options: Any) -> Callable[[], training.GOT]:
-    """GOT on PGD-AT or TRADES with five steps; `term` are options of `JointTransport`."""
-    inner = trades if loss == "trades" else partial(pgd_at, 5)
-    return lambda: training.GOT(inner(), training.JointTransport(**(term or {})), **options)
-
-
-HALF = Chain("sign", sigma=BALL.eps / 2, eta=BALL.eps / 2)
-REFLECTED = Chain("reflected", lam=300.0, sigma=0.04)
-MATCHED = {"match_labels": True}
-RECIPES |= {
-    # chapter 6
-    "digits-pgd-10": equal_work(f"PGD-AT, 10 steps; {GROWS}", 11, partial(pgd_at, 10)),
-    "digits-pgd-10-all-at-once": equal_work("PGD-AT, 10 steps", 11, lambda eps: pgd_at(10)),
-    "digits-pgd-3": equal_work(f"PGD-AT, 3 steps; {GROWS}", 4, partial(pgd_at, 3)),
-    "digits-fast": equal_work(f"FastAT; {GROWS}", 2, partial(training.FastAT, BALL)),
-    "digits-free-4": equal_work(
-        f"FreeAT, 4 repeats; {GROWS}", 4, lambda eps: training.FreeAT(BALL, eps, repeats=4)
-    ),
-    "digits-chain": equal_work(
-        f"Adversarial Transport, sign chain, sigma = eta = eps / 2; {GROWS}", 2, carried(HALF)
-    ),
-    "digits-chain-reflected": equal_work(
-        f"Adversarial Transport, reflected chain, lam 300, sigma 0.04; {GROWS}", 2,
-        carried(REFLECTED),
-    ),
-    "digits-chain-4-samples": equal_work(
-        f"Adversarial Transport, sign chain, 4 samples, soft maximum; {GROWS}", 8,
-        carried(HALF, copies=4, soft=5.0),
-    ),
-    # chapter 7
-    "digits-pgd-at-6-seed-1": replace(RECIPES["digits-pgd-at-6"], seed=1),
-    "digits-more-pgd-at": tuned("PGD-AT, 5 steps", partial(pgd_at, 5)),
-    "digits-trades": tuned("TRADES, 5 steps", trades),
-    "digits-mart": tuned("MART, 5 steps", lambda: training.MART(BALL, attack=pgd_adversary(5))),
-    "digits-got-pgd-s": tuned("GOT-PGD-S", got("pgd")),
-    "digits-got-trades-s": tuned("GOT-TRADES-S", got("trades")),
-    "digits-got-pgd-lm": tuned("GOT-PGD-LM", got("pgd", MATCHED)),
-    "digits-got-trades-lm": tuned("GOT-TRADES-LM", got("trades", MATCHED)),
-    "digits-got-pgd-s-weak": tuned("GOT-PGD-S, beta 1", got("pgd", beta=1.0)),
-    "digits-got-pgd-paired": tuned("GOT on pairs", got("pgd", {"kind": "paired"})),
-    "digits-got-pgd-exact": tuned("GOT, exact cost", got("pgd", {"kind": "exact"})),
 }  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from wotlab import evaluate, models, results, training
 from wotlab._base.files import replacing
-from wotlab.experiments import trials
 from wotlab.experiments.recipes import RECIPES, Recipe
 from wotlab.experiments.runner import Parser, has_room
 
@@ -41,17 +40,11 @@ def trained(
 ) -> tuple[nn.Module, list[dict]]:
     """The network, and what is told of each epoch."""
     x, y = recipe.source[1]("train", root)
-    model, watch = untrained(recipe), None
-    if recipe.watch is not None:
-        name, attack = recipe.watch
-        images, labels = recipe.source[1]("test", root)
-        watch = trials.watching(attack, images.to(recipe.precision), labels)
+    model = untrained(recipe)
     done = training.fit(
         model, (x.to(recipe.precision), y), recipe.defense(), progress=False,
-        validate=watch, keep_best=False, checkpoint=checkpoint, **recipe.fit,
+        checkpoint=checkpoint, **recipe.fit,
     )  # fmt: skip
-    for entry in done.history if watch else ():
-        entry[name] = entry.pop("validation")
     return model, done.history
 
 
