@@ -50,7 +50,8 @@ REASONS: tuple[tuple[str, Entry], ...] = (
      {"training": "lgbat awp ates"}),
     ("SVHN could not be had.", {"data": "svhn"}),
     ("CIFAR-100 could not be had.", {"data": "cifar100"}),
-    ("ImageNet was not at hand. The same attacks on CIFAR-10 are in `iwd-table-1`.",
+    ("ImageNet's test images were not at hand. The same attacks on CIFAR-10 are in `iwd-table-1`, "
+     "on photographs and another network in `iwd-photographs`.",
      {"paper": "iwd", "table": "1"}),
     ("Photographs of the ten ImageNet classes to train on were not at hand. The same attacks and "
      "defenses on CIFAR-10 are in `iwd-table-2` and `iwd-table-3`.", {"paper": "iwd"}),
