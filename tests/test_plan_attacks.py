@@ -174,7 +174,7 @@ def test_each_further_run_breaks_more_and_loses_nothing(fitted):
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
-@pytest.mark.parametrize("name", ["digits-pgd-at-6", "digits-pgd-10"])
+@pytest.mark.parametrize("name", ["digits-chain", "digits-pgd-at-6", "digits-pgd-10"])
 def test_transport_breaks_more_than_runs_at_a_fixed_budget(eps, name):
     """Mirror ascent in the same window, and Frank-Wolfe, on networks that are the same anywhere."""
     network = models.load(name)

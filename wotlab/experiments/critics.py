@@ -10,6 +10,7 @@ from torch.optim import Adam
 
 from wotlab import attacks, data, iwd, models
 from wotlab.balls import InternalWassersteinBall
+from wotlab.experiments.iwd import generator
 from wotlab.experiments.runner import Cell, Run
 from wotlab.iwd import PatchCost, game
 
@@ -35,10 +36,6 @@ PENALTIES = {
 }
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def digit(which: int = 0) -> Tensor:
     return data.load("mnist-5k").tensors(slice(which, which + 1))[0].double()
 
@@ -57,7 +54,7 @@ def attacked() -> Tensor:
 
 def noisy() -> Tensor:
     x = digit()
-    return (x + 0.1 * torch.randn(x.shape, generator=seeded(), dtype=x.dtype)).clamp(0, 1)
+    return (x + 0.1 * torch.randn(x.shape, generator=generator(), dtype=x.dtype)).clamp(0, 1)
 
 
 PAIRS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
@@ -72,7 +69,7 @@ def learn(how: Penalty, x: Tensor, z: Tensor) -> tuple[float, dict]:
     """A critic's gap over the exact distance with the l1 cost, at its last step and before."""
     cost = PatchCost()
     u, v = cost.cut(x), cost.cut(z)
-    one = seeded()
+    one = generator()
     critics = game.PatchCritics(1, u.shape[2], like=u, generator=one)
     with torch.no_grad():
         for weight in critics.parameters():

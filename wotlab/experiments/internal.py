@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from wotlab import attacks, evaluate, iwd, models
 from wotlab.attacks import AttackResult
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
+from wotlab.experiments.iwd import generator
+from wotlab.experiments.iwd import right_ones as of_network
 from wotlab.experiments.runner import Cell, Run
 
 DIGITS, FEW = "mnist-5k", 50
@@ -31,13 +33,9 @@ TAUS, STEPS = (0.01, 0.03, 0.1, 0.3, 1.0), (100, 400)  # of IWDA
 Performed = Callable[[nn.Module, Tensor, Tensor], AttackResult]
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def with_noise(attack: Callable, *args: Any, **options: Any) -> AttackResult:
     """An attack whose noise is the same at each call."""
-    return attack(*args, generator=seeded(), **options)
+    return attack(*args, generator=generator(), **options)
 
 
 def budgets(
@@ -130,9 +128,7 @@ def far_at(
 
 def right_ones(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor, dict]:
     """A network that ships, the digits that it reads rightly, and how many it does not."""
-    model, (x, y) = models.load(name).to(run.device), run.test_images()
-    right = evaluate.are_right(model, x, y)
-    return model, x[right], y[right], {"misread_from_the_start": int((~right).sum())}
+    return of_network(models.load(name).to(run.device), run)
 
 
 def settings(run: Run) -> Iterator[Cell]:

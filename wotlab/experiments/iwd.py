@@ -156,10 +156,14 @@ class Setting:
 
     def right_ones(self, name: str) -> tuple[nn.Module, Tensor, Tensor, dict]:
         """A network, the test images that it reads rightly, and how many it does not."""
-        model = self.model(name)
-        x, y = self.run.test_images()
-        right = evaluate.are_right(model, x, y)
-        return model, x[right], y[right], {"misread_from_the_start": int((~right).sum())}
+        return right_ones(self.model(name), self.run)
+
+
+def right_ones(model: nn.Module, run: Run) -> tuple[nn.Module, Tensor, Tensor, dict]:
+    """A network, the test images that it reads rightly, and how many it does not."""
+    x, y = run.test_images()
+    right = evaluate.are_right(model, x, y)
+    return model, x[right], y[right], {"misread_from_the_start": int((~right).sum())}
 
 
 def settings(run: Run, few: int) -> Iterator[Setting]:

@@ -18,6 +18,7 @@ from wotlab import attacks, evaluate, models
 from wotlab.attacks import AttackResult
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments.internal import with_noise
+from wotlab.experiments.iwd import another
 from wotlab.experiments.runner import Cell, Refused, Run
 
 NETWORK, PIXELS = "efficientnet-lite0", 8 / 255
@@ -70,8 +71,7 @@ def attacked(
     attack: Callable[..., AttackResult], model: nn.Module, x: Tensor, y: Tensor, targeted: bool
 ) -> AttackResult:
     if targeted:
-        step = torch.randint(1, 1000, y.shape, generator=torch.Generator().manual_seed(0))
-        y = (y + step) % 1000
+        y = another(y, 1000)
     return attack(model, x, y, targeted=targeted)
 
 
@@ -120,7 +120,7 @@ def table(run: Run) -> Iterator[Cell]:
 def sheet(
     model: nn.Module, x: Tensor, y: Tensor, order: Tensor, credits: list[str]
 ) -> tuple[float, dict]:
-    """Four photographs of the ten classes, clean and attacked, as one small picture."""
+    """Five photographs of the ten classes, clean and attacked, as one small picture."""
     ten = order[torch.isin(y[order], torch.tensor(models.IMAGENET10))]
     first = [int(ten[y[ten] == label][0]) for label in y[ten].unique()[:5]]
     rows, names, far = [], [], []

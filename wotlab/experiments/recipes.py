@@ -113,6 +113,14 @@ RECIPES = {  # examples of the docstrings, and small networks of the tests
         f"PGD-AT, 10 steps; {GROWS}, l-infinity 0.15, 3 epochs",
         lambda: pgd_at(10, growing(0.15, 1.5)), falling(3),
     ),
+    "digits-chain": Recipe(
+        f"Adversarial Transport, sign chain, sigma = eta = eps / 2; {GROWS}, l-infinity 0.15, "
+        "16 epochs",
+        lambda: training.AdversarialTransport(
+            BALL, growing(0.15, 8), chain=Chain("sign", sigma=BALL.eps / 2, eta=BALL.eps / 2)
+        ),
+        falling(16),
+    ),
 }  # fmt: skip
 
 

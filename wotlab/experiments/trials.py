@@ -141,9 +141,9 @@ def fitted(
     }  # fmt: skip
 
 
-def watching(attack: Callable, x: Tensor, y: Tensor, *ball: Ball) -> Callable[[nn.Module], float]:
+def watching(attack: Callable, x: Tensor, y: Tensor, ball: Ball) -> Callable[[nn.Module], float]:
     """A `validate` of `fit`: the share that an attack leaves of test images."""
-    return lambda model: 1 - attack(model, x, y, *ball).success.double().mean().item()
+    return lambda model: 1 - attack(model, x, y, ball).success.double().mean().item()
 
 
 def curve(fit: training.Fit) -> list[tuple[float, float]]:

@@ -58,6 +58,9 @@ class Fit:
         return len(self.history)
 
 
+GIVEN = {True: "given", False: "watched"}  # what validates, in a checkpoint's words
+
+
 @dataclass
 class Run:
     """One call of `fit`: what it trains, how far it is, and what it has counted."""
@@ -107,11 +110,7 @@ class Run:
             **checkpoints.describe("optimizer", checkpoints.of_optimizer(self.optimiser)),
             **checkpoints.describe("defense", self.defense),
             "schedule": checkpoints.over_epochs(self.schedule),
-            "validate": "None"
-            if self.validate is None
-            else "given"
-            if self.keep_best
-            else "watched",
+            "validate": "None" if self.validate is None else GIVEN[self.keep_best],
             "data": checkpoints.of_data(self.data),
             "batch_size": checkpoints.of_number(self.batch_size),
             "seed": checkpoints.of_number(self.seed),
