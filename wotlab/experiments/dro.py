@@ -89,8 +89,8 @@ def over_seeds(run: Run) -> Iterator[Cell]:
         epochs = round(SHORT / each)
         yield from trial(run, Trial(
             "linf-over-seeds", {"training": name, "seed": seed}, "wong-mnist", MNIST, make(epochs),
-            epochs, judges(0.01, "apgd-ce", "apgd-t"), images=IMAGES, batch=100, few=500,
-            seed=seed, watch=attacks.fgsm,
+            epochs, judges(0.01), images=IMAGES, batch=100, few=1000, seed=seed,
+            watch=attacks.fgsm,
         ))  # fmt: skip
 
 
