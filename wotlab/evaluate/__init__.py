@@ -6,6 +6,7 @@ from wotlab.evaluate._matrix import Field, Matrix, matrix
 from wotlab.evaluate._sanity import Doubt, sanity
 from wotlab.evaluate._shares import Share, share, wilson
 from wotlab.evaluate._threats import Threat
+from wotlab.evaluate._usual import usual_threats
 
 __all__ = [
     "Curve",
@@ -23,5 +24,6 @@ __all__ = [
     "sanity",
     "share",
     "success_rate",
+    "usual_threats",
     "wilson",
 ]
