@@ -18,7 +18,13 @@ from torch import nn
 from wotlab import data, models, results, training
 from wotlab.experiments import __main__ as command
 from wotlab.experiments import jobs, runner, strength, subramanyam, trials
-from wotlab.experiments.runner import Groups, Log, Refused, Run, Step
+from wotlab.experiments.runner import Groups, Log, Missing, Run, Step
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch):
+    """What a record says of how it was made: nothing of the tests' own."""
+    monkeypatch.setattr(sys, "argv", ["experiments"])
 
 
 def call(folder):
@@ -159,7 +165,7 @@ def test_what_is_left_is_trainings_and_measurements():
     ahead.due.update(a=3, b=3, c=3, gone=1)
     for processes, share in ((1, 1), (2, 2), (8, 3)):
         progress = jobs.Progress(ahead, processes)
-        assert (progress.bar.total, progress.bar.initial) == (100, 90)
+        assert (progress.bar.total, progress.bar.n) == (100, 90)
         progress.tell(Step("a", "", 100.0, 1.0))
         assert progress.left() == pytest.approx((3 * 100 + 9) / (4 if processes == 8 else share))
         progress.tell(Step("gone", "left out"))
@@ -194,7 +200,10 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), 
           "photographs": (3, 130, 340)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(command.EXPERIMENTS))
+OTHERS = {"iwd-photographs", "iwd-pictures"}  # read no data set of `load`, and once: their own test
+
+
+@pytest.mark.parametrize("name", sorted(command.EXPERIMENTS.keys() - OTHERS))
 def test_no_experiment_reads_a_data_set_twice(name, tmp_path, monkeypatch):
     """On noise, with trainings that learn nothing: what its cells are given and measured on."""
     read, fetched = Counter(), runner.loaded
@@ -224,10 +233,9 @@ def test_no_experiment_reads_a_data_set_twice(name, tmp_path, monkeypatch):
     for cell in command.EXPERIMENTS[name](run):
         try:
             cell.given()
-        except Refused as error:
-            assert "list of photographs" in str(error)
-            break
-        if cell.run.dataset in data.NAMES:
+        except Missing:  # of a training that another experiment makes
+            continue
+        if cell.run.dataset in data.NAMES and name != "iwd-critic":  # which is given its digit
             cell.run.test_images()
         asked += 1
     fetched.cache_clear()  # of noise
