@@ -120,14 +120,12 @@ def idx(name: str, split: str, root: Path, download: bool) -> Images:
 def _of_debian(path: Path) -> bytes:
     try:
         raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raw, reason = b"", error
-    else:
-        reason = None
+    except (OSError, EOFError):
+        raw = b""
     if hashlib.md5(raw).hexdigest() != DEBIAN_UNPACKED[path.stem]:
         raise ValueError(
             f"{path} is not the file of Debian's package dataset-fashion-mnist; install that again"
-        ) from reason
+        )
     return raw
 
 

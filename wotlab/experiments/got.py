@@ -273,5 +273,7 @@ def transferred(
     done = attacks.transfer(
         model, *run.test_images(), ball, source=model, attack=lambda *given: made()
     )
-    kept = {k: v[~done.misread] for k, v in vars(done).items() if isinstance(v, Tensor)}
+    kept: dict[str, Any] = {
+        k: v[~done.misread] for k, v in vars(done).items() if isinstance(v, Tensor)
+    }
     return replace(done, **kept)
