@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wotlab import attacks, data, training
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import strength
+from wotlab.experiments.runner import loaded
 from wotlab.experiments.trials import adam
 from wotlab.gibbs import Chain
 from wotlab.training import pgd_adversary
@@ -24,7 +25,7 @@ JUDGES: dict[str, Callable] = {  # of the networks on digits
     "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
 }
 DIGITS = (
-    "digits, all 1500 training images", lambda split, root: data.load("digits", split).tensors()
+    "digits, all 1500 training images", lambda split, root: loaded("digits", split).tensors()
 )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ RECIPES = {  # examples of the docstrings, and small networks of the tests
 def mnist(split: str, root: Path | None, count: int | None = None) -> Pair:
     """What "mnist-5k" leaves of MNIST's training images, or the first of it; its test images."""
     if split == "test":
-        return data.load("mnist-5k").tensors()
+        return loaded("mnist-5k").tensors()
     last = None if count is None else 5848 + count
     return data.load("mnist", "train", root).tensors(slice(5848, last))
 
