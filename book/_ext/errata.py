@@ -177,9 +177,11 @@ def counts(some: tuple[Erratum, ...]) -> str:
     """How many there are, and how they were shown, as a sentence."""
     number = Counter(erratum.shown for erratum in some)
     told = [f"{number[how]} {words}" for how, words in SHOWN.items()]
+    told[0] = told[0].replace(" by", " are shown by")
     return (
-        f"Below are {len(some)} errors in {len({e.paper for e in some})} "
-        f"papers, shown {', '.join(told[:-1])} and {told[-1]}."
+        f"Below are {len(some)} errors, gaps and doubtful numbers in "
+        f"{len({each.paper for each in some})} papers, of which "
+        f"{', '.join(told[:-1])} and {told[-1]}."
     )
 
 
