@@ -24,6 +24,7 @@ from wotlab.experiments import (
     runner,
     strength,
     subramanyam,
+    yardstick,
     zoo,
 )
 from wotlab.experiments.runner import Cell, Run
@@ -84,6 +85,7 @@ PAPERS: dict[str, Rows] = {
         **tables("regniez", MNIST, dro.regniez, 1, 4),
         **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
+    "All, one yardstick": {"yardstick": (MNIST, yardstick.yardstick)},
     "GOT": {
         "digits-got-settings": (NOTHING, digits.got_settings),
         "got-beta": (MNIST, got.betas),
