@@ -310,8 +310,8 @@ def test_no_attack_breaks_a_digit_inside_its_radius_and_some_do_outside(fitted):
     said, costs = attacked(model, x[sure], kept, sigma, 0.999, 20)
     assert bool((costs <= kept.radius).all())
     assert bool(((said == kept.prediction) | (said == -1)).all())
-    said, _ = attacked(model, x[sure], kept, sigma, 12.0, 20)
-    assert int(((said != kept.prediction) & (said != -1)).sum()) > 3
+    said, _ = attacked(model, x[sure], kept, sigma, 40.0, 20)
+    assert int(((said != kept.prediction) & (said != -1)).sum()) > 5
 
 
 @pytest.mark.slow

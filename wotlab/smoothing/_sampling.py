@@ -77,11 +77,11 @@ def certify(
     samples : (int, int)
         Noisy images, of each image, that choose the class, and others that bound its share. The
         second number limits the radius: 10,000 allow :math:`6.6\, b` and 1,000 allow
-        :math:`4.3\, b`, with :math:`b = \sigma / \sqrt2`, in the l1 ground cost. By default as few
-        and as many as in the paper's sampling rule, that of Cohen et al. (2019), on small networks.
+        :math:`4.3\, b`, with :math:`b = \sigma / \sqrt2`, in the l1 ground cost. By default 100 as
+        in Cohen et al. (2019), who draw 100,000 others, and 10,000 as in Levine and Feizi (2020).
     alpha : float in (0, 1)
         Probability of a radius that is too large, for each image: 0.001 as in Cohen et al. (2019);
-        0.05 in Levine and Feizi.
+        0.05 in Levine and Feizi (2020).
     ground_cost : GroundCost, optional
         That of the ball; by default as in `WassersteinBall`.
     batch_size : int >= 1
@@ -106,11 +106,11 @@ def certify(
     The radius is `flow_rate` times `laplace_radius` of a lower bound of the share, that of Clopper
     and Pearson (1934). A ball of the l1 ground cost is one of flows (see `flow`), where the
     noise lives: z = flow(x, d) has the noisy images flow(x, d + noise), the noise shifted by d.
-    For :math:`\lVert i - j\rVert_2`, the default, the published :math:`\sqrt2` is lost. Levine and
-    Feizi's own radii are up to half as large, for the reason in `laplace_radius`.
+    For :math:`\lVert i - j\rVert_2`, the default, a factor of :math:`\sqrt2` is lost on the way, as
+    in the paper. The paper's radii are smaller, down to half of these: see `laplace_radius`.
 
-    What is proven holds of g and not of the network, and with real numbers for the noise: what
-    floats round is not followed up.
+    What is proven holds of g and not of the network itself. The proof takes the noise for real
+    numbers; what floats round is not followed up.
 
     Examples
     --------
