@@ -19,9 +19,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 import wotlab
 from wotlab import InternalWassersteinBall, LinfBall, WassersteinBall, attacks, training
+from wotlab._base.settings import describe, of_data, over_epochs
 from wotlab.gibbs import Chain
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, AdversarialTransport, Standard, fit
-from wotlab.training._checkpoints import SEAL, describe, of_data, over_epochs
+from wotlab.training._checkpoints import SEAL
 from wotlab.training._defenses import pgd_adversary
 
 

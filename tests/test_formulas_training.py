@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wotlab import InternalWassersteinBall, LinfBall, PatchCost, WassersteinBall, attacks, iwd
+from wotlab._base.settings import over_epochs
 from wotlab.gibbs import Chain
 from wotlab.training import (
     GOT,
@@ -25,7 +26,6 @@ from wotlab.training import (
 from wotlab.training import (
     _checkpoints as checkpoints,
 )
-from wotlab.training._checkpoints import over_epochs
 from wotlab.training._got import linear as linear_potential
 from wotlab.training._inputs import Places
 

@@ -46,6 +46,7 @@ DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "standard": (lambda epochs: training.Standard(), 1),
     "pgd-40": (lambda epochs: pgd_40(MNIST, epochs), 41),
     "chain-sign": (lambda epochs: chain(MNIST, epochs), 2),
+    "chain-quiet": (partial(chain, MNIST, sigma=0.01), 2),  # hardly samples: does that matter?
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
     "free-8": (lambda epochs: training.FreeAT(MNIST, growing(MNIST, epochs), repeats=8), 8),
     "pgd-3": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(3)), 4),

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
-from wotlab._base import checks
+from wotlab._base import checks, settings
 from wotlab._base.dataset import MapDataset
 from wotlab._base.modes import eval_mode
 from wotlab.training import _checkpoints as checkpoints
@@ -107,13 +107,13 @@ class Run:
             self.defense.at_epoch(0)  # one that has been used before is described as a new one
         self.words = {
             "network": checkpoints.of_network(self.model),
-            **checkpoints.describe("optimizer", checkpoints.of_optimizer(self.optimiser)),
-            **checkpoints.describe("defense", self.defense),
-            "schedule": checkpoints.over_epochs(self.schedule),
+            **settings.describe("optimizer", checkpoints.of_optimizer(self.optimiser)),
+            **settings.describe("defense", self.defense),
+            "schedule": settings.over_epochs(self.schedule),
             "validate": "None" if self.validate is None else GIVEN[self.keep_best],
-            "data": checkpoints.of_data(self.data),
-            "batch_size": checkpoints.of_number(self.batch_size),
-            "seed": checkpoints.of_number(self.seed),
+            "data": settings.of_data(self.data),
+            "batch_size": settings.of_number(self.batch_size),
+            "seed": settings.of_number(self.seed),
         }
         if checkpoint.exists():
             rest = checkpoints.resume(checkpoint, self.parts, self.words)
