@@ -20,7 +20,7 @@ FLOORS = (  # each imports from those before it; those of one floor leave one an
     ("plans",),
     ("iwd", "projections"),
     ("balls",),
-    ("transformations",),
+    ("transformations", "smoothing"),
     ("attacks",),
     ("training", "evaluate"),
     ("data", "models", "plots", "results", "exercises"),

@@ -7,7 +7,17 @@ import inspect
 
 import pytest
 
-from wotlab import PatchCost, attacks, certify, evaluate, iwd, ot, projections, training
+from wotlab import (
+    PatchCost,
+    attacks,
+    certify,
+    evaluate,
+    iwd,
+    ot,
+    projections,
+    smoothing,
+    training,
+)
 from wotlab.gibbs import Chain
 from wotlab.transformations import Transformations
 
@@ -78,6 +88,13 @@ NUMBERS = {
     evaluate.certified_margin: {"window": 5},
     evaluate.certified_radius: {"window": 5, "steps": 5},
     evaluate.success_rate: {"targeted": False},
+    smoothing.certify: {  # Cohen et al. (2019)
+        "samples": (100, 10_000), "alpha": 0.001, "ground_cost": None, "batch_size": 1000,
+    },
+    smoothing.predict: {"samples": 1000, "alpha": 0.001, "batch_size": 1000},
+    smoothing.split: {"levels": 255, "seed": 0},
+    smoothing.noisy_l1: {"levels": 255, "seed": 0},
+    smoothing.certify_l1: {"levels": 255, "seed": 0, "batch_size": 1000},
     ot.sinkhorn: {"tol": 1e-6, "max_iter": 10_000},
     ot.sinkhorn_divergence: {"tol": 1e-6, "max_iter": 10_000},
     ot.unbalanced_sinkhorn: {"marginals": "kl", "tol": 1e-6, "max_iter": 10_000},
@@ -120,7 +137,7 @@ HARMLESS = {  # arguments that change how a result is made, not which
 
 def test_no_number_is_left_out():
     """A new attack, projection, defense or measure has its line above."""
-    for module in (attacks, projections, training, evaluate, ot, iwd):
+    for module in (attacks, projections, training, evaluate, ot, iwd, smoothing):
         for name in module.__all__:
             made = getattr(module, name)
             if not callable(made) or made in NUMBERS:

@@ -23,6 +23,7 @@ from wotlab import (
     models,
     ot,
     projections,
+    smoothing,
     training,
     transformations,
 )
@@ -226,6 +227,8 @@ MOVED = {  # of x and z, two batches of images
     "translate": lambda x, z: transformations.translate(x, 0.2, generator=seeded()),
     "rotate": lambda x, z: transformations.rotate(x, 20, generator=seeded()),
     "blur": lambda x, z: transformations.blur(x, 1.0),
+    "noise on flows": lambda x, z: smoothing.noisy(x, 0.01, generator=seeded()),
+    "splitting noise": lambda x, z: smoothing.noisy_l1(x, 0.5, generator=seeded()),
     "langevin": lambda x, z: gibbs.sample(
         lambda w: ((w - z) ** 2).sum((1, 2, 3)),
         x,
@@ -259,6 +262,8 @@ DEFENSES = {
     "awp": lambda: training.AWP(LINF),
     "lbgat": lambda: training.LBGAT(LINF, natural=models.build("digits-small", seed=1), alpha=1.0),
     "ates": lambda: training.ATES(LINF, gap=lambda epoch: epoch / 2),
+    "noise on flows": lambda: training.NoiseAugmentation(partial(smoothing.noisy, sigma=0.01)),
+    "splitting noise": lambda: training.NoiseAugmentation(partial(smoothing.noisy_l1, lam=0.5)),
     "fast": lambda: training.FastAT(LINF),
     "free": lambda: training.FreeAT(LINF, repeats=2),
     "wasserstein": lambda: training.WassersteinAT(WassersteinBall(0.1)),

@@ -2,7 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from wotlab import attacks, balls, evaluate, gibbs, iwd, ot, plans, projections, transformations
+from wotlab import (
+    attacks,
+    balls,
+    evaluate,
+    gibbs,
+    iwd,
+    ot,
+    plans,
+    projections,
+    smoothing,
+    transformations,
+)
 from wotlab.attacks import AttackResult
 from wotlab.balls import (
     Certificate,
@@ -40,6 +51,7 @@ __all__ = [
     "plots",
     "projections",
     "results",
+    "smoothing",
     "training",
     "transformations",
     "wasserstein_distance",

@@ -10,6 +10,7 @@ from mutations.operators import IDLE, LAYOUT, REDUCTIONS, Signatures, called, ch
 
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = ["attacks", "training", "projections", "evaluate", "ot", "iwd", "balls", "plans", "_base"]
+WHERE += ["smoothing"]
 FILES = ["gibbs.py", "transformations.py"]
 SKIPPED_CALLS = {"tqdm", "perf_counter", "warn", "ValueError", "TypeError", "type", "isinstance"}
 FORM = {"len", "shape", "dtype", "device", "ndim", "size", "numel", "zeros_like", "ones_like"}

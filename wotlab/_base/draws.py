@@ -20,6 +20,12 @@ def normal(like: Tensor, generator: Generator = None) -> Tensor:
     return _drawn(torch.randn, like, generator)
 
 
+def laplace(like: Tensor, generator: Generator = None) -> Tensor:
+    """Laplace of scale 1, in the shape, dtype and place of `like`."""
+    both = 2 * uniform(like, generator)  # the whole part is a side, the rest is uniform on [0, 1)
+    return -(2 * both.floor() - 1) * torch.log1p(-both.frac())
+
+
 def check(generator: Generator) -> None:
     """A random generator, or none."""
     if generator is not None:

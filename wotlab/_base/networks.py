@@ -38,6 +38,13 @@ def are_right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
         return torch.cat([logits_of(model, a).argmax(1) == b for a, b in parts])
 
 
+def are_together(model: nn.Module, x: Tensor) -> None:
+    """Images on the device of the model's weights."""
+    place = next((w.device for w in model.parameters()), x.device)
+    if place != x.device:
+        raise ValueError(f"x must be on the device of the model's weights, {place}; got {x.device}")
+
+
 @torch.no_grad()
 def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Images, labels and a model that an attack can work with; ValueError says what is wrong."""
@@ -45,9 +52,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     checks.labels("y", y, len(x))
     if y.device != x.device:
         raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
-    place = next((w.device for w in model.parameters()), x.device)
-    if place != x.device:
-        raise ValueError(f"x must be on the device of the model's weights, {place}; got {x.device}")
+    are_together(model, x)
     if torch.is_inference_mode_enabled():
         raise ValueError("attacks take gradients: call them outside of torch.inference_mode()")
     few = full_precision(x[:8])  # enough to see what kind of model it is

@@ -23,6 +23,7 @@ from wotlab.training._defenses import (
     PGDAT,
     TRADES,
     Defense,
+    NoiseAugmentation,
     Standard,
     pgd_adversary,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "GenerativeIWDD",
     "JointCost",
     "JointTransport",
+    "NoiseAugmentation",
     "Standard",
     "WassersteinAT",
     "fit",
