@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wotlab import attacks, data, training
+from wotlab import attacks, data, models, training
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import strength
 from wotlab.experiments.runner import loaded
@@ -167,6 +167,14 @@ def as_much_work(told: str, each: int, defense: Callable) -> Recipe:
     )  # fmt: skip
 
 
+def lbgat(eps: Callable[[float], float]) -> training.LBGAT:
+    """Both networks by Adam, at rates that fall alike."""
+    return training.LBGAT(
+        LINF, eps, natural=models.build("wong-mnist", seed=1), optimizer=adam,
+        schedule=to_zero(round(110 / 12)),
+    )  # fmt: skip
+
+
 RECIPES |= {
     # chapters 1 to 4
     "mnist-standard": on_mnist("cross-entropy", 8, training.Standard),
@@ -181,6 +189,14 @@ RECIPES |= {
     # chapters 5 to 8: as many back-propagations an image as PGD-AT, 110, or as near as epochs come
     "mnist-trades": as_much_work("TRADES, 10 steps", 12, partial(training.TRADES, LINF)),
     "mnist-mart": as_much_work("MART, 10 steps", 12, partial(training.MART, LINF)),
+    "mnist-awp": as_much_work(  # gamma as its authors have it beside PGD-AT
+        "AWP, 10 steps, gamma 0.01", 12, partial(training.AWP, LINF, gamma=0.01)
+    ),
+    "mnist-lbgat": as_much_work("LBGAT, 10 steps, beside a natural network of its kind", 12, lbgat),
+    "mnist-ates": as_much_work(
+        "ATES, 10 steps, whose threshold grows from 0 to 1 over the first half", 11,
+        lambda eps: training.ATES(LINF, eps, gap=lambda epoch: min(1.0, epoch / 5)),
+    ),
     "mnist-adversarial-transport": as_much_work(
         "Adversarial Transport, sign chain", 2,
         lambda eps: training.AdversarialTransport(LINF, eps, chain=Chain("sign")),
