@@ -78,7 +78,6 @@ PAPERS: dict[str, Rows] = {
         "iwd-tau": (IMAGENET, iwd.tau),
     },
     "Regniez et al. (2022), distributional robustness": {
-        "digits-chain-steps": (NOTHING, digits.chain_steps),
         "chain-sweep": (MNIST, dro.chain_sweep),
         "linf-over-seeds": (MNIST, dro.over_seeds),
         "linf-training": (MNIST, dro.linf_training),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wotlab import attacks, evaluate, models
 from wotlab.balls import InternalWassersteinBall
 from wotlab.evaluate import Threat, usual_threats
-from wotlab.experiments.internal import ANY, IWDA
+from wotlab.experiments.internal import ANY, with_noise
 from wotlab.experiments.runner import Cell, Run
 
 IWD = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
@@ -39,7 +39,7 @@ def columns(x: Tensor) -> dict[str, Column]:
         "iwd": Column(Threat.on_grid(attacks.pgd, tiled, IWD, "IWD"), max(IWD), 200),
         "flow": Column(Threat.once(attacks.stadv, ANY, "IWD"), ANY.eps, 200),
         "deformation": Column(Threat.once(attacks.adef, ANY, "IWD"), ANY.eps, 200),
-        "patches": Column(Threat.once(IWDA, ANY, "IWD"), ANY.eps, 50),
+        "patches": Column(Threat.once(partial(with_noise, attacks.iwda), ANY, "IWD"), ANY.eps, 50),
     }
 
 
