@@ -35,7 +35,7 @@ def call(folder):
 
 def told(run):
     """The records without what every call has of its own."""
-    own = ("seconds", "date", "command")
+    own = ("seconds", "date", "command", "commit")  # somebody may commit meanwhile
     records = [
         {k: v for k, v in vars(r).items() if k not in own} for r in results.read("toy", run.out)
     ]
