@@ -39,6 +39,65 @@ def test_image_folder(folder):
         data.load(f"folder:{folder}", size=6).tensors()
 
 
+RAMP = np.linspace(0, 255, 12 * 16).astype(np.uint8).reshape(12, 16)
+COLOURS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], 2)
+KINDS = {  # an image, its format, what it is in RGB
+    "grey.jpg": (Image.fromarray(RAMP), np.stack([RAMP] * 3, 2)),
+    "colour.jpg": (Image.fromarray(COLOURS), COLOURS),
+    "cmyk.jpg": (Image.fromarray(COLOURS).convert("CMYK"), COLOURS),
+    "rgba.png": (Image.fromarray(np.dstack([COLOURS, RAMP])), COLOURS),
+    "palette.png": (Image.fromarray(RAMP).quantize(256), np.stack([RAMP] * 3, 2)),
+    "16-bit.png": (Image.fromarray(RAMP.astype(np.uint16) * 256 + 7), np.stack([RAMP] * 3, 2)),
+    "bits.png": (Image.fromarray(RAMP > 99), np.stack([255 * (RAMP > 99)] * 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_images_of_every_kind_become_rgb(tmp_path, name):
+    image, expected = KINDS[name]
+    (tmp_path / "class").mkdir()
+    options = {"quality": 100, "subsampling": 0} if name.endswith("jpg") else {}
+    image.save(tmp_path / "class" / name, **options)
+    x, _ = data.load(f"folder:{tmp_path}").tensors()
+    assert x.shape == (1, 3, 12, 16)
+    worst = 0.04 if name.endswith("jpg") else 1e-6
+    assert (x[0].permute(1, 2, 0) - torch.from_numpy(expected) / 255).abs().max() < worst
+
+
+@pytest.mark.parametrize("size", [(1, 40), (33, 2), (7, 7), (1, 1)])
+def test_images_of_odd_sizes_are_resized(tmp_path, size):
+    (tmp_path / "class").mkdir()
+    Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "class" / "a.png")
+    x, _ = data.load(f"folder:{tmp_path}", size=8).tensors()
+    assert x.shape == (1, 3, 8, 8) and torch.equal(x.amax((2, 3)), torch.tensor([[1.0, 0, 0]]))
+
+
+BROKEN = ("empty.png", "cut.jpg", "cut.png", "other.bmp", "header.ppm", "huge.bmp")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_images_are_named(tmp_path, name):
+    (tmp_path / "class").mkdir()
+    path = tmp_path / "class" / name
+    Image.fromarray(COLOURS).save(path)
+    whole = path.read_bytes()
+    broken = {
+        "empty": b"", "cut": whole[: len(whole) // 2], "other": b"<html>not found</html>",
+        "header": b"P6\n16 xx\n255\n" + whole[13:],
+        "huge": whole[:18] + (60_000).to_bytes(4, "little") * 2 + whole[26:],
+    }  # fmt: skip
+    path.write_bytes(broken[path.stem])
+    with pytest.raises(ValueError, match=rf"class.{name} is no image that can be read; remove it"):
+        data.load(f"folder:{tmp_path}").tensors()
+
+
+def test_an_empty_class_is_named(folder):
+    (folder / "eel").mkdir()
+    (folder / "eel" / "notes.txt").write_text("no image")
+    with pytest.raises(FileNotFoundError, match=r"no images: one sub-folder a class.* eel"):
+        data.load(f"folder:{folder}")
+
+
 def test_folders_without_images_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         data.load(f"folder:{tmp_path / 'none'}")

@@ -36,6 +36,7 @@ def nothing_is_unpickled_and_nothing_downloaded(monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(published, "download_url", no_network)
+    monkeypatch.setattr(published, "DEBIAN", Path("nowhere"))  # whatever is installed here
 
 
 def md5(content: bytes) -> str:
@@ -154,6 +155,37 @@ def test_fashion_mnist_has_its_own_folder_and_classes(mnist):
     assert images.classes[0] == "T-shirt/top" and images.classes[9] == "Ankle boot"
 
 
+def test_fashion_mnist_is_read_from_debians_package(mnist, monkeypatch):
+    """Its archives are packed anew: the content is checked. What lies in root goes first."""
+    root, pixels, labels, files = mnist
+    package = root / "usr"
+    package.mkdir()
+    monkeypatch.setattr(published, "DEBIAN", package)
+    monkeypatch.setattr(published, "DEBIAN_UNPACKED", {n: md5(c) for n, c in files.items()})
+    for name, content in files.items():
+        (package / f"{name}.gz").write_bytes(gzip.compress(content, 1, mtime=7))
+    x, y = data.load("fashion-mnist", "train", root, download=False).tensors()
+    assert np.allclose(x[:, 0].numpy(), pixels / 255) and y.tolist() == labels.tolist()
+    with pytest.raises(FileNotFoundError):  # another data set with files of the same names
+        data.load("mnist", "test", root / "nowhere", download=False)
+    for bad in (
+        b"",
+        b"?" * 50,
+        gzip.compress(b"other"),
+        (package / f"{name}.gz").read_bytes()[:-9],
+    ):
+        (package / "t10k-images-idx3-ubyte.gz").write_bytes(bad)
+        with pytest.raises(
+            ValueError, match=r"t10k-images.*package dataset-fashion-mnist; install"
+        ):
+            data.load("fashion-mnist", "test", root)
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    assert len(data.load("fashion-mnist", "test", root)) == 7
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Tiny ImageNet with two classes, as its archive."""
@@ -193,6 +225,15 @@ def test_tiny_imagenet(tiny):
     assert data.load("tiny-imagenet", "test", tiny.parent, size=32)[0][0].shape == (3, 32, 32)
     tiny.unlink()  # the folder is enough
     assert len(data.load("tiny-imagenet", "train", tiny.parent, download=False)) == 6
+    for listed in ("words.txt", "wnids.txt"):  # as copies that are passed on have it
+        path = tiny.parent / "tiny-imagenet-200" / listed
+        whole = path.read_text()
+        path.unlink()
+        again = data.load("tiny-imagenet", "test", tiny.parent)
+        assert again.tensors()[1].tolist() == [1, 0, 1]
+        names = ["n01", "n02"] if listed == "words.txt" else ["goldfish", "bee"]
+        assert again.classes == data.load("tiny-imagenet", "train", tiny.parent).classes == names
+        path.write_text(whole)
     rows = tiny.parent / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     rows.write_text(rows.read_text().replace("n01", "n77"))
     with pytest.raises(ValueError, match=r"val_annotations.txt gives .* 'n77'"):

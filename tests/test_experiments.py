@@ -283,7 +283,7 @@ def test_tables_of_got_go_on_from_one_network(run, files, monkeypatch):
     assert len(starts) == trained
 
 
-def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, monkeypatch):
+def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, small, monkeypatch):
     plan = got.Plan(images=20, first=1, epochs=1, batch=10, steps=2, few=2)
     monkeypatch.setattr(got, "plan_of", lambda run, short=None: plan)
     monkeypatch.setattr(got, "SEEDS", (0, 1))
@@ -294,10 +294,23 @@ def test_seeds_differ_in_weights_and_transfer_comes_from_another_network(run, mo
     assert len(rows) == 2 * (1 + 12) and len({results.name(row.keys) for row in rows}) == len(rows)
     firsts = [row for row in rows if row.keys["training"] == "start"]
     assert [(row.seed, row.keys["seed"]) for row in firsts] == [(0, 0), (1, 1)]
-    monkeypatch.setattr(got.attacks, "transfer", lambda *given, source, **how: source)
-    sources = [row.judges["transfer"]("model", "x", "y", "ball") for row in rows]
+    attacked, pgd, source_of_all = [], attacks.pgd, models.build("wong-mnist", seed=1)
+
+    def counted(source, *given, **how):
+        attacked.append(source)
+        return pgd(source_of_all, *given, **how)
+
+    monkeypatch.setattr(got.attacks, "pgd", counted)
+    monkeypatch.setattr(trials, "train", lambda run, row: others.append(row) or (row.seed, {}))
+    ball, how = LinfBall(0.3), {"steps": 40, "step_size": 0.01, "early_stop": False}
+    moved = attacks.transfer(*small, ball, source=source_of_all, attack=pgd, **how)
+    left = int((~moved.success).sum())
+    for row in rows:
+        share, _ = trials.judged(run, row.judges["transfer"], ball, small[0], {})
+        assert share.count == left > 0
     assert [row.seed for row in others] == [100, 101]  # trained once each, where it is asked for
-    assert [row.seed - 100 for row in sources] == [row.seed for row in rows]
+    assert attacked == [100, 101]  # and attacked once for all rows of a seed
+    assert row.judges["transfer"].args[1]().x_adv.shape == small[1].shape
 
 
 def test_shifted_images_keep_their_pixels():

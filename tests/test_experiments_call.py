@@ -62,6 +62,8 @@ def toys(monkeypatch):
         (("--out", "file/below"), "argument --out: no folder can be made at file/below"),
         (("--checkpoints", "nowhere"), "argument --checkpoints: there is no folder nowhere"),
         (("--checkpoints", "file"), "argument --checkpoints: there is no folder file"),
+        (("--jobs", "0"), "argument --jobs: must be a positive integer; got '0'"),
+        (("--jobs", "2", "--device", "meta"), "argument --jobs: 2 processes would take turns on"),
         (("--only", "other-*"), "argument --only: no case is 'other-*'; there are fast-clean, "),
     ],
 )

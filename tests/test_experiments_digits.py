@@ -1,4 +1,4 @@
-"""The sweeps on digits train what their cases say, and record what stands."""
+"""The sweep on digits trains what its cases say, and records what stands."""
 
 import pytest
 import torch
@@ -25,25 +25,6 @@ def run(tmp_path, monkeypatch):
     return settings, asked
 
 
-def test_chains_have_the_steps_of_their_cases_and_all_test_images(run):
-    settings, asked = run
-    perform(settings, digits.chain_steps(settings))
-    what, card = "digits-chain-steps", models.card("digits-pgd-at-6")
-    found = results.table(what, "eta", "sigma", "attack", folder=settings.out)
-    cases = [(eta, sigma) for eta in (0.25, 1) for sigma in (0.25, 1)]
-    assert set(found) == {(*case, k) for case in cases for k in ("clean", "pgd-40")}
-    for (eta, sigma), recipe in zip(cases, asked, strict=True):
-        rule, eps = recipe.defense().chain, 0.15
-        assert (rule.rule, rule.eta, rule.sigma) == ("sign", eta * eps, sigma * eps)
-        ((judge, left),) = card["robust"].items()
-        assert "40 steps of eps / 10" in judge
-        assert found[eta, sigma, "pgd-40"].details["count"] == left["count"]
-        assert found[eta, sigma, "clean"].details["count"] == card["clean"]["count"]
-        assert found[eta, sigma, "clean"].samples == "8x8 digits, test images 0 to 296"
-    perform(settings, digits.chain_steps(settings))
-    assert len(asked) == len(cases)  # what is recorded is not trained again
-
-
 def test_got_has_the_settings_of_its_cases(run, monkeypatch):
     settings, asked = run
     monkeypatch.setattr(digits, "FEW", 8)
@@ -65,3 +46,6 @@ def test_got_has_the_settings_of_its_cases(run, monkeypatch):
     right = evaluate.accuracy(models.load("digits-pgd-at-6").double(), (x.double(), y))
     assert found["middle", "clean"].value == 100 * right.value
     assert found["middle", "apgd"].value <= found["middle", "clean"].value
+    assert found["middle", "clean"].samples == "8x8 digits, test images 0 to 7"
+    perform(settings, digits.got_settings(settings))
+    assert len(asked) == len(made)  # what is recorded is not trained again

@@ -232,9 +232,11 @@ def test_photographs_are_read_from_their_list(tmp_path):
     folder.mkdir(parents=True)
     to_pil_image(torch.full((3, 80, 90), 0.5)).save(folder / "a.png")
     with pytest.raises(runner.Refused, match="no list"):
-        photographs.read(tmp_path / "imagenet", 64)
+        photographs.read(tmp_path / "imagenet")
     head = "file\tlabel (from 0)\tauthor\tlicence\tsource\n"
     (tmp_path / "imagenet" / "CREDITS.tsv").write_text(head + "n1/a.png\t425\tSomebody\tCC\tweb\n")
-    x, y, who = photographs.read(tmp_path / "imagenet", 64)
+    whole, y, who = photographs.read(tmp_path / "imagenet")
+    assert photographs.read(tmp_path / "imagenet")[0] is whole  # once for all sizes
+    x = photographs.cut(whole, 64)
     assert x.shape == (1, 3, 64, 64) and y.tolist() == [425] and who == ["Somebody"]
     assert (x - 0.5).abs().max() < 0.01

@@ -94,6 +94,28 @@ def test_the_least_radius_of_several_searches_counts():
     assert one.or_by(two).find(model, x, y).tolist() == [1, 2, 3, 3, 2, 1]
 
 
+def test_another_attack_is_tried_on_what_stands_at_its_budgets():
+    model, x, y, margin, w = linear()
+    exact = (margin / w.norm(p=1)).tolist()
+    asked = []
+
+    def pgd(m, x, y, ball):
+        asked.append((ball.eps, len(x)))
+        return attacks.pgd(m, x, y, ball, steps=20)
+
+    ranked = sorted(exact)
+    low, high = (ranked[1] + ranked[2]) / 2, (ranked[3] + ranked[4]) / 2
+    start = torch.full((6,), math.inf, dtype=torch.double)
+    start[exact.index(ranked[0])] = ranked[0]  # known, and below both budgets
+    blind = Threat(lambda m, x, y: start.clone(), "eps", attacks.pgd, LinfBall(0))
+    radii = blind.also_by(pgd, high, low).find(model, x, y)
+    assert asked == [(low, 5), (high, 4)]
+    found = {ranked[0]: ranked[0], ranked[1]: low, ranked[2]: high, ranked[3]: high}
+    assert radii.tolist() == [found.get(far, math.inf) for far in exact]
+    with pytest.raises(ValueError, match="needs the ball"):
+        Threat(lambda m, x, y: y).also_by(pgd, 0.1)
+
+
 radii = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5, math.inf]), min_size=1, max_size=9)
 
 

@@ -9,11 +9,10 @@ from collections import Counter
 from functools import cache
 from html import escape
 from itertools import groupby
-from pathlib import Path
 
 import overview
 from docutils import nodes
-from docutils.statemachine import StringList
+from pages import anew, chapters, parse
 from sphinx.util.docutils import SphinxDirective
 from wotlab.experiments import reproductions as ours
 from wotlab.experiments.reproductions import Reading, Row
@@ -84,12 +83,6 @@ def rows(paper: str) -> list[Row]:
     return ours.reproductions(paper)
 
 
-@cache
-def chapters() -> dict[Path, str]:
-    here = Path(__file__).parents[1]
-    return {p: p.read_text() for p in sorted(here.glob("0*.ipynb"))}
-
-
 class Reproductions(SphinxDirective):
     required_arguments = 1
 
@@ -112,11 +105,7 @@ class Reproductions(SphinxDirective):
         title = f"Table {name}. {about}" if about else "In the text"
         made = nodes.section(ids=[f"{paper}-table-{name}"])
         made += nodes.title("", title)
-        self.state.nested_parse(
-            StringList([told(paper, some)], source=PAGE),
-            self.content_offset,
-            made,
-        )
+        parse(self, told(paper, some), made, PAGE)
         made += raw(table(some))
         return made
 
@@ -348,12 +337,7 @@ def how(some: list[Row], groups: dict[tuple, str]) -> Html:
     )
 
 
-def outdated(app, env, added, changed, removed) -> list[str]:
-    """The page is made anew in each build: its records may have changed."""
-    return [PAGE] if PAGE in env.found_docs else []
-
-
 def setup(app):
     app.add_directive("reproductions", Reproductions)
-    app.connect("env-get-outdated", outdated)
+    app.connect("env-get-outdated", anew(PAGE))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

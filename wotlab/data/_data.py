@@ -47,11 +47,13 @@ def load(
         photographs, split "test" only, the central square of each at `size` pixels, 256 by
         default) with scikit-image. "mnist",
         "fashion-mnist", "cifar10", "cifar100", "svhn" lie under `root` in torchvision's layout
-        (CIFAR: the binary archive, or its folder). "tiny-imagenet" (200 classes, 64x64) is the
+        (CIFAR: the binary archive, or its folder); "fashion-mnist" is also read from where Debian's
+        package dataset-fashion-mnist puts it. "tiny-imagenet" (200 classes, 64x64) is the
         folder tiny-imagenet-200 below `root`; its published validation images are the split
-        "test". "imagenet10" is ten classes of ImageNet, from barn to coral fungus (Tan et al.'s
-        "tiny ImageNet"), read from imagenet/train and imagenet/val (the split "test") below
-        `root`, one sub-folder a class by its WordNet name; it is never downloaded. "folder:PATH"
+        "test" (where words.txt is missing, classes are called by their WordNet names). "imagenet10"
+        is ten classes of ImageNet, from barn to coral fungus (Tan et al.'s "tiny ImageNet"), read
+        from imagenet/train and imagenet/val (the split "test") below `root`, one sub-folder a class
+        by its WordNet name; it is never downloaded. "folder:PATH"
         is any folder of images with one sub-folder a class, the split in a sub-folder of PATH if
         there is one of that name.
     split : "train" or "test"

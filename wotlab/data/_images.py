@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
@@ -96,8 +96,20 @@ class Images(Dataset):
         return unit(self._pixels[which]), self._labels[which]
 
 
+def rgb(path: str) -> Image.Image:
+    """An image of any mode in RGB; of 16 bits the upper eight, which PIL would take for white."""
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
 class ImageFolder(Dataset):
-    """Images read from disk when asked for, one sub-folder a class. Grey ones become RGB.
+    """Images read from disk when asked for, one sub-folder a class, all of them as RGB.
+
+    Grey, palette and CMYK images are converted, transparency is left out, and of 16 bits the upper
+    eight are kept. Files that are no images by their names are passed over; one that is none inside
+    raises a ValueError with its name where it is asked for.
 
     Parameters
     ----------
@@ -127,7 +139,7 @@ class ImageFolder(Dataset):
         resize = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
         try:
             look = transforms.Compose([*resize, transforms.ToTensor()])
-            self._files = kind(path, look)
+            self._files = kind(path, look, loader=rgb)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} holds no images: one sub-folder a class is needed ({error})"
@@ -143,9 +155,10 @@ class ImageFolder(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             return self._files[index]
-        except (UnidentifiedImageError, OSError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"{self._files.samples[index][0]} is no image that can be read; remove it"
+                f"{self._files.samples[index][0]} is no image that can be read; remove it or fetch "
+                f"it again ({error})"
             ) from error
 
     def tensors(self, which: Which = slice(None)) -> tuple[Tensor, Tensor]:

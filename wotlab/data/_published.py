@@ -31,6 +31,15 @@ UNPACKED = {  # md5 of MNIST's files without gzip; torchvision lists those of th
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+#: Where Debian's package dataset-fashion-mnist puts its archives. They were packed anew, so that
+#: it is their content which is checked.
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_UNPACKED = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
 
 
 class Cifar(NamedTuple):
@@ -82,26 +91,42 @@ def idx(name: str, split: str, root: Path, download: bool) -> Images:
     """MNIST and its like: big-endian header, then bytes."""
     kind = IDX[name]
     folder = root / kind.__name__ / "raw"
+    content = UNPACKED if name == "mnist" else DEBIAN_UNPACKED
     parts, paths = [], []
     for file, md5 in kind.resources:
         if not file.startswith("train" if split == "train" else "t10k"):
             continue
         plain = folder / file.removesuffix(".gz")
         if plain.exists():
-            raw, wanted = plain.read_bytes(), UNPACKED.get(plain.name)
+            raw, wanted = plain.read_bytes(), content.get(plain.name)
             if name == "mnist" and wanted and hashlib.md5(raw).hexdigest() != wanted:
                 raise ValueError(
                     f"{plain} is not the published file (md5); delete it and load again"
                 )
+        elif name == "fashion-mnist" and not (folder / file).exists() and DEBIAN.is_dir():
+            plain = DEBIAN / file
+            raw = _of_debian(plain)
         else:
             urls = [mirror + file for mirror in kind.mirrors]
-            packed = _fetch(folder / file, urls, md5, download, also=UNPACKED.get(plain.name))
+            packed = _fetch(folder / file, urls, md5, download, also=content.get(plain.name))
             raw = _gunzip(packed)
         parts.append(_parse_idx(plain, raw, 1 if "labels" in file else 3))
         paths.append(str(plain))
     pixels, labels = parts
     classes = [c.split(" - ")[-1] for c in kind.classes]
     return Images(name, pixels[:, None], labels, classes, " and ".join(paths))
+
+
+def _of_debian(path: Path) -> bytes:
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError):
+        raw = b""
+    if hashlib.md5(raw).hexdigest() != DEBIAN_UNPACKED[path.stem]:
+        raise ValueError(
+            f"{path} is not the file of Debian's package dataset-fashion-mnist; install that again"
+        )
+    return raw
 
 
 def _parse_idx(path: Path, raw: bytes, dims: int) -> Tensor:
@@ -156,9 +181,10 @@ def tiny_imagenet(split: str, root: Path, download: bool, size: int | None) -> I
         images = ImageFolder(folder / "train", size)
     else:
         images = ImageFolder(folder / "val", size, Listed)
-    rows = (folder / "words.txt").read_text().splitlines()
+    listed = folder / "words.txt"
+    rows = listed.read_text().splitlines() if listed.exists() else []
     words = dict(row.split("\t") for row in rows if row)
-    images.name, images.classes = "tiny-imagenet", [words[c] for c in images.classes]
+    images.name, images.classes = "tiny-imagenet", [words.get(c, c) for c in images.classes]
     return images
 
 
@@ -174,23 +200,32 @@ def imagenet10(split: str, root: Path, size: int | None) -> ImageFolder:
     return images
 
 
+def annotated(folder: Path) -> list[list[str]]:
+    """Rows of a file, a class and a box; a class that is missing is empty."""
+    rows = (folder / "val_annotations.txt").read_text().splitlines()
+    return [[*row.split("\t"), ""] for row in rows if row]
+
+
 class Listed(datasets.ImageFolder):
     """Tiny ImageNet's validation images: all in one folder, their classes in a list."""
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = sorted((Path(directory).parent / "wnids.txt").read_text().split())
+        listed = Path(directory).parent / "wnids.txt"
+        if listed.exists():
+            names = sorted(listed.read_text().split())
+        else:  # images that were passed on without the list: every class is among them
+            names = sorted({label for _, label, *_ in annotated(Path(directory))})
         return names, {name: k for k, name in enumerate(names)}
 
     @staticmethod
     def make_dataset(
         directory: str, class_to_idx: dict[str, int], *rest: object, **more: object
     ) -> list:
-        path = Path(directory) / "val_annotations.txt"
-        cells = [row.split("\t") for row in path.read_text().splitlines() if row]
-        if strange := {cell[1] if len(cell) > 1 else "" for cell in cells} - set(class_to_idx):
+        cells = annotated(Path(directory))
+        if strange := {label for _, label, *_ in cells} - set(class_to_idx):
             raise ValueError(
-                f"{path} gives images a class that wnids.txt does not list: {min(strange)!r}; "
-                f"delete the folder and load again"
+                f"{Path(directory) / 'val_annotations.txt'} gives images a class that wnids.txt "
+                f"does not list: {min(strange)!r}; delete the folder and load again"
             )
         images = Path(directory) / "images"
         return [(str(images / file), class_to_idx[name]) for file, name, *box in cells]

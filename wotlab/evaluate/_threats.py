@@ -32,7 +32,8 @@ class Threat:
 
     Make one by a class method: `nearest` for a ball in which `attacks.radius` searches, `on_grid`
     for any other attack with a budget, `once` for an attack without one, `natural` for changes
-    that nobody searches for. `or_by` joins several searches of one threat.
+    that nobody searches for. `or_by` joins several searches of one threat, `also_by` tries another
+    attack on what a search leaves.
 
     Parameters
     ----------
@@ -101,6 +102,13 @@ class Threat:
         checks.function("change", change, "lambda x, sigma: [transformations.blur(x, sigma)]")
         return cls(partial(_natural, change, tuple(sorted(sizes))), unit)
 
+    def also_by(self, attack: Attack, *eps: float) -> Self:
+        """The same, and another attack within this ball on what still stands at these budgets."""
+        if self.ball is None:
+            raise ValueError("also_by needs the ball of a threat; this one has none")
+        find = partial(_also_by, self.find, attack, self.ball, tuple(sorted(eps)))
+        return replace(self, find=find)
+
     def or_by(self, *others: Self) -> Self:
         """The same threat, searched in several ways: each image's least radius counts."""
         for other in others:
@@ -121,6 +129,19 @@ def _on_grid(
     for value, left in zip(reversed(curve.eps), reversed(curve.left), strict=True):
         radii[~left] = value
     return _from_zero(model, x, y, radii)
+
+
+def _also_by(
+    find: Find, attack: Attack, ball: Ball, eps: tuple[float, ...],
+    model: nn.Module, x: Tensor, y: Tensor,
+) -> Tensor:  # fmt: skip
+    radii = find(model, x, y)
+    for value in eps:
+        left = (radii > value).nonzero()[:, 0]
+        if len(left):
+            done = attacked(attack, model, x[left], y[left], replace(ball, eps=value))
+            radii[left[done.success]] = value
+    return radii
 
 
 def _once(attack: Attack, ball: Ball, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ from wotlab.experiments import (
     hu,
     internal,
     iwd,
+    jobs,
     photographs,
     runner,
     strength,
     subramanyam,
+    yardstick,
     zoo,
 )
 from wotlab.experiments.runner import Cell, Run
@@ -76,13 +78,13 @@ PAPERS: dict[str, Rows] = {
         "iwd-tau": (IMAGENET, iwd.tau),
     },
     "Regniez et al. (2022), distributional robustness": {
-        "digits-chain-steps": (NOTHING, digits.chain_steps),
         "chain-sweep": (MNIST, dro.chain_sweep),
         "linf-over-seeds": (MNIST, dro.over_seeds),
         "linf-training": (MNIST, dro.linf_training),
         **tables("regniez", MNIST, dro.regniez, 1, 4),
         **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
+    "All, one yardstick": {"yardstick": (MNIST, yardstick.yardstick)},
     "GOT": {
         "digits-got-settings": (NOTHING, digits.got_settings),
         "got-beta": (MNIST, got.betas),
@@ -201,6 +203,10 @@ def parser() -> Parser:
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="a GPU where there is one")  # fmt: skip
     add("--anew", action="store_true", help="measure what is recorded again")
+    add("--jobs", type=count, default=1, metavar="N",
+        help="measure in N processes, each on its share of the cores; what cells share, such as a "
+             "network, is trained and attacked once, so that an experiment on one network has work "
+             "for one process alone; 1")  # fmt: skip
     add("--only", metavar="CASE",
         help="measure this case alone, or those of a pattern such as 'fast-*'")  # fmt: skip
     return made
@@ -211,18 +217,23 @@ def main() -> None:
         return zoo.main(sys.argv[2:])
     words = parser()
     given = vars(words.parse_args())
-    name = given.pop("name")
+    name, several = given.pop("name"), given.pop("jobs")
     if given["epochs"] and name not in OF_EPOCHS:
         words.error(f"argument --epochs: {name} does not take it")
     if given["data"] is None and name not in BY_ITSELF:
         words.error(f"argument --data: {name} needs it")
+    if several > 1 and given["device"].type != "cpu":
+        words.error(
+            f"argument --jobs: {several} processes would take turns on one GPU, and hold their "
+            f"networks on it several times; leave it out, or add --device cpu"
+        )
     given["checkpoints"] = given["checkpoints"] or Path("checkpoints")
     for option in ("checkpoints", "out"):
         if not runner.has_room(given[option]):
             words.error(f"argument --{option}: no folder can be made at {given[option]}")
     run = Run(**given)
     try:
-        log = runner.perform(run, EXPERIMENTS[name](run))
+        log = jobs.measure(run, EXPERIMENTS[name], several)
     except (FileNotFoundError, runner.Refused) as error:  # data or weights; too many images
         words.error(f"{name} cannot go on: {error}")
     if not log.cells:

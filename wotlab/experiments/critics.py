@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from wotlab import attacks, data, iwd, models
+from wotlab import attacks, iwd, models
 from wotlab.balls import InternalWassersteinBall
 from wotlab.experiments.iwd import generator
-from wotlab.experiments.runner import Cell, Run
+from wotlab.experiments.runner import Cell, Run, loaded
 from wotlab.iwd import PatchCost, game
 
 RATE, SEEN = 2e-3, (25, 50, 100, 200, 400, 600, 1000, 1500, 2000, 3000)  # steps
@@ -37,17 +37,17 @@ PENALTIES = {
 
 
 def digit(which: int = 0) -> Tensor:
-    return data.load("mnist-5k").tensors(slice(which, which + 1))[0].double()
+    return loaded("mnist-5k").tensors(slice(which, which + 1))[0].double()
 
 
 def roof(right: int = 0) -> Tensor:
     """A corner of a photograph; a digit's shift would cost nothing."""
-    photograph = data.load("photographs").tensors(slice(0, 1))[0].double()
+    photograph = loaded("photographs").tensors(slice(0, 1))[0].double()
     return photograph[..., 96:124, 300 + right : 328 + right]
 
 
 def attacked() -> Tensor:
-    ball, y = InternalWassersteinBall(0.2), data.load("mnist-5k").tensors(slice(0, 1))[1]
+    ball, y = InternalWassersteinBall(0.2), loaded("mnist-5k").tensors(slice(0, 1))[1]
     model = models.load("mnist-standard").double()
     return attacks.pgd(model, digit(), y, ball, early_stop=False).x_adv
 

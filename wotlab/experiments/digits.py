@@ -1,21 +1,18 @@
-"""Sweeps on the 8x8 digits whose networks do not ship: chapter 6's steps, chapter 7's settings."""
+"""A sweep on the 8x8 digits whose networks do not ship: chapter 7's settings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
-from itertools import product
 from typing import Any
 
 from torch import nn
 
-from wotlab import attacks, evaluate, training
+from wotlab import evaluate, training
 from wotlab.experiments import recipes, trials, zoo
 from wotlab.experiments.runner import Cell, Run
-from wotlab.gibbs import Chain
 from wotlab.results import Keys
 from wotlab.training import JointCost
 
-SIZES = (0.25, 1.0)  # of the chain's step and noise, in units of eps
 FEW = 100  # test images of the slow attacks
 SETTINGS: dict[str, dict[str, Any]] = {  # of GOT-PGD-S, one change at a time
     **{f"beta-{beta:g}": {"beta": beta} for beta in (0.1, 1.0, 3.0, 10.0, 100.0)},
@@ -25,25 +22,6 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of GOT-PGD-S, one change at a time
     "kl-reversed": {"term": {"cost": JointCost("cosine", "reverse-kl")}},
     "middle": {"latent": "3"},
 }
-
-
-def chain_steps(run: Run) -> Iterator[Cell]:
-    """The sign chain with short and long steps, little and much noise; constant learning rate."""
-    strong = partial(attacks.pgd, steps=40, step_size=recipes.BALL.eps / 10)
-    for eta, sigma in product(SIZES, SIZES):
-        rule = Chain("sign", sigma=sigma * recipes.BALL.eps, eta=eta * recipes.BALL.eps)
-        recipe = recipes.Recipe(
-            f"sign chain, eta {eta:g} eps, sigma {sigma:g} eps",
-            partial(
-                training.AdversarialTransport,
-                recipes.BALL,
-                recipes.growing(recipes.BALL.eps, 3),
-                chain=rule,
-            ),
-            {"epochs": 6, "batch_size": 50, "lr": 0.05},
-        )
-        keys: Keys = {"eta": eta, "sigma": sigma}
-        yield from row(run, "digits-chain-steps", keys, recipe, {"pgd-40": strong})
 
 
 def got_settings(run: Run) -> Iterator[Cell]:

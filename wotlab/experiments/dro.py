@@ -49,6 +49,7 @@ DEFENSES: dict[str, tuple[Callable[[int], Any], int]] = {
     "chain-quiet": (partial(chain, MNIST, sigma=0.01), 2),  # hardly samples: does that matter?
     "fast": (lambda epochs: training.FastAT(MNIST, growing(MNIST, epochs)), 2),
     "free-8": (lambda epochs: training.FreeAT(MNIST, growing(MNIST, epochs), repeats=8), 8),
+    "pgd-2": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(2)), 3),
     "pgd-3": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(3)), 4),
     "pgd-7": (lambda epochs: training.PGDAT(MNIST, growing(MNIST, epochs), pgd_adversary(7)), 8),
     "chain-true": (partial(chain, MNIST, rule="projected", **SMALL), 2),

@@ -229,7 +229,7 @@ def over_seeds(run: Run) -> Iterator[Cell]:
     for seed in SEEDS:
         rows = list(rows_of("got-over-seeds", "wong-mnist", "mnist", names, plan, seed))
         other = replace(rows[0], seed=seed + 100, keys=rows[0].keys | {"other": True})
-        moved = partial(transferred, cache(partial(trials.train, run, other)))
+        moved = partial(transferred, run, cache(partial(aimed, run, other)))
         for row in rows:
             yield from trial(run, replace(row, judges=row.judges | {"transfer": moved}))
 
@@ -257,10 +257,23 @@ def betas(run: Run) -> Iterator[Cell]:
         yield from trial(run, replace(row, what="got-beta", keys=keys, defense=defense))
 
 
-def transferred(
-    source: Callable[[], tuple[nn.Module, dict]], model: nn.Module, x: Tensor, y: Tensor, ball: Any
-) -> attacks.AttackResult:
+def aimed(run: Run, other: Trial) -> attacks.AttackResult:
     """PGD-40 on another network, which is trained where it is asked for."""
-    return attacks.transfer(
-        model, x, y, ball, source=source()[0], steps=40, step_size=0.01, early_stop=False
+    source, _ = trials.train(run, other)
+    return attacks.pgd(
+        source, *run.test_images(), other.ball, steps=40, step_size=0.01, early_stop=False
     )
+
+
+def transferred(
+    run: Run, made: Callable[[], attacks.AttackResult], model: nn.Module, x: Tensor, y: Tensor,
+    ball: Any,
+) -> attacks.AttackResult:  # fmt: skip
+    """What was made once of all test images, on a model: at x, those that it reads rightly."""
+    done = attacks.transfer(
+        model, *run.test_images(), ball, source=model, attack=lambda *given: made()
+    )
+    kept: dict[str, Any] = {
+        k: v[~done.misread] for k, v in vars(done).items() if isinstance(v, Tensor)
+    }
+    return replace(done, **kept)

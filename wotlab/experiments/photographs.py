@@ -40,27 +40,38 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
 SHOWN = {"clean": "", "pgd-10": "PGD-10", "adef": "ADef", "iwda": "IWDA", "direct-0.1": "direct"}
 
 
-def read(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
-    """All photographs with their labels and whom to credit; a centre of `size` pixels."""
-    look = transforms.Compose([
-        transforms.Resize(round(size * 256 / 224), transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(size), transforms.ToTensor(),
-    ])  # fmt: skip
+@cache
+def read(folder: Path) -> tuple[list[Image.Image], Tensor, list[str]]:
+    """All photographs with their labels and whom to credit."""
     listed = folder / "CREDITS.tsv"
     if not listed.is_file():
         raise Refused(f"there is no list of photographs at {listed}")
     with listed.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    x = torch.stack([look(Image.open(folder / "val" / row["file"]).convert("RGB")) for row in rows])
+    whole = [Image.open(folder / "val" / row["file"]).convert("RGB") for row in rows]
     y = torch.tensor([int(row["label (from 0)"]) for row in rows])
-    return x, y, [row["author"] for row in rows]
+    return whole, y, [row["author"] for row in rows]
+
+
+def cut(whole: list[Image.Image], size: int) -> Tensor:
+    """The centres of photographs, of `size` pixels."""
+    look = transforms.Compose([
+        transforms.Resize(round(size * 256 / 224), transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(size), transforms.ToTensor(),
+    ])  # fmt: skip
+    return torch.stack([look(each) for each in whole])
+
+
+@cache
+def network() -> nn.Module:
+    return models.build(NETWORK, weights="default").eval().requires_grad_(False)
 
 
 @cache
 def given(folder: Path, size: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, list[str]]:
     """The network, all photographs, and the indices of those to attack: the ten classes first."""
-    model = models.build(NETWORK, weights="default").eval().requires_grad_(False)
-    x, y, credits = read(folder, size)
+    whole, y, credits = read(folder)
+    model, x = network(), cut(whole, size)
     right = evaluate.are_right(model, x, y, batch_size=20)
     ten = torch.isin(y, torch.tensor(models.IMAGENET10))
     order = torch.cat([(right & ten).nonzero()[:, 0], (right & ~ten).nonzero()[:, 0]])

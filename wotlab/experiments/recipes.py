@@ -9,9 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from wotlab import attacks, data, smoothing, training
+=======
+from wotlab import attacks, data, models, training
+>>>>>>> main
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import strength
+from wotlab.experiments.runner import loaded
 from wotlab.experiments.trials import adam
 from wotlab.gibbs import Chain
 from wotlab.training import pgd_adversary
@@ -20,13 +25,13 @@ Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 BALL = LinfBall(0.15)
 LINF = LinfBall(0.3)  # of the networks on MNIST
-SIGMA = 0.02  # of the noise on flows
+SIGMA = 0.01  # of the noise on flows
 INTERNAL = InternalWassersteinBall(0.2, tile=4)
 JUDGES: dict[str, Callable] = {  # of the networks on digits
     "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
 }
 DIGITS = (
-    "digits, all 1500 training images", lambda split, root: data.load("digits", split).tensors()
+    "digits, all 1500 training images", lambda split, root: loaded("digits", split).tensors()
 )  # fmt: skip
 
 
@@ -129,7 +134,7 @@ RECIPES = {  # examples of the docstrings, and small networks of the tests
 def mnist(split: str, root: Path | None, count: int | None = None) -> Pair:
     """What "mnist-5k" leaves of MNIST's training images, or the first of it; its test images."""
     if split == "test":
-        return data.load("mnist-5k").tensors()
+        return loaded("mnist-5k").tensors()
     last = None if count is None else 5848 + count
     return data.load("mnist", "train", root).tensors(slice(5848, last))
 
@@ -184,6 +189,14 @@ def as_much_work(told: str, each: int, defense: Callable) -> Recipe:
     )  # fmt: skip
 
 
+def lbgat(eps: Callable[[float], float]) -> training.LBGAT:
+    """Both networks by Adam, at rates that fall alike."""
+    return training.LBGAT(
+        LINF, eps, natural=models.build("wong-mnist", seed=1), optimizer=adam,
+        schedule=to_zero(round(110 / 12)),
+    )  # fmt: skip
+
+
 RECIPES |= {
     # chapters 1 to 4
     "mnist-standard": on_mnist("cross-entropy", 8, training.Standard),
@@ -201,14 +214,22 @@ RECIPES |= {
             lambda: training.NoiseAugmentation(partial(smoothing.noisy, sigma=SIGMA)),
         ),
         judges={
-            f"smoothing, sigma {SIGMA:g}, proven for eps * 784 = 20": partial(
-                unproven, sigma=SIGMA, eps=20 / 784
+            f"smoothing, sigma {SIGMA:g}, proven for eps * 784 = 10": partial(
+                unproven, sigma=SIGMA, eps=10 / 784
             )
         },
     ),
     # chapters 5 to 8: as many back-propagations an image as PGD-AT, 110, or as near as epochs come
     "mnist-trades": as_much_work("TRADES, 10 steps", 12, partial(training.TRADES, LINF)),
     "mnist-mart": as_much_work("MART, 10 steps", 12, partial(training.MART, LINF)),
+    "mnist-awp": as_much_work(  # gamma as its authors have it beside PGD-AT
+        "AWP, 10 steps, gamma 0.01", 12, partial(training.AWP, LINF, gamma=0.01)
+    ),
+    "mnist-lbgat": as_much_work("LBGAT, 10 steps, beside a natural network of its kind", 12, lbgat),
+    "mnist-ates": as_much_work(
+        "ATES, 10 steps, whose threshold grows from 0 to 1 over the first half", 11,
+        lambda eps: training.ATES(LINF, eps, gap=lambda epoch: min(1.0, epoch / 5)),
+    ),
     "mnist-adversarial-transport": as_much_work(
         "Adversarial Transport, sign chain", 2,
         lambda eps: training.AdversarialTransport(LINF, eps, chain=Chain("sign")),

@@ -5,12 +5,14 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,14 @@ class Missing(Exception):
     """The weights of a network, by its name, are not there."""
 
 
+@lru_cache(maxsize=4)  # the two parts of two data sets: rows and columns of a table share them
+def loaded(
+    name: str, split: str = "test", root: Path | None = None, size: int | None = None
+) -> Images | ImageFolder:
+    """A data set that is at hand, read once in a call."""
+    return data.load(name, split, root, download=False, size=size)
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of one call."""
@@ -104,15 +114,16 @@ class Run:
         """The data set; a folder below `data` for what is no name of `wotlab.data`."""
         if self.dataset in data.NAMES:
             try:
-                return data.load(self.dataset, split, self.data, download=False, size=self.size)
+                return loaded(self.dataset, split, self.data, self.size)
             except FileNotFoundError as error:  # behind its semicolon: what `load` could be told
                 raise Refused(
                     f"{str(error).partition(';')[0]}; name another root by --data, or call "
                     f"wotlab.data.load({self.dataset!r}, {split!r}, {str(self.data)!r}), which "
                     f"fetches what can be fetched"
                 ) from error
-        return data.load(f"folder:{self.data / self.dataset}", split)
+        return loaded(f"folder:{self.data / self.dataset}", split)
 
+    @lru_cache(maxsize=2)  # noqa: B019, slow attacks see fewer images than the others
     def test_images(self) -> tuple[Tensor, Tensor]:
         """The first test images, or some of each class."""
         images = self.load("test")
@@ -175,6 +186,10 @@ class Run:
         found = results.find(what, keys, self.out)
         return found if found is not None and found.samples == self.samples else None
 
+    def wants(self, name: str) -> bool:
+        """Whether a cell of that name is asked for."""
+        return self.only is None or fnmatchcase(name, self.only)
+
 
 class Dry(Run):
     """A call in which nothing is recorded, all networks are there, and data sets are noise."""
@@ -204,7 +219,8 @@ class Cell:
         Takes what `given` gives; returns a number or an `evaluate.Share`, or that and details.
     given : function
         What cells share, such as a network and images; called where one of them is due, and not
-        part of the seconds.
+        part of the seconds. Cells that share work must have the same function, and one that keeps
+        what it gives (`functools.cache`): by it they know that one process measures them all.
     unit, printed, source, seed, note, details
         As in its record.
     answers : list of dict
@@ -256,38 +272,90 @@ def printed(
 class Log:
     """What a call has come to: the cells that there are, that were asked for, that were measured.
 
-    And the networks that were left out, because their weights are missing.
+    And the networks that were left out, because their weights are missing; how many cells were
+    recorded before, and how many each group had left.
     """
 
     cells: set[str] = field(default_factory=set)
     chosen: set[str] = field(default_factory=set)
     measured: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    recorded: int = 0
+    due: Counter[str] = field(default_factory=Counter)
 
 
-def perform(run: Run, cells: Iterable[Cell]) -> Log:
-    """Measure and record the cells that are asked for and not recorded yet, one by one."""
-    log = Log()
+@dataclass(frozen=True)
+class Step:
+    """What has become of a cell: a line to say, its group, and what it took, in seconds.
+
+    `shared` is the time of what the cell is given, `seconds` that of its own measurement; None
+    where it was left out.
+    """
+
+    group: str
+    line: str
+    shared: float = 0.0
+    seconds: float | None = None
+
+
+class Groups:
+    """Cells that share what they are given: a group is called by the first of them."""
+
+    def __init__(self) -> None:
+        self.names: WeakKeyDictionary[Callable, str] = WeakKeyDictionary()  # holds no network
+
+    def of(self, cell: Cell) -> str:
+        own = f"{cell.what} {cell.name}"
+        return own if cell.given is tuple else self.names.setdefault(cell.given, own)
+
+
+def say(step: Step) -> None:
+    if step.line:
+        print(step.line, flush=True)
+
+
+def perform(
+    run: Run,
+    cells: Iterable[Cell],
+    claim: Callable[[str], bool] = lambda group: True,
+    tell: Callable[[Step], None] = say,
+) -> Log:
+    """Measure and record the cells that are asked for and not recorded yet, one by one.
+
+    `claim` says of a group of cells whether they are measured here; `tell` hears of each cell that
+    was.
+    """
+    log, groups = Log(), Groups()
     for cell in cells:
+        group = groups.of(cell)  # of each cell, asked for or not: so every process names it alike
         log.cells.add(cell.name)
-        if run.only is not None and not fnmatchcase(cell.name, run.only):
+        if not run.wants(cell.name):
             continue
         log.chosen.add(cell.name)
         if not run.anew and cell.run.recorded(cell.what, cell.keys) is not None:
+            log.recorded += 1
             continue
+        log.due[group] += 1
+        if not claim(group):
+            continue
+        start = time.perf_counter()
         try:
             given = cell.given()
         except Missing as error:
-            if str(error) not in log.missing:
-                print(f"{error}: no weights in the folder of checkpoints; left out")
+            line = f"{error}: no weights in the folder of checkpoints; left out"
+            tell(Step(group, "" if str(error) in log.missing else line))
             log.missing.add(str(error))
             continue
-        record(cell, given)
+        shared = time.perf_counter() - start
+        made = record(cell, given)
         log.measured.add(cell.name)
+        tell(Step(
+            group, f"{cell.what} {cell.name}: {made.value:.4g} {cell.unit}", shared, made.seconds
+        ))  # fmt: skip
     return log
 
 
-def record(cell: Cell, given: tuple) -> None:
+def record(cell: Cell, given: tuple) -> results.Record:
     """Measure a cell, and write it down."""
     start = time.perf_counter()
     value, details, interval = cell.measure(*given), cell.details, None
@@ -297,13 +365,14 @@ def record(cell: Cell, given: tuple) -> None:
         interval = (100 * value.low, 100 * value.high)
         details = details | {"count": value.count, "total": value.total}
         value = 100 * value.value
-    results.write(results.Record(
+    made = results.Record(
         what=cell.what, keys=cell.keys, value=value, unit=cell.unit, samples=cell.run.samples,
         seed=cell.seed, command=command(), seconds=time.perf_counter() - start,
         interval=interval, printed=cell.printed, source=cell.source, note=cell.note,
         details=details,
-    ), cell.run.out)  # fmt: skip
-    print(f"{cell.what} {cell.name}: {value:.4g} {cell.unit}", flush=True)
+    )  # fmt: skip
+    results.write(made, cell.run.out)
+    return made
 
 
 def command() -> str:

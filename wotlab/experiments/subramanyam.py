@@ -143,9 +143,8 @@ def plain(run: Run) -> nn.Module:
     path = run.checkpoints / f"standard_{run.dataset}.safetensors"
     if not path.exists():
         model = models.build("wong-mnist", seed=0).to(run.device)
-        training.fit(model, run.load("train").tensors(), epochs=10, lr=0.05,
-                     schedule=lambda epoch: max(0.0, 1 - epoch / 10))  # fmt: skip
-        models.save_weights(model, path)
+        fitted(model, run.load("train").tensors(), training.Standard(), path, epochs=10, lr=0.05,
+               schedule=lambda epoch: max(0.0, 1 - epoch / 10))  # fmt: skip
     return run.network(path.name)
 
 

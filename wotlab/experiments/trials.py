@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import accumulate
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -128,10 +130,16 @@ def fitted(
     model: nn.Module, data: Dataset | tuple[Tensor, Tensor], defense: Any, path: Path,
     **options: Any,
 ) -> tuple[nn.Module, dict]:  # fmt: skip
-    """Train, or go on, and keep the weights: the network, and what it took, for its records."""
+    """Train, or go on, and keep the weights: the network, and what it took, for its records.
+
+    Several processes may want one network, such as the start of their rows: one trains it, the
+    others wait, and then find its checkpoint complete.
+    """
     checkpoint = path.with_suffix(".checkpoint")
-    fit = training.fit(model, data, defense, checkpoint=checkpoint, progress=True, **options)
-    models.save_weights(model, path)
+    alone = parent_process() is None  # several bars would write over one another
+    with FileLock(path.with_suffix(".lock")):
+        fit = training.fit(model, data, defense, checkpoint=checkpoint, progress=alone, **options)
+        models.save_weights(model, path)
     return model.eval(), {
         "training_images": len(as_dataset(data)),
         "training_seconds": sum(entry["seconds"] for entry in fit.history),
