@@ -9,11 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from wotlab import attacks, data, smoothing, training
-=======
-from wotlab import attacks, data, models, training
->>>>>>> main
+from wotlab import attacks, data, models, smoothing, training
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import strength
 from wotlab.experiments.runner import loaded
