@@ -86,6 +86,8 @@ NUMBERS = {
     training.AdversarialTransport: {"copies": 1, "steps": 1, "place": "cpu"},
     training.fit: {"batch_size": 128, "lr": 0.1, "seed": 0, "save_every": 300.0},
     evaluate.certified_margin: {"window": 5},
+    evaluate.Threat: {"unit": "eps"},
+    evaluate.Field: {"forward": 0, "backward": 0, "seconds": 0.0},
     evaluate.certified_radius: {"window": 5, "steps": 5},
     evaluate.success_rate: {"targeted": False},
     smoothing.certify: {  # Cohen et al. (2019)

@@ -201,7 +201,7 @@ def matrix(
     >>> networks = {"net": models.load("digits-standard")}
     >>> threats = {"linf": Threat.nearest(LinfBall(1.0), restarts=0)}
     >>> matrix = evaluate.matrix(networks, threats, images)
-    >>> matrix.accuracy({"linf": 0.02})["net"]["linf"].count  # of 10
+    >>> matrix.accuracy({"linf": 0.01})["net"]["linf"].count  # of 10
     10
     """
     for kind, named in (("networks", networks), ("threats", threats)):

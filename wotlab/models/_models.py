@@ -316,7 +316,7 @@ def shipped() -> list[str]:
     --------
     >>> from wotlab import models
     >>> [name for name in models.shipped() if name.startswith("mnist-s")]
-    ['mnist-standard']
+    ['mnist-smoothed', 'mnist-standard']
     """
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
