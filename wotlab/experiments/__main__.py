@@ -47,6 +47,7 @@ PAPERS: dict[str, Rows] = {
     "Wong et al. (2019), Hu et al. (2020)": {
         **tables("hu", WONG, hu.table, 1, 2, 3, 5),
         **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
+        "hu-dimming": (WONG, hu.dimming),
         **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
         **{what: (f"{runner.TITLES[data]}, released networks",
                   partial(strength.robust_accuracy, data))

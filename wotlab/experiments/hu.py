@@ -23,6 +23,7 @@ from wotlab.results import Keys
 
 PIXELS, STEPS = 784, 200
 RADII = "hu2020_radii_against_wong2019.tsv"
+DARK = 30  # Hu et al.'s divisor of an image
 EIGHT = (5, 10, 20, 50, 100, 200, 500, 1000)  # eps * 784 of tables 1 and 3
 
 
@@ -175,6 +176,21 @@ def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> I
             f"{paper}-table-{number}", keys, run,
             partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
             **printed(paper, number, keys, metric=which),
+        )  # fmt: skip
+
+
+def dimming(run: Run) -> Iterator[Cell]:
+    """The share of images that a network misreads once they are 30 times as dark: W is 0."""
+
+    def misread(model: nn.Module, x: Tensor, y: Tensor) -> evaluate.Share:
+        wrong = ~evaluate.are_right(model, x / DARK, y)
+        return evaluate.share(int(wrong.sum()), len(x))
+
+    for name in run.networks():
+        yield Cell(
+            "hu-dimming", {"network": name, "divisor": DARK}, run, misread,
+            cache(partial(run.named, name)),
+            **printed("hu", "text", {"network": name}, metric="dimming-x-30-misclassified"),
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ Entry = dict[str, str]  # a row of results/printed, and its paper
 Known = dict[tuple[str, str], list[Record]]  # records by experiment and name
 FULL, REDUCED, MISSING, NOTHING = "full", "reduced", "not run", "nothing to measure"
 STATES = FULL, REDUCED, MISSING, NOTHING
+SHARES = "success", "clean-at", "dimming-x-30-misclassified"  # metrics beside accuracies
 POINTS, SHARE = 2.0, 0.05  # how near is repeated: in points of percentages, as a share of all else
 
 TEST = {  # images that the papers' numbers are of
@@ -225,7 +226,7 @@ def away(entry: Entry, value: float) -> float:
 
 def share(entry: Entry) -> bool:
     """Whether it is a percentage."""
-    return "accuracy" in entry["metric"] or entry["metric"] in ("success", "clean-at")
+    return "accuracy" in entry["metric"] or entry["metric"] in SHARES
 
 
 def images(record: Record) -> int:

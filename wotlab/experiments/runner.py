@@ -246,7 +246,7 @@ class Cell:
 
 
 def answers(
-    paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
+    paper: str, table: int | str, keys: Keys, data: str = "mnist", metric: str = "accuracy"
 ) -> list[dict[str, str]]:
     """A paper's numbers that a cell with these keys measures: rows of results/printed."""
     rows = results.printed(paper, keys, table=table, data=data, metric=metric)
@@ -254,7 +254,7 @@ def answers(
 
 
 def printed(
-    paper: str, table: int, keys: Keys, data: str = "mnist", metric: str = "accuracy"
+    paper: str, table: int | str, keys: Keys, data: str = "mnist", metric: str = "accuracy"
 ) -> dict[str, Any]:
     """What a paper prints of a cell, and where, as options of `Cell`; nothing if it prints none."""
     rows = answers(paper, table, keys, data, metric)
