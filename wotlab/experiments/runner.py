@@ -262,8 +262,9 @@ def printed(
         return {}
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} printed numbers of {paper!r} have the keys {keys}; say more")
+    place = table if table == "text" else f"table {table}"
     return {
-        "printed": float(rows[0]["value"]), "source": f"{PAPERS[paper]}, table {table}",
+        "printed": float(rows[0]["value"]), "source": f"{PAPERS[paper]}, {place}",
         "answers": rows,
     }  # fmt: skip
 
