@@ -265,6 +265,8 @@ def reduced(entry: Entry, record: Record) -> Iterator[str]:
         yield f"{shown:,} of {TRAIN[entry['data']]:,} training images"
     if entry.get("network") == "linf":
         yield "another network: ours by PGD-40"
+    if entry["paper"] == "got" and told.get("network") == got.SMALL:
+        yield f"another network: {got.SMALL}"
     parts = record.details.get("autoattack_parts", "standard")
     if entry.get("attack") == "autoattack" and parts != "standard":
         yield f"of AutoAttack only {' and '.join(parts)}"
