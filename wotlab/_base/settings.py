@@ -66,6 +66,12 @@ def describe(name: str, thing: object, seen: tuple[int, ...] = ()) -> Words:
     return words
 
 
+def differences(then: Words, now: Words) -> list[str]:
+    """What two runs differ in, with both values."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return [f"{name} (then {then.get(name)}, now {now.get(name)})" for name in names]
+
+
 def _attributes(thing: object) -> Iterator[tuple[str, object]]:
     """Settings of an object. What it learns or remembers is not among them."""
     if dataclasses.is_dataclass(thing):

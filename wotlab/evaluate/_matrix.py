@@ -283,9 +283,7 @@ def _words(
 
 def _read(path: Path, words: settings.Words) -> Field:
     told = json.loads(path.read_text())
-    then = told["of"]
-    other = [name for name in {**then, **words} if then.get(name) != words.get(name)]
-    if other:
+    if other := settings.differences(told["of"], words):
         raise ValueError(
             f"folder holds {path.name} of another measurement, they differ in "
             f"{', '.join(other[:5])}; name another folder, or delete {path}"

@@ -27,6 +27,11 @@ def row(name: str, field: Field, unit: str) -> list[str]:
     ]  # fmt: skip
 
 
+def doubts(fields: dict[str, Field]) -> list[str]:
+    """What is doubted of a network's numbers, behind the threat's name."""
+    return [f"{name}: {doubt}" for name, field in fields.items() for doubt in field.doubts]
+
+
 def text(made: Matrix) -> str:
     """A table for each network, and doubts."""
     parts = []
@@ -38,7 +43,7 @@ def text(made: Matrix) -> str:
                       for k, (cell, w) in enumerate(zip(cells, widths, strict=True)))
             for cells in rows
         ]  # fmt: skip
-        lines += [f"  {name}: {doubt}" for name, f in fields.items() for doubt in f.doubts]
+        lines += [f"  {doubt}" for doubt in doubts(fields)]
         parts.append("\n".join([network, *lines]))
     return "\n\n".join(parts)
 
@@ -58,9 +63,8 @@ def page(made: Matrix, told: str) -> str:
         )  # fmt: skip
         body += f"<h2>{html.escape(network)}</h2><table><thead><tr>{head}</tr></thead><tbody>"
         body += "".join(lines) + "</tbody></table>"
-        doubts = [f"{name}: {doubt}" for name, f in fields.items() for doubt in f.doubts]
-        if doubts:
-            items = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
+        if found := doubts(fields):
+            items = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in found)
             body += f"<h3>Doubts</h3><ul>{items}</ul>"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Robustness</title>'

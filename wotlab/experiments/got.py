@@ -168,9 +168,9 @@ def plan_of(run: Run, short: Plan = SHORT) -> Plan:
 
 def table(number: int, run: Run) -> Iterator[Cell]:
     """Tables 1 to 5. What 4 and 5 do not train is in table 1."""
-    what = f"got-table-{1 if number > 3 else number}"
-    for data in TABLES[number].data:
-        for row in rows_in(what, TABLES[number], TABLES[number].rows, data, run):
+    which, what = TABLES[number], f"got-table-{1 if number > 3 else number}"
+    for data in which.data:
+        for row in rows_in(what, which, which.rows, data, run):
             yield from trial(replace(run, dataset=data), replace(row, printed=("got", number)))
 
 

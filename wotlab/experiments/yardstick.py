@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def field_of(
     }  # fmt: skip
 
 
-def loaded(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+def given(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A network that ships, and test images."""
     return models.load(name).to(run.device), *run.test_images()
 
@@ -70,6 +70,6 @@ def yardstick(run: Run) -> Iterator[Cell]:
             here = run.first(column.few)
             yield Cell(
                 "yardstick", {"network": name, "threat": which}, here,
-                partial(field_of, column, name), cache(partial(loaded, here, name)),
+                partial(field_of, column, name), partial(given, here, name),
                 f"{column.threat.unit}, median", seed=0,
             )  # fmt: skip

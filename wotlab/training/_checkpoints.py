@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from wotlab._base.files import replacing
-from wotlab._base.settings import Words, hashed
+from wotlab._base.settings import Words, differences, hashed
 
 SEAL = b"\nsha256 "  # at the end of the file, before the digest of all that precedes it
 
@@ -36,10 +36,7 @@ def resume(path: Path, parts: dict[str, Stateful], run: Words) -> dict:
             f"checkpoint {path} is damaged or not one of these; delete it to start anew"
         )
     saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    then = saved["run"]
-    names = [name for name in {**then, **run} if then.get(name) != run.get(name)]
-    found = [f"{name} (then {then.get(name)}, now {run.get(name)})" for name in names]
-    if found:
+    if found := differences(saved["run"], run):
         raise ValueError(
             f"checkpoint {path} belongs to another run; they differ in {', '.join(found[:5])}. "
             f"Go on with the settings it was begun with, delete it, or name another file"
