@@ -12,6 +12,7 @@ import torch
 
 from wotlab import results
 from wotlab.experiments import (
+    certificates,
     critics,
     digits,
     dro,
@@ -85,7 +86,15 @@ PAPERS: dict[str, Rows] = {
         **tables("regniez", MNIST, dro.regniez, 1, 4),
         **tables("regniez", CIFAR, dro.regniez, 2, 5),
     },
-    "All, one yardstick": {"yardstick": (MNIST, yardstick.yardstick)},
+    "All, one yardstick": {
+        "smoothed-radii": (MNIST, certificates.radii),
+        "smoothing-sweep": (MNIST, certificates.sweep),
+        "yardstick": (MNIST, yardstick.yardstick),
+        "yardstick-fashion-mnist": (FASHION, partial(yardstick.elsewhere, "fashion-mnist")),
+        "yardstick-cifar10": (
+            "CIFAR-10, released networks", partial(yardstick.elsewhere, "cifar10")
+        ),
+    },
     "GOT": {
         "digits-got-settings": (NOTHING, digits.got_settings),
         "got-beta": (MNIST, got.betas),
@@ -127,6 +136,8 @@ ABOUT = {  # what --help says of a paper's tables that one function measures
     "got-table-6": "PGD over eps on networks of table 1, as printed and with steps that reach it.",
     "got-table-7": "PGD over eps on networks of table 3, the same two ways.",
     "got-table-8": "PGD over eps on networks of table 2, the same two ways.",
+    "yardstick-fashion-mnist": "The same under six threats, 500 images of Fashion-MNIST.",
+    "yardstick-cifar10": "The same under six threats, 500 images of CIFAR-10.",
     **{what: f"What attacks on the plan leave of the networks {', '.join(runner.NETWORKS[data])}."
        for data, what in strength.WHAT.items()},
 }  # fmt: skip

@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 BALL = LinfBall(0.15)
 LINF = LinfBall(0.3)  # of the networks on MNIST
-SIGMA = 0.01  # of the noise on flows
+SIGMA, LAM = 0.01, 8.0  # of the noise on flows, and of splitting noise
 INTERNAL = InternalWassersteinBall(0.2, tile=4)
 JUDGES: dict[str, Callable] = {  # of the networks on digits
     "pgd, 40 steps of eps / 10, l-infinity 0.15": partial(STRONG, ball=BALL, step_size=0.015)
@@ -157,6 +157,12 @@ def unproven(model: nn.Module, x: Tensor, y: Tensor, *, sigma: float, eps: float
     return Open((found.prediction != y) | (found.radius < eps))
 
 
+def undecided(model: nn.Module, x: Tensor, y: Tensor, *, lam: float, eps: float) -> Open:
+    """The same of a network under splitting noise, where all is sure."""
+    found = smoothing.certify_l1(model, x, lam=lam)
+    return Open((found.prediction != y) | (smoothing.wasserstein_radius(found.radius, x) < eps))
+
+
 def on_mnist(
     told: str, epochs: int, defense: Callable, schedule: Callable | None = None, **judges: Callable
 ) -> Recipe:
@@ -212,6 +218,17 @@ RECIPES |= {
         judges={
             f"smoothing, sigma {SIGMA:g}, proven for eps * 784 = 10": partial(
                 unproven, sigma=SIGMA, eps=10 / 784
+            )
+        },
+    ),
+    "mnist-split": replace(  # read it by `smoothing.certify_l1` with the same lam
+        on_mnist(
+            f"cross-entropy under splitting noise of lam {LAM:g}", 8,
+            lambda: training.NoiseAugmentation(partial(smoothing.noisy_l1, lam=LAM)),
+        ),
+        judges={
+            f"splitting noise, lam {LAM:g}, proven for eps * 784 = 10": partial(
+                undecided, lam=LAM, eps=10 / 784
             )
         },
     ),

@@ -1,21 +1,26 @@
-"""One yardstick: the networks that ship for MNIST, each image's radius under every threat."""
+"""One yardstick: each image's radius under every threat, for the networks of three data sets."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from wotlab import attacks, evaluate, models
-from wotlab.balls import InternalWassersteinBall
+from wotlab import attacks, evaluate, models, training
+from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.evaluate import Threat, usual_threats
+from wotlab.experiments import strength
 from wotlab.experiments.internal import ANY, with_noise
-from wotlab.experiments.runner import Cell, Run
+from wotlab.experiments.recipes import RECIPES, growing
+from wotlab.experiments.runner import CIFAR10, Cell, Run
+from wotlab.experiments.trials import fitted
 
 IWD = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
-EPS = 0.3  # in l-infinity, where the networks were trained: AutoAttack has the last word there
+EPS = {  # in l-infinity, where networks were trained: AutoAttack has the last word there
+    "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 2 / 255,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,22 @@ class Column:
     few: int | None = None
 
 
-def columns() -> dict[str, Column]:
-    """Threats for MNIST's images; the slow ones get fewer."""
-    x = torch.zeros(1, 1, 28, 28)
+def searched(data: str) -> dict[str, Column]:
+    """The usual threats for the images of a data set."""
+    x = torch.zeros(1, 3, 32, 32) if data == "cifar10" else torch.zeros(1, 1, 28, 28)
     usual = usual_threats(x)
-    usual["linf"] = usual["linf"].also_by(attacks.library, EPS)
+    usual["linf"] = usual["linf"].also_by(attacks.library, EPS[data])
     largest = {
         "linf": 1.0, "l2": x[0].numel() ** 0.5, "wasserstein": 4.0, "shift": 6.0,
         "rotation": 90.0, "blur": 3.0,
     }  # fmt: skip
+    return {name: Column(threat, largest[name]) for name, threat in usual.items()}
+
+
+def deformed() -> dict[str, Column]:
+    """Threats that are slow, or know grey images alone; they get fewer images."""
     tiled = InternalWassersteinBall(0.0, tile=4)
-    return {name: Column(threat, largest[name]) for name, threat in usual.items()} | {
+    return {
         "iwd": Column(Threat.on_grid(attacks.pgd, tiled, IWD, "IWD"), max(IWD), 200),
         "flow": Column(Threat.once(attacks.stadv, ANY, "IWD"), ANY.eps, 200),
         "deformation": Column(Threat.once(attacks.adef, ANY, "IWD"), ANY.eps, 200),
@@ -57,19 +67,64 @@ def field_of(
     }  # fmt: skip
 
 
-def given(run: Run, name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network that ships, and test images."""
-    return models.load(name).to(run.device), *run.test_images()
+def row(
+    what: str, run: Run, network: str, given: Callable, threats: dict[str, Column]
+) -> Iterator[Cell]:
+    """One network under each threat."""
+    for which, column in threats.items():
+        here = run.first(column.few)
+        yield Cell(
+            what, {"network": network, "threat": which}, here,
+            partial(field_of, column, network), cache(partial(given, here)),
+            f"{column.threat.unit}, median", seed=0,
+        )  # fmt: skip
 
 
 def yardstick(run: Run) -> Iterator[Cell]:
     """Each image's radius under ten threats: the networks that ship for MNIST."""
-    names = [name for name in models.shipped() if name.startswith("mnist-")]
-    for name in names:
-        for which, column in columns().items():
-            here = run.first(column.few)
-            yield Cell(
-                "yardstick", {"network": name, "threat": which}, here,
-                partial(field_of, column, name), partial(given, here, name),
-                f"{column.threat.unit}, median", seed=0,
-            )  # fmt: skip
+
+    def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
+        return models.load(name).to(here.device), *here.test_images()
+
+    for name in models.shipped():
+        if name.startswith("mnist-"):
+            threats = searched("mnist") | deformed()
+            yield from row("yardstick", run, name, partial(given, name), threats)
+
+
+BUDGET = 0.1  # of WassersteinAT on Fashion-MNIST
+DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained here
+    "fashion-mnist": {
+        "standard": training.Standard,
+        "pgd-at": lambda: training.PGDAT(
+            LinfBall(EPS["fashion-mnist"]), growing(EPS["fashion-mnist"], 4),
+            training.pgd_adversary(10),
+        ),
+        "wasserstein-at": partial(strength.defense, BUDGET),
+    },
+    "cifar10": {"standard": training.Standard},
+}  # fmt: skip
+
+
+def elsewhere(data: str, run: Run) -> Iterator[Cell]:
+    """Each image's radius under six threats: networks trained as on MNIST, and released ones."""
+    run = replace(run, dataset=data).first(500)
+
+    def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
+        model = trained(here, name) if name in DEFENSES[data] else here.network(name)
+        return model, *here.test_images()
+
+    for name in (*DEFENSES[data], *run.networks()):
+        yield from row(f"yardstick-{data}", run, name, partial(given, name), searched(data))
+
+
+def trained(run: Run, name: str) -> nn.Module:
+    """As the network of that name for MNIST, on all training images."""
+    colour = run.dataset == "cifar10"
+    model: nn.Module = models.build("wong-cifar" if colour else "wong-mnist", seed=0)
+    if colour:
+        model = nn.Sequential(models.Normalise(*CIFAR10), model)
+    path = run.checkpoints / f"yardstick-{run.dataset}-{name}.safetensors"
+    images = run.load("train").tensors()
+    defense, fit = DEFENSES[run.dataset][name](), RECIPES[f"mnist-{name}"].fit
+    return fitted(model.to(run.device), images, defense, path, seed=0, **fit)[0]
