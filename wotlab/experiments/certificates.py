@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, models, smoothing, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.recipes import LAM, RECIPES, SIGMA, mnist
+from wotlab.experiments.recipes import LAM, RECIPES, SIGMA
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.strength import listed, median
 from wotlab.experiments.trials import fitted
@@ -133,7 +133,7 @@ def sweep(run: Run) -> Iterator[Cell]:
     def given(way: Way) -> tuple[nn.Module, Tensor, Tensor]:
         path = run.checkpoints / f"smoothing-sweep-{way.noise}-{way.scale:g}.safetensors"
         model = models.build("wong-mnist", seed=0).to(run.device)
-        images = mnist("train", run.data)
+        images = run.load("train").tensors(slice(5848, None))  # what "mnist-5k" leaves
         fit = RECIPES["mnist-smoothed"].fit
         defense = training.NoiseAugmentation(way)
         return fitted(model, images, defense, path, seed=0, **fit)[0], *here.test_images()
