@@ -1,5 +1,6 @@
 """What `pip install wotlab` gives a user who has never seen this repository."""
 
+import os
 import re
 import subprocess
 import sys
@@ -95,12 +96,27 @@ def test_map_of_readme_names_every_chapter_and_what_the_package_has():
     assert {name.split(".")[0] for name in named} == modules | {"experiments"}
 
 
-def test_versions_agree():
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_versions_and_their_date_agree():
     assert wotlab.__version__ == PROJECT["version"]  # of the installed metadata
-    citation = (ROOT / "CITATION.cff").read_text()
-    changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert f"version: {PROJECT['version']}\n" in citation
-    assert f"## [{PROJECT['version']}]" in changelog
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    newest = re.search(r"^## \[(.*)\] - (.*)$", CHANGELOG, re.M)
+    assert newest.groups() == (PROJECT["version"], str(citation["date-released"]))
+
+
+def test_citation_has_the_book_s_sources_as_its_bibliography_has_them():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    entries = (ROOT / "book/references.bib").read_text().replace("{", "").replace("}", "")
+    entries = re.sub(r"\s+", " ", entries).replace(r"$\infty$", "∞")
+    assert len(citation["references"]) == 5
+    for paper in citation["references"]:
+        assert f"title = {paper['title']}," in entries
+        names = [", ".join(author.values()) for author in paper["authors"]]
+        assert f"author = {' and '.join(names)}," in entries
+        assert paper.get("url", "") in entries
 
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -117,7 +133,44 @@ def test_a_job_may_write_what_it_must_and_nothing_else():
     assert granted == {
         ("pages", "publish", "pages"), ("pages", "publish", "id-token"),
         ("pages", "colab", "contents"), ("release", "publish", "id-token"),
+        ("release", "page", "contents"),
     }  # fmt: skip
+
+
+def jobs(workflow: str) -> dict:
+    return yaml.safe_load((ROOT / f".github/workflows/{workflow}.yml").read_text())["jobs"]
+
+
+def test_oldest_python_is_tested_with_the_oldest_of_each_dependency():
+    oldest, newest = jobs("tests")["test"]["strategy"]["matrix"]["supported"]
+    assert f">={oldest['python']}" == PROJECT["requires-python"]
+    script, place = oldest["pins"].split()
+    assert script == "python"
+    pins = subprocess.run([sys.executable, ROOT / place], capture_output=True, text=True).stdout
+    found = [Requirement(line) for line in pins.splitlines()]
+    assert [pin.name for pin in found] == [Requirement(r).name for r in PROJECT["dependencies"]]
+    for pin, needed in zip(found, map(Requirement, PROJECT["dependencies"]), strict=True):
+        (bound,), (exact,) = needed.specifier, pin.specifier
+        assert (bound.operator, exact.operator) == (">=", "==") and bound.version == exact.version
+    tried = jobs("release")["try"]["strategy"]["matrix"]["python"]
+    assert tried[0] == oldest["python"] and tried[-1] == newest["python"]
+
+
+def test_release_has_the_changelog_s_section_as_its_notes(tmp_path):
+    """The step of the workflow as it is, with a `gh` that does nothing, and one version before."""
+    version, step = PROJECT["version"], jobs("release")["page"]["steps"][-1]
+    older = "\n## [0.0.1] - 2026-01-01\n\nAn older version.\n"
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG + older)
+    (tmp_path / "gh").write_text('#!/bin/sh\necho "$@" > called\n')
+    (tmp_path / "gh").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    names = os.environ | {"PATH": path, "GITHUB_REF_NAME": f"v{version}"}
+    subprocess.run(["bash", "-euc", step["run"]], cwd=tmp_path, env=names, check=True)
+    _, section, *_ = re.split(r"^## \[.*\n", CHANGELOG, flags=re.M)
+    assert (tmp_path / "notes.md").read_text().strip() == section.strip()
+    assert (tmp_path / "called").read_text().startswith(f"release create v{version} dist/")
+    names["GITHUB_REF_NAME"] = "v9.9.9"  # nothing is said of that one
+    assert subprocess.run(["bash", "-euc", step["run"]], cwd=tmp_path, env=names).returncode
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=str)

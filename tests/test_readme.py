@@ -1,13 +1,17 @@
 """The README's numbers are those of the records."""
 
 import math
+import re
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
+import pictures
 import pytest
 
-from wotlab import results
+from wotlab import WassersteinBall, certify, plots, results
 from wotlab.experiments import dro, strength
 
 WHAT, BUDGETS = strength.WHAT["mnist"], strength.BUDGETS["mnist"]
@@ -68,6 +72,50 @@ def test_table_of_strength_is_the_records():
     assert shown >= {(network, "transport") for network in networks}
     assert {r.samples for r in read(WHAT)} == {"MNIST test images 0 to 999"}
     assert "first 1,000 MNIST test images" in README
+
+
+def test_the_picture_of_strength_shows_the_table():
+    """The points to be drawn are the cells; an interval holds its value, and is of 1,000 images."""
+    known, drawn = strengths(), pictures.curves()
+    assert {key: [f"{p[1]:.1f}" for p in points] for key, points in drawn.items()} == {
+        key: [cell for cell in cells if cell] for key, cells in known.items()
+    }
+    for (_, attack), points in drawn.items():
+        budgets = [point[0] for point in points]
+        assert budgets == sorted(budgets) and set(budgets) <= set(BUDGETS)
+        for _, value, low, high in points if attack != "printed" else ():
+            assert low <= value <= high and 0.3 < high - low < 6.3
+
+
+def paths(svg: str) -> dict[str, list[float]]:
+    """Coordinates of each curve, and of each mark of a series of points, by the curve's name."""
+    found = {}
+    for group in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g"):
+        if " " in (name := group.get("id", "")):
+            lines = [child.get("d", "") for child in group]
+            marks = [f"{use.get('x')} {use.get('y')}" for use in group.iter() if use.get("x")]
+            found[name] = [float(n) for n in re.findall(r"-?\d+\.?\d*", " ".join(lines + marks))]
+    return found
+
+
+def test_the_picture_in_the_repository_is_of_these_records(tmp_path):
+    with plt.rc_context():
+        plots.use_style()
+        pictures.draw_strength().savefig(tmp_path / "now.svg")
+        plt.close("all")
+    stored, now = paths(pictures.STRENGTH.read_text()), paths((tmp_path / "now.svg").read_text())
+    assert set(stored) == {" ".join(key) for key in strengths()}
+    for name, numbers in now.items():
+        assert len(numbers) >= 2 * 5 and numbers == pytest.approx(stored[name], abs=0.02), name
+
+
+def test_what_is_said_of_the_attacked_digit_is_so():
+    x, label, moved, read = pictures.attacked()
+    assert f"![A digit {label}, " in README and f"reads as a {read}" in README and read != label
+    assert certify(x, moved, WassersteinBall(pictures.EPS)).inside.all()
+    assert f"eps = {pictures.EPS}" in README
+    stored = pictures.ATTACK.read_text()
+    assert f"a digit: {label}" in stored and f"read as: {read}" in stored
 
 
 @pytest.mark.parametrize("data", ["cifar10", "fashion-mnist"])
@@ -253,6 +301,13 @@ def test_exact_speed_and_memory_are_the_records():
     assert f"{exact.details['ours_seconds']:.2g} s" in README
     assert f"{memory.value:,.0f} MiB" in README
     assert memory.value < 1024
+
+
+def test_numbers_of_the_changelog_are_those_of_the_readme():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    (measured,) = re.findall(r"^### Measured\n(.*?)^### ", changelog, re.M | re.S)
+    numbers = re.findall(r"\d+\.\d+", measured)
+    assert len(numbers) >= 8 and [n for n in numbers if not re.search(rf"\b{n}", README)] == []
 
 
 def test_table_of_training_is_the_records():
