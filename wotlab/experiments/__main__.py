@@ -136,8 +136,8 @@ ABOUT = {  # what --help says of a paper's tables that one function measures
     "got-table-6": "PGD over eps on networks of table 1, as printed and with steps that reach it.",
     "got-table-7": "PGD over eps on networks of table 3, the same two ways.",
     "got-table-8": "PGD over eps on networks of table 2, the same two ways.",
-    "yardstick-fashion-mnist": "The same under six threats, 500 images of Fashion-MNIST.",
-    "yardstick-cifar10": "The same under six threats, 500 images of CIFAR-10.",
+    "yardstick-fashion-mnist": "The same under six threats, 200 images of Fashion-MNIST.",
+    "yardstick-cifar10": "The same under six threats, 200 images of CIFAR-10.",
     **{what: f"What attacks on the plan leave of the networks {', '.join(runner.NETWORKS[data])}."
        for data, what in strength.WHAT.items()},
 }  # fmt: skip

@@ -111,6 +111,9 @@ RECIPES = {  # examples of the docstrings, and small networks of the tests
         {"epochs": 10, "lr": 0.05}, drawn=torch.float,
     ),
     "digits-standard-4": Recipe("cross-entropy, 4 epochs", training.Standard, falling(4)),
+    "digits-tiny": Recipe(  # chapter 8 finds its radii exactly
+        "cross-entropy, 30 epochs", training.Standard, falling(30), network="digits-tiny",
+    ),
     "digits-pgd-at-6": grown("PGD-AT, 5 steps, l-infinity", 0.15, 6, partial(pgd_at, 5)),
     "digits-pgd-10": Recipe(
         f"PGD-AT, 10 steps; {GROWS}, l-infinity 0.15, 3 epochs",

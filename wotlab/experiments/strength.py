@@ -103,9 +103,9 @@ def measure(
     return evaluate.share(len(evidence["left"]), len(x)), evidence
 
 
-def budget(eps: float, epoch: float) -> float:
-    """Grows to eps over the first epochs, step by step, then stays."""
-    return eps * min(1.0, (int(epoch) + 1) / (GROW + 1))
+def budget(epoch: float) -> float:
+    """eps: grows over the first epochs, step by step, then stays."""
+    return EPS * min(1.0, (int(epoch) + 1) / (GROW + 1))
 
 
 def rate(epoch: float) -> float:
@@ -113,9 +113,9 @@ def rate(epoch: float) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * int(epoch) / EPOCHS)) / 2
 
 
-def defense(eps: float = EPS) -> training.WassersteinAT:
+def defense() -> training.WassersteinAT:
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
-    return training.WassersteinAT(WassersteinBall(eps), partial(budget, eps), attack)
+    return training.WassersteinAT(WassersteinBall(EPS), budget, attack)
 
 
 def train(run: Run, seed: int = 0) -> tuple[nn.Module, dict]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from wotlab import attacks, evaluate, models, training
 from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.evaluate import Threat, usual_threats
-from wotlab.experiments import strength
 from wotlab.experiments.internal import ANY, with_noise
 from wotlab.experiments.recipes import RECIPES, growing
 from wotlab.experiments.runner import CIFAR10, Cell, Run
@@ -92,7 +91,6 @@ def yardstick(run: Run) -> Iterator[Cell]:
             yield from row("yardstick", run, name, partial(given, name), threats)
 
 
-BUDGET = 0.1  # of WassersteinAT on Fashion-MNIST
 DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained here
     "fashion-mnist": {
         "standard": training.Standard,
@@ -100,7 +98,6 @@ DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained
             LinfBall(EPS["fashion-mnist"]), growing(EPS["fashion-mnist"], 4),
             training.pgd_adversary(10),
         ),
-        "wasserstein-at": partial(strength.defense, BUDGET),
     },
     "cifar10": {"standard": training.Standard},
 }  # fmt: skip
@@ -108,7 +105,7 @@ DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained
 
 def elsewhere(data: str, run: Run) -> Iterator[Cell]:
     """Each image's radius under six threats: networks trained as on MNIST, and released ones."""
-    run = replace(run, dataset=data).first(500)
+    run = replace(run, dataset=data).first(200)
 
     def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
         model = trained(here, name) if name in DEFENSES[data] else here.network(name)

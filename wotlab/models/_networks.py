@@ -64,6 +64,12 @@ def _digits_small(channels: int, classes: int) -> nn.Module:
     )  # fmt: skip
 
 
+def _digits_tiny(channels: int, classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * 64, 24), nn.ReLU(), nn.Linear(24, classes)
+    )
+
+
 def _cifar_small(channels: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     for width in (32, 64, 128):
@@ -97,6 +103,7 @@ def _wrn_34_10(channels: int, classes: int) -> nn.Module:
 # name: builder, and the channels of the images that it is made for
 OWN: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
     "digits-small": (_digits_small, 1),
+    "digits-tiny": (_digits_tiny, 1),
     "wong-mnist": (_wong, 1),
     "cw-mnist": (_cw_mnist, 1),
     "arch-a": (_arch_a, 1),
