@@ -180,7 +180,8 @@ def on_mnist(
     }
     return Recipe(
         f"{told}, {epochs} epochs, Adam from 0.001", defense, fit, network="wong-mnist",
-        precision=torch.float, drawn=torch.float, judges=judges, again=19,  # 20 would pick zeros alone
+        precision=torch.float, drawn=torch.float, judges=judges,
+        again=19,  # every 20th digit is a zero
         source=("MNIST training images 5,848 to 59,999", mnist),
     )  # fmt: skip
 
