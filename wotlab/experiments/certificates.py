@@ -74,6 +74,11 @@ def said(model: nn.Module, way: Way, z: Tensor, generator: torch.Generator) -> T
     return torch.tensor(found)
 
 
+def other(found: Tensor, y: Tensor) -> Tensor:
+    """Another class, without doubt."""
+    return (found != y) & (found >= 0)
+
+
 def below(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
     """Proven radii; 0 where the smoothed network is wrong, or abstains."""
     if way.noise == "flows":
@@ -88,13 +93,14 @@ def below(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict
 
 
 def above(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
-    """The exact cost at which an attack first turned the vote; 0 where it was wrong before.
+    """The exact cost at which an attack first turned the vote; 0 where it was wrong beyond doubt.
 
     Mirror ascent on the averages goes on where it has turned a few: it is the vote that counts.
     """
     noise = torch.Generator(x.device).manual_seed(0)
     soft = Averaged(model, way, noise).eval()
-    radius = torch.where(said(model, way, x, noise) == y, torch.inf, 0.0).to(x)
+    wrong = other(said(model, way, x, noise), y)
+    radius = torch.where(wrong, 0.0, torch.inf).to(x)
     for budget in BUDGETS:
         left = radius.isinf().nonzero()[:, 0]
         if not len(left):
@@ -102,7 +108,7 @@ def above(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict
         ball = WassersteinBall(budget / x[0].numel(), GroundCost(9))
         done = attacks.mirror_ascent(soft, x[left], y[left], ball, steps=STEPS, early_stop=False)
         now, seen = said(model, way, done.x_adv, noise), certify(x[left], done.x_adv, ball)
-        broken = (now != y[left]) & (now >= 0) & seen.inside
+        broken = other(now, y[left]) & seen.inside
         radius[left[broken]] = seen.cost[broken].to(radius)
     return median(radius), {"radii": listed(radius), "copies": COPIES, "steps": STEPS}
 
