@@ -18,6 +18,7 @@ from wotlab.models._networks import WideBlock
 
 PARAMETERS = {
     "digits-small": 320 + 9248 + 32_832 + 650,
+    "digits-tiny": 64 * 24 + 24 + 250,
     "wong-mnist": 272 + 8224 + 156_900 + 1010,
     "cw-mnist": 320 + 9248 + 18_496 + 36_928 + 205_000 + 40_200 + 2010,
     "arch-a": 1664 + 102_464 + 64 * 400 * 128 + 128 + 1290,
@@ -39,7 +40,7 @@ NAMES = [
     pytest.param(n, marks=pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason=""))
     if n == EXTRA else n for n in models.names()
 ]  # fmt: skip
-SIZES = {"digits-small": 8, **COLOUR}
+SIZES = {"digits-small": 8, "digits-tiny": 8, **COLOUR}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +101,7 @@ LAYERS = {
         "conv 1-32 3x stride 1 pad 1", "relu", "conv 32-32 3x stride 2 pad 1", "relu",
         "flatten", "linear 512-64", "relu", "linear 64-10",
     ],
+    "digits-tiny": ["flatten", "linear 64-24", "relu", "linear 24-10"],
     # Wong et al. (2019), released code: two convolutions of 4x4 that halve
     "wong-mnist": [
         "conv 1-16 4x stride 2 pad 1", "relu", "conv 16-32 4x stride 2 pad 1", "relu",
