@@ -317,7 +317,7 @@ def shipped() -> list[str]:
     --------
     >>> from wotlab import models
     >>> [name for name in models.shipped() if name.startswith("mnist-s")]
-    ['mnist-smoothed', 'mnist-standard']
+    ['mnist-smoothed', 'mnist-split', 'mnist-standard']
     """
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
