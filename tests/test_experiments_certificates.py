@@ -6,7 +6,7 @@ from torch import nn
 
 from wotlab import smoothing
 from wotlab.experiments import certificates
-from wotlab.experiments.certificates import Way
+from wotlab.experiments.noise import Flows, Splitting
 
 
 class Left(nn.Module):
@@ -26,9 +26,7 @@ class Bright(nn.Module):
         return 20 * torch.stack([z[:, 0, 0, 0], 1 - z[:, 0, 0, 0]], 1)
 
 
-WAYS = pytest.mark.parametrize(
-    ("way", "model"), [(Way("flows", 0.2), Left()), (Way("splitting", 0.5), Bright())]
-)
+WAYS = pytest.mark.parametrize(("way", "model"), [(Flows(0.2), Left()), (Splitting(0.5), Bright())])
 X, Y = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0])
 
 
@@ -39,6 +37,12 @@ def test_a_known_boundary_lies_between_proof_and_attack(way, model, monkeypatch)
     proof = certificates.below(way, model, X, Y)[1]["radii"][0]
     attack = certificates.above(way, model, X, Y)[1]["radii"][0]
     assert 0 < proof <= 0.5 < attack <= 0.9
+    monkeypatch.setattr(
+        certificates, "BUDGETS", (0.4, 0.8)
+    )  # too small: the median counts the last
+    assert certificates.above(way, model, X, Y) == (
+        pytest.approx(784 * 0.4), {"radii": [None], "copies": 8, "steps": 60}
+    )  # fmt: skip
     wrong = 1 - Y
     assert certificates.below(way, model, X, wrong)[1]["radii"] == [0.0]
     assert certificates.above(way, model, X, wrong)[1]["radii"] == [0.0]
@@ -60,7 +64,7 @@ def test_averages_are_those_of_the_noise_and_let_gradients_through(way, model):
     logs = soft(z)
     noise = torch.Generator().manual_seed(3)
     many = X.expand(certificates.COPIES, -1, -1, -1)
-    kind = smoothing.noisy if way.noise == "flows" else smoothing.noisy_l1
+    kind = smoothing.noisy if way.name == "flows" else smoothing.noisy_l1
     shares = model(kind(many, way.scale, generator=noise)).softmax(1).mean(0, keepdim=True)
     assert torch.allclose(logs.exp(), shares, atol=1e-6)
     (slope,) = torch.autograd.grad(logs[0, 0] - logs[0, 1], z)

@@ -1,77 +1,61 @@
 """Smoothed networks: how far around each image nothing is misread for sure, and how far it is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from wotlab import GroundCost, attacks, certify, models, smoothing, training
+from wotlab import GroundCost, attacks, certify, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments.recipes import LAM, RECIPES, SIGMA
+from wotlab.experiments.noise import Flows, Noise, Splitting
+from wotlab.experiments.recipes import LAM, OTHERS, RECIPES, SIGMA
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.strength import listed, median
 from wotlab.experiments.trials import fitted
+from wotlab.smoothing._sampling import count_classes, votes, winner
 
 BUDGETS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400)  # of eps * 784, for the attack
 STEPS, COPIES = 60, 8  # of the attack, and noisy images at each gradient
 VOTES, ALPHA = 1000, 0.001
 
-
-@dataclass(frozen=True)
-class Way:
-    """How a network is smoothed: by noise on flows of deviation `scale`, or by splitting noise."""
-
-    noise: str
-    scale: float
-
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if self.noise == "flows":
-            return smoothing.noisy(x, self.scale, generator=generator)
-        return smoothing.noisy_l1(x, self.scale, generator=generator)
-
-
-NETWORKS = {  # of 0.0005, 0.001, 0.002, 0.005, 0.01 that of the largest median of 100 other images
-    "mnist-standard": Way("flows", 0.002),
-    "mnist-pgd-at": Way("flows", 0.002),
-    "mnist-wasserstein-at": Way("flows", 0.005),
-    "mnist-smoothed": Way("flows", SIGMA),
-    "mnist-split": Way("splitting", LAM),
+# of 0.0005, 0.001, 0.002, 0.005, 0.01 the scale with the largest median of 100 other images
+NETWORKS: dict[str, Noise] = {
+    "mnist-standard": Flows(0.002),
+    "mnist-pgd-at": Flows(0.002),
+    "mnist-wasserstein-at": Flows(0.005),
+    "mnist-smoothed": Flows(SIGMA),
+    "mnist-split": Splitting(LAM),
 }
 
 
 class Averaged(nn.Module):
     """Logarithms of the mean probabilities under noise, fresh at each call.
 
-    Splitting noise is a step function; its gradient is taken for that of the image itself.
+    Where the noise shows a step function, its gradient is taken for that of the image itself.
     """
 
-    def __init__(self, model: nn.Module, way: Way, generator: torch.Generator):
+    def __init__(self, model: nn.Module, noise: Noise, generator: torch.Generator):
         super().__init__()
-        self.model, self.way, self.generator = model, way, generator
+        self.model, self.noise, self.generator = model, noise, generator
 
     def forward(self, z: Tensor) -> Tensor:
         many = z.repeat_interleave(COPIES, 0)
-        seen = self.way(many, self.generator)
-        if self.way.noise == "splitting":
+        seen = self.noise(many, self.generator)
+        if self.noise.stepwise:
             seen = many + (seen - many).detach()
         shares = self.model(seen).softmax(1).unflatten(0, (len(z), COPIES)).mean(1)
         return shares.clamp_min(1e-30).log()
 
 
-def said(model: nn.Module, way: Way, z: Tensor, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def said(model: nn.Module, noise: Noise, z: Tensor, generator: torch.Generator) -> Tensor:
     """The class of the smoothed network, beyond doubt; -1 where two come equally often."""
-    found = []
+    classes, found = count_classes(model, z), []
     for one in z.split(1):
-        noisy = way(one.expand(VOTES, -1, -1, -1), generator)
-        with torch.no_grad():
-            votes = model(noisy).argmax(1).bincount(minlength=2)
-        (first, second), (guess, _) = (part.tolist() for part in votes.topk(2))
-        sure = binomtest(first, first + second, 0.5).pvalue <= ALPHA
-        found.append(guess if sure else -1)
-    return torch.tensor(found)
+        noisy = noise(one.expand(VOTES, -1, -1, -1), generator)
+        found.append(winner(votes(model, noisy, classes), ALPHA))
+    return torch.tensor(found, device=z.device)
 
 
 def other(found: Tensor, y: Tensor) -> Tensor:
@@ -79,27 +63,21 @@ def other(found: Tensor, y: Tensor) -> Tensor:
     return (found != y) & (found >= 0)
 
 
-def below(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
+def below(noise: Noise, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
     """Proven radii; 0 where the smoothed network is wrong, or abstains."""
-    if way.noise == "flows":
-        noise = torch.Generator(x.device).manual_seed(0)
-        found = smoothing.certify(model, x, sigma=way.scale, generator=noise)
-        radius = found.radius
-    else:
-        found = smoothing.certify_l1(model, x, lam=way.scale)
-        radius = smoothing.wasserstein_radius(found.radius, x)
-    radius = torch.where(found.prediction == y, radius, 0)
+    found = noise.certify(model, x)
+    radius = torch.where(found.prediction == y, found.radius, 0)
     return median(radius), {"radii": listed(radius)}
 
 
-def above(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
+def above(noise: Noise, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
     """The exact cost at which an attack first turned the vote; 0 where it was wrong beyond doubt.
 
     Mirror ascent on the averages goes on where it has turned a few: it is the vote that counts.
     """
-    noise = torch.Generator(x.device).manual_seed(0)
-    soft = Averaged(model, way, noise).eval()
-    wrong = other(said(model, way, x, noise), y)
+    draw = torch.Generator(x.device).manual_seed(0)
+    soft = Averaged(model, noise, draw).eval()
+    wrong = other(said(model, noise, x, draw), y)
     radius = torch.where(wrong, 0.0, torch.inf).to(x)
     for budget in BUDGETS:
         left = radius.isinf().nonzero()[:, 0]
@@ -107,47 +85,45 @@ def above(way: Way, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict
             break
         ball = WassersteinBall(budget / x[0].numel(), GroundCost(9))
         done = attacks.mirror_ascent(soft, x[left], y[left], ball, steps=STEPS, early_stop=False)
-        now, seen = said(model, way, done.x_adv, noise), certify(x[left], done.x_adv, ball)
+        now, seen = said(model, noise, done.x_adv, draw), certify(x[left], done.x_adv, ball)
         broken = other(now, y[left]) & seen.inside
         radius[left[broken]] = seen.cost[broken].to(radius)
-    return median(radius), {"radii": listed(radius), "copies": COPIES, "steps": STEPS}
+    most = median(radius.clamp_max(BUDGETS[-1] / x[0].numel()))  # where it found nothing, at least
+    return most, {"radii": listed(radius), "copies": COPIES, "steps": STEPS}
 
 
 def radii(run: Run) -> Iterator[Cell]:
     """Smoothed networks: the distance that is proven for each image, and that an attack needs."""
-
-    def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
-        return models.load(name).to(here.device), *here.test_images()
-
-    for name, way in NETWORKS.items():
+    for name, noise in NETWORKS.items():
         for side, (find, count) in {"proof": (below, 200), "attack": (above, 50)}.items():
             here = run.first(count)
             yield Cell(
-                "smoothed-radii", {"network": name, "side": side}, here, partial(find, way),
-                cache(partial(given, name, here)), "eps * 784, median", seed=0,
-                details={"noise": way.noise, "scale": way.scale},
+                "smoothed-radii", {"network": name, "side": side}, here, partial(find, noise),
+                cache(partial(here.shipped, name)), "eps * 784, median", seed=0,
+                details={"noise": noise.name, "scale": noise.scale},
             )  # fmt: skip
 
 
-SCALES = {"flows": (0.005, 0.01, 0.02, 0.04), "splitting": (2.0, 4.0, 8.0, 16.0, 32.0)}
+SWEPT: list[Noise] = [
+    *(Flows(sigma) for sigma in (0.005, 0.01, 0.02, 0.04)),
+    *(Splitting(lam) for lam in (2.0, 4.0, 8.0, 16.0, 32.0)),
+]
 
 
 def sweep(run: Run) -> Iterator[Cell]:
     """Certified radii of networks that were trained under more and less noise, of both kinds."""
     here = run.first(200)
 
-    def given(way: Way) -> tuple[nn.Module, Tensor, Tensor]:
-        path = run.checkpoints / f"smoothing-sweep-{way.noise}-{way.scale:g}.safetensors"
+    def given(noise: Noise) -> tuple[nn.Module, Tensor, Tensor]:
+        path = run.checkpoints / f"smoothing-sweep-{noise.name}-{noise.scale:g}.safetensors"
         model = models.build("wong-mnist", seed=0).to(run.device)
-        images = run.load("train").tensors(slice(5848, None))  # what "mnist-5k" leaves
+        images = run.load("train").tensors(slice(OTHERS, None))
         fit = RECIPES["mnist-smoothed"].fit
-        defense = training.NoiseAugmentation(way)
+        defense = training.NoiseAugmentation(noise)
         return fitted(model, images, defense, path, seed=0, **fit)[0], *here.test_images()
 
-    for noise, scales in SCALES.items():
-        for scale in scales:
-            way = Way(noise, scale)
-            yield Cell(
-                "smoothing-sweep", {"noise": noise, "scale": scale}, here, partial(below, way),
-                cache(partial(given, way)), "eps * 784, median", seed=0,
-            )  # fmt: skip
+    for noise in SWEPT:
+        yield Cell(
+            "smoothing-sweep", {"noise": noise.name, "scale": noise.scale}, here,
+            partial(below, noise), cache(partial(given, noise)), "eps * 784, median", seed=0,
+        )  # fmt: skip

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wotlab import attacks, data, models, smoothing, training
+from wotlab import attacks, data, models, training
 from wotlab.balls import InternalWassersteinBall, LinfBall, WassersteinBall
 from wotlab.experiments import strength
+from wotlab.experiments.noise import Flows, Noise, Splitting
 from wotlab.experiments.runner import loaded
 from wotlab.experiments.trials import adam
 from wotlab.gibbs import Chain
@@ -21,6 +22,7 @@ Pair = tuple[Tensor, Tensor]
 STRONG = partial(attacks.pgd, steps=40, early_stop=False)
 BALL = LinfBall(0.15)
 LINF = LinfBall(0.3)  # of the networks on MNIST
+OTHERS = 5848  # where the training images of MNIST begin that "mnist-5k" has nothing of
 SIGMA, LAM = 0.01, 8.0  # of the noise on flows, and of splitting noise
 INTERNAL = InternalWassersteinBall(0.2, tile=4)
 JUDGES: dict[str, Callable] = {  # of the networks on digits
@@ -134,8 +136,8 @@ def mnist(split: str, root: Path | None, count: int | None = None) -> Pair:
     """What "mnist-5k" leaves of MNIST's training images, or the first of it; its test images."""
     if split == "test":
         return loaded("mnist-5k").tensors()
-    last = None if count is None else 5848 + count
-    return data.load("mnist", "train", root).tensors(slice(5848, last))
+    last = None if count is None else OTHERS + count
+    return data.load("mnist", "train", root).tensors(slice(OTHERS, last))
 
 
 def transported(model: nn.Module, x: Tensor, y: Tensor) -> attacks.AttackResult:
@@ -150,20 +152,10 @@ class Open(NamedTuple):
     success: Tensor
 
 
-def unproven(model: nn.Module, x: Tensor, y: Tensor, *, sigma: float, eps: float) -> Open:
-    """Images that the smoothed network misreads, or not for sure up to eps; the same noise always.
-
-    1,000 noisy copies of each prove up to eps * 784 = 1,680 sigma.
-    """
-    noise = torch.Generator(x.device).manual_seed(0)
-    found = smoothing.certify(model, x, sigma=sigma, samples=(100, 1000), generator=noise)
+def unproven(noise: Noise, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Open:
+    """Images that the smoothed network misreads, or not for sure up to eps."""
+    found = noise.certify(model, x)
     return Open((found.prediction != y) | (found.radius < eps))
-
-
-def undecided(model: nn.Module, x: Tensor, y: Tensor, *, lam: float, eps: float) -> Open:
-    """The same of a network under splitting noise, where all is sure."""
-    found = smoothing.certify_l1(model, x, lam=lam)
-    return Open((found.prediction != y) | (smoothing.wasserstein_radius(found.radius, x) < eps))
 
 
 def on_mnist(
@@ -184,6 +176,14 @@ def on_mnist(
         again=19,  # every 20th digit is a zero
         source=("MNIST training images 5,848 to 59,999", mnist),
     )  # fmt: skip
+
+
+def under_noise(told: str, judged: str, noise: Noise) -> Recipe:
+    """A training for the network that this noise smooths; its card has what is proven."""
+    return replace(
+        on_mnist(f"cross-entropy under {told}", 8, lambda: training.NoiseAugmentation(noise)),
+        judges={f"{judged}, proven for eps * 784 = 10": partial(unproven, noise, 10 / 784)},
+    )
 
 
 def as_much_work(told: str, each: int, defense: Callable) -> Recipe:
@@ -214,27 +214,13 @@ RECIPES |= {
         "PGD-AT, 10 steps, l-infinity 0.3; eps grows over the first four epochs", 10,
         lambda: training.PGDAT(LINF, growing(0.3, 4), pgd_adversary(10)),
     ),
-    "mnist-smoothed": replace(  # read it by `smoothing.certify` with the same sigma
-        on_mnist(
-            f"cross-entropy under noise on flows of sigma {SIGMA:g}", 8,
-            lambda: training.NoiseAugmentation(partial(smoothing.noisy, sigma=SIGMA)),
-        ),
-        judges={
-            f"smoothing, sigma {SIGMA:g}, proven for eps * 784 = 10": partial(
-                unproven, sigma=SIGMA, eps=10 / 784
-            )
-        },
+    # read them by `smoothing.certify` with the same sigma, by `smoothing.certify_l1` with the lam
+    "mnist-smoothed": under_noise(
+        f"noise on flows of sigma {SIGMA:g}", f"smoothing, sigma {SIGMA:g}",
+        Flows(SIGMA, samples=(100, 1000)),  # they prove up to eps * 784 = 1,680 sigma
     ),
-    "mnist-split": replace(  # read it by `smoothing.certify_l1` with the same lam
-        on_mnist(
-            f"cross-entropy under splitting noise of lam {LAM:g}", 8,
-            lambda: training.NoiseAugmentation(partial(smoothing.noisy_l1, lam=LAM)),
-        ),
-        judges={
-            f"splitting noise, lam {LAM:g}, proven for eps * 784 = 10": partial(
-                undecided, lam=LAM, eps=10 / 784
-            )
-        },
+    "mnist-split": under_noise(
+        f"splitting noise of lam {LAM:g}", f"splitting noise, lam {LAM:g}", Splitting(LAM)
     ),
     # chapters 5 to 8: as many back-propagations an image as PGD-AT, 110, or as near as epochs come
     "mnist-trades": as_much_work("TRADES, 10 steps", 12, partial(training.TRADES, LINF)),

@@ -161,12 +161,16 @@ class Run:
 
     def network(self, name: str) -> nn.Module:
         """Wong's network with released weights, with ours, or with those of a file."""
-        colour = self.dataset == "cifar10"
-        model = models.build("wong-cifar" if colour else "wong-mnist")
-        models.load_weights(model, self.checkpoints / self.released.get(name, name))
-        if colour:
-            model = nn.Sequential(models.Normalise(*CIFAR10), model)
+        model = self.untrained()
+        own = model.get_submodule("1" if self.dataset == "cifar10" else "")  # what was released
+        models.load_weights(own, self.checkpoints / self.released.get(name, name))
         return model.eval().to(self.device)
+
+    def untrained(self, seed: int | None = None) -> nn.Module:
+        """Wong's network, for these images in [0, 1]."""
+        if self.dataset != "cifar10":
+            return models.build("wong-mnist", seed=seed)
+        return nn.Sequential(models.Normalise(*CIFAR10), models.build("wong-cifar", seed=seed))
 
     @property
     def released(self) -> dict[str, str]:
@@ -180,6 +184,10 @@ class Run:
     def named(self, name: str) -> tuple[nn.Module, Tensor, Tensor]:
         """A network of `networks` and the test images."""
         return self.network(name), *self.test_images()
+
+    def shipped(self, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+        """A network that ships and the test images."""
+        return models.load(name).to(self.device), *self.test_images()
 
     def recorded(self, what: str, keys: Keys) -> results.Record | None:
         """This number on the same images, if it is there."""

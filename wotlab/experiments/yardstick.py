@@ -13,7 +13,7 @@ from wotlab.balls import InternalWassersteinBall, LinfBall
 from wotlab.evaluate import Threat, usual_threats
 from wotlab.experiments.internal import ANY, with_noise
 from wotlab.experiments.recipes import RECIPES, growing
-from wotlab.experiments.runner import CIFAR10, Cell, Run
+from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import fitted
 
 IWD = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
@@ -69,26 +69,23 @@ def field_of(
 def row(
     what: str, run: Run, network: str, given: Callable, threats: dict[str, Column]
 ) -> Iterator[Cell]:
-    """One network under each threat."""
+    """One network under each threat; those on the same images share it."""
+    runs = {column.few: run.first(column.few) for column in threats.values()}
+    shared = {few: cache(partial(given, here)) for few, here in runs.items()}
     for which, column in threats.items():
-        here = run.first(column.few)
         yield Cell(
-            what, {"network": network, "threat": which}, here,
-            partial(field_of, column, network), cache(partial(given, here)),
+            what, {"network": network, "threat": which}, runs[column.few],
+            partial(field_of, column, network), shared[column.few],
             f"{column.threat.unit}, median", seed=0,
         )  # fmt: skip
 
 
 def yardstick(run: Run) -> Iterator[Cell]:
     """Each image's radius under ten threats: the networks that ship for MNIST."""
-
-    def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
-        return models.load(name).to(here.device), *here.test_images()
-
     for name in models.shipped():
         if name.startswith("mnist-"):
             threats = searched("mnist") | deformed()
-            yield from row("yardstick", run, name, partial(given, name), threats)
+            yield from row("yardstick", run, name, partial(Run.shipped, name=name), threats)
 
 
 DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained here
@@ -117,11 +114,8 @@ def elsewhere(data: str, run: Run) -> Iterator[Cell]:
 
 def trained(run: Run, name: str) -> nn.Module:
     """As the network of that name for MNIST, on all training images."""
-    colour = run.dataset == "cifar10"
-    model: nn.Module = models.build("wong-cifar" if colour else "wong-mnist", seed=0)
-    if colour:
-        model = nn.Sequential(models.Normalise(*CIFAR10), model)
+    model = run.untrained(seed=0).to(run.device)
     path = run.checkpoints / f"yardstick-{run.dataset}-{name}.safetensors"
     images = run.load("train").tensors()
     defense, fit = DEFENSES[run.dataset][name](), RECIPES[f"mnist-{name}"].fit
-    return fitted(model.to(run.device), images, defense, path, seed=0, **fit)[0]
+    return fitted(model, images, defense, path, seed=0, **fit)[0]

@@ -180,16 +180,10 @@ def predict(
     >>> smoothing.predict(model, x, sigma=0.0005, samples=100, generator=noise) == y
     tensor([True, True, True, True])
     """
-    from scipy.stats import binomtest
-
     checks.count("samples", samples)
     confidence(alpha)
-    found = []
-    for vote in _voters(model, x, sigma, batch_size, generator, progress):
-        (one, two), (guess, _) = (part.tolist() for part in vote(samples).topk(2))
-        told = binomtest(one, one + two, 0.5).pvalue <= alpha
-        found.append(guess if told else ABSTAINS)
-    return torch.tensor(found, device=x.device)
+    voters = _voters(model, x, sigma, batch_size, generator, progress)
+    return torch.tensor([winner(vote(samples), alpha) for vote in voters], device=x.device)
 
 
 Vote = Callable[[int], Tensor]  # how often each class is given to so many noisy images: (classes,)
@@ -231,6 +225,14 @@ def count_classes(model: nn.Module, x: Tensor) -> int:
 def votes(model: nn.Module, z: Tensor, classes: int) -> Tensor:
     """How often each class is given: (classes,)."""
     return logits_of(model, z).argmax(1).bincount(minlength=classes)
+
+
+def winner(seen: Tensor, alpha: float) -> int:
+    """The class with the most votes, or none if it may be even with the second."""
+    from scipy.stats import binomtest
+
+    (one, two), (guess, _) = (part.tolist() for part in seen.topk(2))
+    return guess if binomtest(one, one + two, 0.5).pvalue <= alpha else ABSTAINS
 
 
 def lower_share(count: int, total: int, alpha: float) -> float:
