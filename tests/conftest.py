@@ -20,6 +20,12 @@ sys.path[:0] = [str(ROOT / place) for place in ("book", "book/_ext", "benchmarks
 settings.register_profile("long", max_examples=2000, deadline=None)  # for tests that fuzz
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Each test draws the same numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """The wheel of this checkout."""

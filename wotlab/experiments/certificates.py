@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, certify, models, training
+from wotlab._base.votes import count_classes, votes, winner
 from wotlab.balls import WassersteinBall
 from wotlab.experiments.noise import Flows, Noise, Splitting
 from wotlab.experiments.recipes import LAM, OTHERS, RECIPES, SIGMA
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.strength import listed, median
 from wotlab.experiments.trials import fitted
-from wotlab.smoothing._sampling import count_classes, votes, winner
 
 BUDGETS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400)  # of eps * 784, for the attack
 STEPS, COPIES = 60, 8  # of the attack, and noisy images at each gradient

@@ -9,13 +9,11 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks, draws
 from wotlab._base.modes import eval_mode
-from wotlab._base.networks import are_together, logits_of
 from wotlab._base.precision import full_precision
+from wotlab._base.votes import ABSTAINS, count_classes, votes, winner
 from wotlab.ot import GroundCost
 from wotlab.smoothing._flows import disturbed
 from wotlab.smoothing._radii import flow_rate, laplace_radius
-
-ABSTAINS = -1
 
 
 @dataclass(frozen=True)
@@ -210,29 +208,6 @@ def _voters(
                 return made
 
             yield vote
-
-
-def count_classes(model: nn.Module, x: Tensor) -> int:
-    """The number of classes of a model that images can be given to."""
-    are_together(model, x)
-    few = full_precision(x[:1])
-    classes = checks.logits(logits_of(model, few), few)
-    if classes < 2:
-        raise ValueError(f"model must return logits of two classes or more; got {classes}")
-    return classes
-
-
-def votes(model: nn.Module, z: Tensor, classes: int) -> Tensor:
-    """How often each class is given: (classes,)."""
-    return logits_of(model, z).argmax(1).bincount(minlength=classes)
-
-
-def winner(seen: Tensor, alpha: float) -> int:
-    """The class with the most votes, or none if it may be even with the second."""
-    from scipy.stats import binomtest
-
-    (one, two), (guess, _) = (part.tolist() for part in seen.topk(2))
-    return guess if binomtest(one, one + two, 0.5).pvalue <= alpha else ABSTAINS
 
 
 def lower_share(count: int, total: int, alpha: float) -> float:

@@ -7,7 +7,8 @@ from tqdm.auto import tqdm
 from wotlab._base import checks, draws
 from wotlab._base.modes import eval_mode
 from wotlab._base.precision import full_precision
-from wotlab.smoothing._sampling import Smoothed, count_classes, votes
+from wotlab._base.votes import count_classes, votes
+from wotlab.smoothing._sampling import Smoothed
 
 
 def split(x: Tensor, place: Tensor, *, lam: float, levels: int = 255, seed: int = 0) -> Tensor:
