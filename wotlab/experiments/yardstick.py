@@ -17,6 +17,7 @@ from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import fitted
 
 IWD = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
+LINF = (0.02, 0.04, 0.06, 0.1, 0.2, 0.3)  # where images are sought that fool when moved, too
 EPS = {  # in l-infinity, where networks were trained: AutoAttack has the last word there
     "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 2 / 255,
 }  # fmt: skip
@@ -50,7 +51,10 @@ def deformed() -> dict[str, Column]:
         "iwd": Column(Threat.on_grid(attacks.pgd, tiled, IWD, "IWD"), max(IWD), 200),
         "flow": Column(Threat.once(attacks.stadv, ANY, "IWD"), ANY.eps, 200),
         "deformation": Column(Threat.once(attacks.adef, ANY, "IWD"), ANY.eps, 200),
-        "patches": Column(Threat.once(partial(with_noise, attacks.iwda), ANY, "IWD"), ANY.eps, 50),
+        "patches": Column(Threat.once(partial(with_noise, attacks.iwda), ANY, "IWD"), ANY.eps, 200),
+        "moved": Column(
+            Threat.on_grid(partial(with_noise, attacks.eot), LinfBall(0.0), LINF), 1.0, 200
+        ),
     }
 
 
@@ -81,7 +85,7 @@ def row(
 
 
 def yardstick(run: Run) -> Iterator[Cell]:
-    """Each image's radius under ten threats: the networks that ship for MNIST."""
+    """Each image's radius under eleven threats: the networks that ship for MNIST."""
     for name in models.shipped():
         if name.startswith("mnist-"):
             threats = searched("mnist") | deformed()
