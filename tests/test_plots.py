@@ -47,6 +47,23 @@ def test_slider_shows_one_frame_and_describes_each():
         plots.Slider([picture()], ["a", "b"], name="", alt="")
 
 
+def test_a_table_shows_each_cell_as_it_is_said():
+    made = plots.Table(["a < b", "share"], [["x & y", 0.5], ["", "1 %"]])
+    page = BeautifulSoup(made._repr_html_(), "html.parser")
+    assert [cell.text for cell in page.find_all("th")] == ["a < b", "share"]
+    assert [[c.text for c in r.find_all("td")] for r in page.tbody.find_all("tr")] == [
+        ["x & y", "0.5"],
+        ["", "1 %"],
+    ]
+    assert page.find("details") is None
+    folded = plots.Table(["a"], [["b"]], folded="numbers > 0")
+    page = BeautifulSoup(folded._repr_html_(), "html.parser")
+    assert page.details.summary.text == "numbers > 0" and page.details.table is not None
+    assert not page.details.has_attr("open")
+    with pytest.raises(ValueError, match="rows must have 2 cells"):
+        plots.Table(["a", "b"], [["a", "b"], ["a"]])
+
+
 def moves_of(plan):
     mass = plan.mass[0, 0]
     steps = plan.ground_cost.offsets(*mass.shape[1:])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wotlab._base import draws
-from wotlab.transformations import Transformations
+from wotlab.transformations import Transformations, shifts, turns
 
 HEIGHT, WIDTH, COUNT = 23, 31, 40
 
@@ -67,3 +67,33 @@ def test_noise_has_its_deviation_and_stays_in_range():
     assert abs((made - z).mean()) < 0.002
     bright = Transformations(0, 0, 0, 0.3)(0 * z + 1, torch.Generator().manual_seed(0))
     assert bright.max() == 1 and bright.min() >= 0 and (bright == 1).double().mean() > 0.4
+
+
+def test_shifts_are_those_to_the_eight_sides_and_the_border_moves_in():
+    x = torch.rand(2, 3, 6, 7)
+    rows, columns = torch.arange(6)[:, None], torch.arange(7)
+    for pixels in (1, 2, 5):
+        steps = [
+            (a, b) for a in (-pixels, 0, pixels) for b in (-pixels, 0, pixels) if (a, b) != (0, 0)
+        ]
+        made = shifts(x, pixels)
+        for (down, right), z in zip(steps, made, strict=True):
+            seen = (rows + down).clamp(0, 5), (columns + right).clamp(0, 6)
+            assert torch.equal(z, x[..., seen[0], seen[1]])
+
+
+def test_turns_are_to_both_sides_about_the_centre():
+    x = torch.rand(2, 3, 7, 7)
+    right, left = turns(x, 90)
+    assert torch.allclose(left, x.rot90(1, (2, 3)), atol=1e-6)
+    assert torch.allclose(right, x.rot90(-1, (2, 3)), atol=1e-6)
+    half = turns(x, 180)
+    assert all(torch.allclose(z, x.flip(2, 3), atol=1e-6) for z in half)
+
+
+def test_they_refuse_what_moves_nothing():
+    x = torch.rand(1, 1, 6, 6)
+    with pytest.raises(ValueError, match="pixels"):
+        shifts(x, 0)
+    with pytest.raises(ValueError, match="degrees"):
+        turns(x, 0)

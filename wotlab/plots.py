@@ -25,6 +25,7 @@ __all__ = [
     "SOURCE",
     "TARGET",
     "Slider",
+    "Table",
     "show_images",
     "show_plan",
     "use_style",
@@ -318,6 +319,56 @@ class Slider:
 
     def __repr__(self) -> str:
         return f"Slider({self.name}: {', '.join(self.labels)})"
+
+
+class Table:
+    """Rows of text under their heads, as a table of the page; a narrow screen scrolls it alone.
+
+    Parameters
+    ----------
+    heads : sequence of str
+    rows : sequence of sequences
+        As many cells each; what is no text is shown as `str` has it.
+    folded : str
+        What stands in place of the table until a reader opens it; by default it is open.
+
+    Raises
+    ------
+    ValueError
+        For a row of another length than the heads.
+
+    Examples
+    --------
+    >>> from wotlab import plots
+    >>> plots.Table(["attack", "accuracy, %"], [["none", 98.5], ["pgd", "3.0"]])
+    attack | accuracy, %
+    none | 98.5
+    pgd | 3.0
+    """
+
+    def __init__(self, heads: Sequence[str], rows: Sequence[Sequence[object]], *, folded: str = ""):
+        self.heads, self.rows = list(heads), [[str(cell) for cell in row] for row in rows]
+        for row in self.rows:
+            if len(row) != len(self.heads):
+                raise ValueError(f"rows must have {len(self.heads)} cells, as heads; got {row}")
+        self.folded = folded
+
+    def _repr_html_(self) -> str:
+        def line(cells: list[str], tag: str) -> str:
+            inner = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+            return f"<tr>{inner}</tr>"
+
+        body = "".join(line(row, "td") for row in self.rows)
+        made = (
+            '<div style="overflow-x:auto"><table class="dataframe">'
+            f"<thead>{line(self.heads, 'th')}</thead><tbody>{body}</tbody></table></div>"
+        )
+        if not self.folded:
+            return made
+        return f"<details><summary>{html.escape(self.folded)}</summary>{made}</details>"
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(line) for line in (self.heads, *self.rows))
 
 
 def _svg(figure: Figure) -> str:

@@ -16,7 +16,9 @@ __all__ = [
     "procrustes",
     "rotate",
     "roughness",
+    "shifts",
     "translate",
+    "turns",
     "warp",
 ]
 
@@ -263,6 +265,68 @@ def rotate(
         for image, angle in zip(x, angles, strict=True)
     ]
     return torch.stack(turned)
+
+
+def shifts(x: Tensor, pixels: int) -> list[Tensor]:
+    """The images moved by so many pixels to each of eight sides, where their border moves in.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Images in [0, 1].
+    pixels : int >= 1
+
+    Raises
+    ------
+    ValueError
+        For bad images, or what is no whole number of pixels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> moved = transformations.shifts(torch.tensor([[[[0.0, 1.0]]]]), 1)
+    >>> len(moved), moved[0].tolist(), moved[-1].tolist()
+    (8, [[[[0.0, 0.0]]]], [[[[1.0, 1.0]]]])
+    """
+    checks.images("x", x, black=True)
+    checks.count("pixels", pixels)
+    wide = F.pad(x, (pixels,) * 4, mode="replicate")
+    height, width = x.shape[-2:]
+    starts = [(down, right) for down in range(3) for right in range(3) if (down, right) != (1, 1)]
+    return [
+        wide[..., down * pixels :, right * pixels :][..., :height, :width] for down, right in starts
+    ]
+
+
+def turns(x: Tensor, degrees: float) -> list[Tensor]:
+    """The images turned about their centre to both sides, bilinearly; corners become black.
+
+    Parameters
+    ----------
+    x : Tensor (B, C, H, W)
+        Images in [0, 1].
+    degrees : float > 0
+
+    Raises
+    ------
+    ValueError
+        For bad images, or an angle that is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wotlab import transformations
+    >>> x = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
+    >>> [z[0, 0].tolist() for z in transformations.turns(x, 90)]
+    [[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]]]
+    """
+    from torchvision.transforms import functional as vision
+
+    checks.images("x", x, black=True)
+    checks.positive("degrees", degrees)
+    how = vision.InterpolationMode.BILINEAR
+    return [vision.rotate(x, angle, how) for angle in (-degrees, degrees)]
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

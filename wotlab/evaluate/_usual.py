@@ -1,10 +1,9 @@
 """Threats that any image can be put to, without a word on its data set."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from wotlab import transformations
 from wotlab._base import checks
@@ -14,27 +13,6 @@ from wotlab.evaluate._threats import Threat
 PIXELS = (1, 2, 3, 4, 5, 6)
 DEGREES = tuple(range(5, 95, 5))
 BLUR = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-
-
-def shifted(x: Tensor, pixels: float) -> list[Tensor]:
-    """Moved to the eight sides by so many pixels, a whole number; the border moves in."""
-    far = int(pixels)
-    wide = F.pad(x, (far,) * 4, mode="replicate")
-    height, width = x.shape[-2:]
-    starts = [(down, right) for down in (0, far, 2 * far) for right in (0, far, 2 * far)]
-    return [
-        wide[..., down : down + height, right : right + width]
-        for down, right in starts
-        if (down, right) != (far, far)
-    ]
-
-
-def turned(x: Tensor, degrees: float) -> list[Tensor]:
-    """Turned about the centre to both sides, bilinearly; corners become black."""
-    from torchvision.transforms import functional as vision
-
-    how = vision.InterpolationMode.BILINEAR
-    return [vision.rotate(x, angle, how) for angle in (-degrees, degrees)]
 
 
 def blurred(x: Tensor, sigma: float) -> list[Tensor]:
@@ -77,9 +55,9 @@ def usual_threats(x: Tensor) -> dict[str, Threat]:
     # a shift by half of the image, or a blur as wide, leaves nothing to read
     pixels = [k for k in PIXELS if k < least / 2]
     sigmas = [s for s in BLUR if math.ceil(4 * s) < least]
-    natural: dict[str, tuple[Callable, list[float], str]] = {
-        "shift": (shifted, [*map(float, pixels)], "pixels"),
-        "rotation": (turned, [*map(float, DEGREES)], "degrees"),
+    natural: dict[str, tuple[Callable, Sequence[float], str]] = {
+        "shift": (transformations.shifts, pixels, "pixels"),
+        "rotation": (transformations.turns, DEGREES, "degrees"),
         "blur": (blurred, sigmas, "pixels"),
     }
     return {
