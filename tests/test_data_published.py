@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -397,10 +396,3 @@ def test_svhn(tmp_path, monkeypatch):
     x, y = data.load("svhn", "test", tmp_path).tensors()
     assert y.tolist() == [1, 0, 3, 9, 0]
     assert np.allclose(x.permute(2, 3, 1, 0).numpy(), pixels / 255)
-
-
-def test_the_real_mnist():
-    if not (Path(os.environ.get("WOTLAB_DATA", "nowhere")) / "MNIST").exists():
-        pytest.skip("WOTLAB_DATA names no folder with MNIST")
-    images = data.load("mnist", "test", download=False)
-    assert len(images) == 10_000 and images.tensors(slice(0, 5))[1].tolist() == [7, 2, 1, 0, 4]

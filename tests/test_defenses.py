@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import wotlab
-from wotlab import LinfBall, WassersteinBall, attacks, models, training
+from wotlab import LinfBall, WassersteinBall, attacks, models, smoothing, training
 from wotlab.gibbs import Chain
 from wotlab.training import (
     MART,
@@ -298,3 +298,16 @@ def test_a_defense_is_printed_as_the_call_that_makes_it(defense, says):
 def test_no_defense_is_printed_as_an_address():
     for name in set(training.__all__) - {"Defense", "fit", "pgd_adversary"}:
         assert getattr(training, name).__repr__ is not object.__repr__, name
+
+
+def test_augmentation_is_the_cross_entropy_of_noisy_images(digits, network):
+    x, y = digits
+    noise = partial(smoothing.noisy, sigma=0.01)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        found = training.NoiseAugmentation(noise).loss(network, x, y, torch.arange(len(x)))
+        torch.manual_seed(3)
+        wanted = nn.functional.cross_entropy(network(noise(x)), y)
+    clean = nn.functional.cross_entropy(network(x), y)
+    assert torch.equal(found, wanted) and not torch.isclose(found, clean)
+    assert repr(training.NoiseAugmentation(noise)) == "NoiseAugmentation(noise=noisy(sigma=0.01))"

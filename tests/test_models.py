@@ -3,7 +3,6 @@
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -383,20 +382,3 @@ def test_a_file_of_something_else_than_named_tensors_is_refused(tmp_path, conten
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=rf"weights\.pt must hold tensors.* got {found}"):
         models.load_weights(models.build("digits-small", seed=0), tmp_path / "weights.pt")
-
-
-PUBLISHED = {
-    "wong2019_mnist_vanilla.pth": 9889,
-    "wong2019_mnist_adv_training.pth": 9728,
-    "hu2020_mnist_adv_training.pth": 9277,
-}
-
-
-@pytest.mark.parametrize("file", PUBLISHED)
-def test_published_networks_have_their_accuracy(file):
-    folder = Path(os.environ.get("WOTLAB_CHECKPOINTS", "nowhere"))
-    if not (folder / file).exists() or "WOTLAB_DATA" not in os.environ:
-        pytest.skip("WOTLAB_CHECKPOINTS and WOTLAB_DATA name no folders with networks and MNIST")
-    network = models.load_weights(models.build("wong-mnist"), folder / file)
-    data = wotlab.data.load("mnist", "test", download=False)
-    assert wotlab.evaluate.accuracy(network, data).count == PUBLISHED[file]

@@ -373,19 +373,6 @@ def test_bad_input_of_the_others_is_named(call, says):
         call(random(1, 1, 1, 2))
 
 
-def test_augmentation_is_the_cross_entropy_of_noisy_images(digits, network):
-    x, y = digits
-    noise = partial(smoothing.noisy, sigma=0.01)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        found = training.NoiseAugmentation(noise).loss(network, x, y, torch.arange(len(x)))
-        torch.manual_seed(3)
-        wanted = nn.functional.cross_entropy(network(noise(x)), y)
-    clean = nn.functional.cross_entropy(network(x), y)
-    assert torch.equal(found, wanted) and not torch.isclose(found, clean)
-    assert repr(training.NoiseAugmentation(noise)) == "NoiseAugmentation(noise=noisy(sigma=0.01))"
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_training_on_the_noise_raises_the_radii(fitted):
     sigma = 0.03

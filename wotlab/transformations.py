@@ -291,12 +291,9 @@ def shifts(x: Tensor, pixels: int) -> list[Tensor]:
     """
     checks.images("x", x, black=True)
     checks.count("pixels", pixels)
-    wide = F.pad(x, (pixels,) * 4, mode="replicate")
-    height, width = x.shape[-2:]
-    starts = [(down, right) for down in range(3) for right in range(3) if (down, right) != (1, 1)]
-    return [
-        wide[..., down * pixels :, right * pixels :][..., :height, :width] for down, right in starts
-    ]
+    wide, (height, width) = F.pad(x, (pixels,) * 4, mode="replicate"), x.shape[-2:]
+    ways = [(a * pixels, b * pixels) for a in range(3) for b in range(3) if (a, b) != (1, 1)]
+    return [wide[..., down:, right:][..., :height, :width] for down, right in ways]
 
 
 def turns(x: Tensor, degrees: float) -> list[Tensor]:
