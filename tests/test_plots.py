@@ -56,9 +56,9 @@ def test_a_table_shows_each_cell_as_it_is_said():
         ["", "1 %"],
     ]
     assert page.find("details") is None
-    folded = plots.Table(["a"], [["b"]], folded="numbers > 0")
+    folded = plots.Table([5], [["b"]], folded="numbers > 0")
     page = BeautifulSoup(folded._repr_html_(), "html.parser")
-    assert page.details.summary.text == "numbers > 0" and page.details.table is not None
+    assert page.details.summary.text == "numbers > 0" and page.details.table.th.text == "5"
     assert not page.details.has_attr("open")
     with pytest.raises(ValueError, match="rows must have 2 cells"):
         plots.Table(["a", "b"], [["a", "b"], ["a"]])

@@ -326,9 +326,9 @@ class Table:
 
     Parameters
     ----------
-    heads : sequence of str
+    heads : sequence
     rows : sequence of sequences
-        As many cells each; what is no text is shown as `str` has it.
+        As many cells each. What is no text is shown as `str` has it.
     folded : str
         What stands in place of the table until a reader opens it; by default it is open.
 
@@ -347,7 +347,7 @@ class Table:
     """
 
     def __init__(self, heads: Sequence[str], rows: Sequence[Sequence[object]], *, folded: str = ""):
-        self.heads, self.rows = list(heads), [[str(cell) for cell in row] for row in rows]
+        self.heads, *self.rows = [[str(cell) for cell in line] for line in (heads, *rows)]
         for row in self.rows:
             if len(row) != len(self.heads):
                 raise ValueError(f"rows must have {len(self.heads)} cells, as heads; got {row}")
