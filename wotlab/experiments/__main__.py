@@ -91,6 +91,7 @@ PAPERS: dict[str, Rows] = {
         "smoothing-sweep": (MNIST, certificates.sweep),
         "yardstick": (MNIST, yardstick.yardstick),
         "yardstick-fashion-mnist": (FASHION, partial(yardstick.elsewhere, "fashion-mnist")),
+        "yardstick-eps": ("MNIST, Fashion-MNIST", yardstick.over_eps),
         "yardstick-cifar10": (
             "CIFAR-10, released networks", partial(yardstick.elsewhere, "cifar10")
         ),
@@ -137,6 +138,7 @@ ABOUT = {  # what --help says of a paper's tables that one function measures
     "got-table-7": "PGD over eps on networks of table 3, the same two ways.",
     "got-table-8": "PGD over eps on networks of table 2, the same two ways.",
     "yardstick-fashion-mnist": "The same under six threats, 200 images of Fashion-MNIST.",
+    "yardstick-eps": "Transport after PGD-AT at several eps, on MNIST and on Fashion-MNIST.",
     "yardstick-cifar10": "The same under six threats, 200 images of CIFAR-10.",
     **{what: f"What attacks on the plan leave of the networks {', '.join(runner.NETWORKS[data])}."
        for data, what in strength.WHAT.items()},

@@ -92,16 +92,18 @@ def yardstick(run: Run) -> Iterator[Cell]:
             yield from row("yardstick", run, name, partial(Run.shipped, name=name), threats)
 
 
+def pgd_at(eps: float) -> training.PGDAT:
+    """As the network that ships for MNIST, at another eps."""
+    return training.PGDAT(LinfBall(eps), growing(eps, 4), training.pgd_adversary(10))
+
+
 DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained here
     "fashion-mnist": {
-        "standard": training.Standard,
-        "pgd-at": lambda: training.PGDAT(
-            LinfBall(EPS["fashion-mnist"]), growing(EPS["fashion-mnist"], 4),
-            training.pgd_adversary(10),
-        ),
+        "standard": training.Standard, "pgd-at": partial(pgd_at, EPS["fashion-mnist"]),
     },
     "cifar10": {"standard": training.Standard},
 }  # fmt: skip
+TRAINED = {"mnist": (0.1, 0.2), "fashion-mnist": (0.2, 0.3)}  # eps; the third is in the others
 
 
 def elsewhere(data: str, run: Run) -> Iterator[Cell]:
@@ -109,17 +111,30 @@ def elsewhere(data: str, run: Run) -> Iterator[Cell]:
     run = replace(run, dataset=data).first(200)
 
     def given(name: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
-        model = trained(here, name) if name in DEFENSES[data] else here.network(name)
-        return model, *here.test_images()
+        if name not in DEFENSES[data]:
+            return here.network(name), *here.test_images()
+        return trained(here, DEFENSES[data][name](), name), *here.test_images()
 
     for name in (*DEFENSES[data], *run.networks()):
         yield from row(f"yardstick-{data}", run, name, partial(given, name), searched(data))
 
 
-def trained(run: Run, name: str) -> nn.Module:
+def over_eps(run: Run) -> Iterator[Cell]:
+    """Transport after PGD-AT at several eps: is it the images that decide, or the eps?"""
+    column = {"wasserstein": searched("mnist")["wasserstein"]}
+
+    def given(eps: float, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
+        return trained(here, pgd_at(eps), "pgd-at", f"-{eps:g}"), *here.test_images()
+
+    for data, budgets in TRAINED.items():
+        here = replace(run, dataset=data).first(200)
+        for eps in budgets:
+            yield from row("yardstick-eps", here, f"{data}-{eps:g}", partial(given, eps), column)
+
+
+def trained(run: Run, defense: training.Defense, name: str, which: str = "") -> nn.Module:
     """As the network of that name for MNIST, on all training images."""
     model = run.untrained(seed=0).to(run.device)
-    path = run.checkpoints / f"yardstick-{run.dataset}-{name}.safetensors"
+    path = run.checkpoints / f"yardstick-{run.dataset}-{name}{which}.safetensors"
     images = run.load("train").tensors()
-    defense, fit = DEFENSES[run.dataset][name](), RECIPES[f"mnist-{name}"].fit
-    return fitted(model, images, defense, path, seed=0, **fit)[0]
+    return fitted(model, images, defense, path, seed=0, **RECIPES[f"mnist-{name}"].fit)[0]
