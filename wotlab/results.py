@@ -185,7 +185,7 @@ def find(what: str, keys: Keys, folder: str | Path | None = None) -> Record | No
     what : str
         The experiment.
     keys : dict
-        All keys of the record.
+        All keys of the record, in its order, which its file is named by.
     folder : path, optional
         By default the records that ship with the package.
 
