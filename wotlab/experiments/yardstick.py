@@ -4,20 +4,23 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wotlab import attacks, evaluate, models, training
-from wotlab.balls import InternalWassersteinBall, LinfBall
+from wotlab.attacks import Attack, AttackResult
+from wotlab.balls import Ball, InternalWassersteinBall, LinfBall
 from wotlab.evaluate import Threat, usual_threats
-from wotlab.experiments.internal import ANY, with_noise
+from wotlab.experiments.internal import ANY, walked_back, with_noise
 from wotlab.experiments.recipes import RECIPES, growing
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import fitted
 
 IWD = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
 LINF = (0.02, 0.04, 0.06, 0.1, 0.2, 0.3)  # where images are sought that fool when moved, too
+FLOW = partial(attacks.stadv, early_stop=False, steps=60)  # on to the smoothest, as its authors do
 EPS = {  # in l-infinity, where networks were trained: AutoAttack has the last word there
     "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 2 / 255,
 }  # fmt: skip
@@ -49,13 +52,27 @@ def deformed() -> dict[str, Column]:
     tiled = InternalWassersteinBall(0.0, tile=4)
     return {
         "iwd": Column(Threat.on_grid(attacks.pgd, tiled, IWD, "IWD"), max(IWD), 200),
-        "flow": Column(Threat.once(attacks.stadv, ANY, "IWD"), ANY.eps, 200),
-        "deformation": Column(Threat.once(attacks.adef, ANY, "IWD"), ANY.eps, 200),
+        "flow": Column(Threat.once(partial(nearer, FLOW), ANY, "IWD"), ANY.eps, 200),
+        "rough-flow": Column(
+            Threat.once(partial(nearer, partial(FLOW, tau=0.005)), ANY, "IWD"), ANY.eps, 200
+        ),
+        "deformation": Column(Threat.once(partial(nearer, attacks.adef), ANY, "IWD"), ANY.eps, 200),
         "patches": Column(Threat.once(partial(with_noise, attacks.iwda), ANY, "IWD"), ANY.eps, 200),
         "moved": Column(
             Threat.on_grid(partial(with_noise, attacks.eot), LinfBall(0.0), LINF), 1.0, 200
         ),
     }
+
+
+def nearer(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, **options: Any
+) -> AttackResult:
+    """What an attack without a budget breaks, walked back towards the image if that is nearer."""
+    done = attack(model, x, y, ball, **options)
+    far = done.x_adv.clamp(0, 1)
+    back = walked_back(model, x, y, far)
+    short = done.success & (ball.distance(x, back) < ball.distance(x, far))
+    return replace(done, x_adv=torch.where(short[:, None, None, None], back, far))
 
 
 def field_of(
@@ -103,7 +120,9 @@ DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained
     },
     "cifar10": {"standard": training.Standard},
 }  # fmt: skip
-TRAINED = {"mnist": (0.1, 0.2), "fashion-mnist": (0.2, 0.3)}  # eps; the third is in the others
+TRAINED = {  # eps, 0 without a defense, and seed; what is missing is in the other two
+    "mnist": ((0.0, 1), (0.0, 2), (0.1, 0), (0.2, 0)), "fashion-mnist": ((0.2, 0), (0.3, 0)),
+}  # fmt: skip
 
 
 def elsewhere(data: str, run: Run) -> Iterator[Cell]:
@@ -123,18 +142,23 @@ def over_eps(run: Run) -> Iterator[Cell]:
     """Transport after PGD-AT at several eps: is it the images that decide, or the eps?"""
     column = {"wasserstein": searched("mnist")["wasserstein"]}
 
-    def given(eps: float, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
-        return trained(here, pgd_at(eps), "pgd-at", f"-{eps:g}"), *here.test_images()
+    def given(eps: float, seed: int, which: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
+        kind, defense = ("pgd-at", pgd_at(eps)) if eps else ("standard", training.Standard())
+        return trained(here, defense, kind, which, seed), *here.test_images()
 
-    for data, budgets in TRAINED.items():
+    for data, networks in TRAINED.items():
         here = replace(run, dataset=data).first(200)
-        for eps in budgets:
-            yield from row("yardstick-eps", here, f"{data}-{eps:g}", partial(given, eps), column)
+        for eps, seed in networks:
+            which = f"-{eps:g}" + (f"-seed-{seed}" if seed else "")
+            known = partial(given, eps, seed, which)
+            yield from row("yardstick-eps", here, f"{data}{which}", known, column)
 
 
-def trained(run: Run, defense: training.Defense, name: str, which: str = "") -> nn.Module:
-    """As the network of that name for MNIST, on all training images."""
-    model = run.untrained(seed=0).to(run.device)
-    path = run.checkpoints / f"yardstick-{run.dataset}-{name}{which}.safetensors"
+def trained(
+    run: Run, defense: training.Defense, kind: str, which: str = "", seed: int = 0
+) -> nn.Module:
+    """By the recipe of the network for MNIST of that kind, on all training images."""
+    model = run.untrained(seed=seed).to(run.device)
+    path = run.checkpoints / f"yardstick-{run.dataset}-{kind}{which}.safetensors"
     images = run.load("train").tensors()
-    return fitted(model, images, defense, path, seed=0, **RECIPES[f"mnist-{name}"].fit)[0]
+    return fitted(model, images, defense, path, seed=seed, **RECIPES[f"mnist-{kind}"].fit)[0]
