@@ -218,6 +218,10 @@ def test_a_network_that_hides_its_gradient_is_doubted():
     rows = evaluate.matrix({"flat": Rounded(model), "open": model}, {"t": half}, (x, y)).fields
     checks = {name: {doubt.check for doubt in row["t"].doubts} for name, row in rows.items()}
     assert "zero gradients" in checks["flat"] and "zero gradients" not in checks["open"]
+    fails = Threat.on_grid(attacks.pgd, LinfBall(0), [0.005, 0.01])
+    (row,) = evaluate.matrix({"flat": Rounded(model)}, {"t": fails}, (x, y)).fields.values()
+    assert row["t"].half == math.inf
+    assert "zero gradients" in {doubt.check for doubt in row["t"].doubts}
 
 
 @pytest.mark.parametrize(

@@ -209,11 +209,7 @@ def accuracy_curve(
     [15, 14, 0]
     """
     Ball.require(ball, "a threat model, such as LinfBall(0.1)")
-    if np.ndim(eps) != 1 or not len(eps):
-        raise ValueError(f"eps must be a list of budgets, such as [0.1]; got {checks.found(eps)}")
-    for value in eps:
-        checks.positive("eps", value, zero=True)
-    eps, left = tuple(sorted(eps)), []
+    eps, left = rising(eps), []
     standing = are_right(model, x, y)
     for value in tqdm(eps, disable=not progress, leave=False):
         standing = standing.clone()
@@ -228,6 +224,15 @@ def accuracy_curve(
             standing[at[done.success]] = False
         left.append(standing)
     return Curve(eps, tuple(share(int(each.sum()), len(x)) for each in left), tuple(left))
+
+
+def rising(eps: Sequence[float]) -> tuple[float, ...]:
+    """Budgets, the smallest first."""
+    if np.ndim(eps) != 1 or not len(eps):
+        raise ValueError(f"eps must be a list of budgets, such as [0.1]; got {checks.found(eps)}")
+    for value in eps:
+        checks.positive("eps", value, zero=True)
+    return tuple(sorted(eps))
 
 
 def attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> AttackResult:

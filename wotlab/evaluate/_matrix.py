@@ -37,7 +37,8 @@ class Field:
         Images that went through the network, and gradients that came back.
     seconds : float
     doubts : list of Doubt
-        What `sanity` says of the threat's attack, at the budget that breaks half of the images.
+        What `sanity` says of the threat's attack, at the budget that breaks half of the images, or
+        at the largest that was tried.
 
     Examples
     --------
@@ -261,9 +262,13 @@ def _measured(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, batch_size
 
 
 def _doubts(field: Field, model: nn.Module, threat: Threat, x: Tensor, y: Tensor) -> list[Doubt]:
-    if threat.attack is None or threat.ball is None or not 0 < field.half < math.inf:
+    if threat.attack is None or threat.ball is None:
         return []
-    ball = replace(threat.ball, eps=field.half)
+    # a search that breaks few has the more to answer for
+    eps = field.half if field.half < math.inf else threat.ball.eps
+    if eps == 0:
+        return []
+    ball = replace(threat.ball, eps=eps)
     noise = torch.Generator(x.device).manual_seed(0)
     return sanity(model, x[:DOUBTED], y[:DOUBTED], threat.attack, ball, generator=noise)
 

@@ -12,7 +12,7 @@ from wotlab import attacks
 from wotlab._base import checks
 from wotlab.attacks import Attack
 from wotlab.balls import Ball, WassersteinBall
-from wotlab.evaluate._accuracy import accuracy_curve, are_right, attacked
+from wotlab.evaluate._accuracy import accuracy_curve, are_right, attacked, rising
 
 Find = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of model, images, labels: radii (B,)
 Change = Callable[[Tensor, float], Sequence[Tensor]]  # of images and a size: changed images
@@ -44,7 +44,7 @@ class Threat:
     attack : attack, optional
         What `sanity` is to doubt; without one it is not asked.
     ball : Ball, optional
-        The attack's; its eps is replaced.
+        The attack's, its eps the largest of interest.
 
     Raises
     ------
@@ -89,7 +89,10 @@ class Threat:
 
         A radius is a value of `eps`, from above: the true one may lie anywhere below it.
         """
-        return cls(partial(_on_grid, attack, ball, tuple(eps)), unit, attack, ball)
+        budgets = rising(eps)
+        checks.instance("ball", ball, Ball)
+        find = partial(_on_grid, attack, ball, budgets)
+        return cls(find, unit, attack, replace(ball, eps=budgets[-1]))
 
     @classmethod
     def once(cls, attack: Attack, ball: Ball, unit: str = "eps") -> Self:
