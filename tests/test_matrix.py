@@ -147,6 +147,9 @@ def test_union_competitiveness_and_steepest_by_hand():
     ratios = matrix.competitiveness({"u": (1.0, 2.5, 5.0), "v": (1.0,)})
     assert ratios["a"] == pytest.approx(((50 + 100 + 100) / 3, 50))
     assert ratios["b"] == pytest.approx(((100 + 0 + 50) / 3, 0))
+    # where the best keeps half: without u at 2.5
+    ratios = matrix.competitiveness({"u": (1.0, 2.5, 5.0), "v": (1.0,)}, least=0.5)
+    assert ratios == {"a": (75, 50), "b": (75, 50)}
     # a: u falls 3, 2, 1 of 4 at 0, 1, 2.5; v 3, 2. b: u 4, 4, 0; v 4, 1
     assert matrix.steepest({"u": (2.5, 1.0), "v": (1.0,)}) == {"a": 0.25, "b": 1.0}
 
@@ -259,3 +262,5 @@ def test_an_attack_without_its_ball_and_budgets_of_unknown_threats_are_refused()
             call({})
     with pytest.raises(ValueError, match="these leave none"):
         matrix.competitiveness({"u": (9.0,)})
+    with pytest.raises(ValueError, match="least"):
+        matrix.competitiveness({"u": (1.0,)}, least=50)

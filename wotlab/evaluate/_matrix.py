@@ -112,23 +112,28 @@ class Matrix:
         """
         return {threat: field.half for threat, field in self.fields[network].items()}
 
-    def competitiveness(self, strengths: Strengths) -> dict[str, tuple[float, float]]:
+    def competitiveness(
+        self, strengths: Strengths, *, least: float = 0.0
+    ) -> dict[str, tuple[float, float]]:
         r"""How near each network comes to the best one under each threat, at each strength.
 
         .. math:: \mathrm{CR} = 100\, \frac{\mathrm{acc}(\mathrm{network}, \mathrm{threat},
             \varepsilon)}{\max_{\mathrm{networks}} \mathrm{acc}(\cdot, \mathrm{threat},
             \varepsilon)}
 
-        Its mean and its least value over all threats and strengths (Dai et al., 2023, the
-        competitiveness ratio of single attacks; the best network is here the best of this
-        matrix). Strengths at which no network stands are left out.
+        Its mean and its least value over all threats and strengths, after the competitiveness
+        ratio of Dai et al. (2023). Theirs divides by the accuracy of a network that was trained
+        against that attack at that strength, and counts clean accuracy as one case; this one needs
+        no such networks. Strengths at which no network stands are left out, and those where the
+        best keeps less than `least` of the images, in [0, 1]: there a few images make the ratio.
         """
         _known(strengths, self.units)
+        checks.share("least", least)
         ratios: dict[str, list[float]] = {name: [] for name in self.fields}
         for threat, values in strengths.items():
             for eps in values:
                 stand = {k: row[threat].accuracy(eps).value for k, row in self.fields.items()}
-                if (best := max(stand.values())) > 0:
+                if (best := max(stand.values())) > 0 and best >= least:
                     for name, value in stand.items():
                         ratios[name].append(100 * value / best)
         if not any(ratios.values()):
@@ -138,8 +143,9 @@ class Matrix:
     def steepest(self, strengths: Strengths) -> dict[str, float]:
         """The largest fall of each network's accuracy from one strength to the next, in [0, 1].
 
-        After the stability constant of Dai et al. (2023): a network whose accuracy falls off a
-        cliff is one whose number at one budget says little.
+        A network whose accuracy falls off a cliff is one whose number at one budget says little.
+        The stability constant of Dai et al. (2023) asks something like it of attacks that were
+        seen in training and of others near them.
         """
         _known(strengths, self.units)
         falls = {}
