@@ -9,20 +9,8 @@ from wotlab import data, evaluate, models
 from wotlab.evaluate import Field, Matrix
 from wotlab.evaluate.__main__ import main
 from wotlab.evaluate._report import page, text
-from wotlab.evaluate._usual import shifted, turned
 
 NETWORK = "from wotlab import models\nmodel = models.load('digits-standard')\n"
-
-
-def test_shifts_go_to_all_eight_sides_and_turns_to_both():
-    x = torch.zeros(1, 1, 9, 9)
-    x[0, 0, 4, 4] = 1.0
-    spots = {tuple((z[0, 0] == 1).nonzero()[0].tolist()) for z in shifted(x, 2.0)}
-    assert spots == {(r, c) for r in (2, 4, 6) for c in (2, 4, 6)} - {(4, 4)}
-    x = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    left, right = turned(x, 90)
-    assert torch.allclose(left, x.rot90(-1, (2, 3)), atol=1e-6)
-    assert torch.allclose(right, x.rot90(1, (2, 3)), atol=1e-6)
 
 
 def test_usual_threats_reach_the_largest_change_and_fit_small_images():

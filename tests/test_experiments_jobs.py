@@ -98,11 +98,12 @@ def test_what_ends_a_process_is_told_in_one_line_and_ends_no_other(tmp_path, mon
 
 
 SCRIPT = """
-import sys, pathlib, torch, shared_work
+import sys, pathlib, signal, torch, shared_work
 from wotlab.experiments import jobs
 from wotlab.experiments.runner import Run
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     here = pathlib.Path(sys.argv[1])
     run = Run(here, here, here, 6, torch.device("cpu"), False)
     jobs.measure(run, shared_work.forever, 2)
