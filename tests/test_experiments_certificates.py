@@ -37,9 +37,8 @@ def test_a_known_boundary_lies_between_proof_and_attack(way, model, monkeypatch)
     proof = certificates.below(way, model, X, Y)[1]["radii"][0]
     attack = certificates.above(way, model, X, Y)[1]["radii"][0]
     assert 0 < proof <= 0.5 < attack <= 0.9
-    monkeypatch.setattr(
-        certificates, "BUDGETS", (0.4, 0.8)
-    )  # too small: the median counts the last
+    # budgets that are too small: the median counts the last
+    monkeypatch.setattr(certificates, "BUDGETS", (0.4, 0.8))
     assert certificates.above(way, model, X, Y) == (
         pytest.approx(784 * 0.4), {"radii": [None], "copies": 8, "steps": 60}
     )  # fmt: skip

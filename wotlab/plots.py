@@ -346,7 +346,9 @@ class Table:
     pgd | 3.0
     """
 
-    def __init__(self, heads: Sequence[str], rows: Sequence[Sequence[object]], *, folded: str = ""):
+    def __init__(
+        self, heads: Sequence[object], rows: Sequence[Sequence[object]], *, folded: str = ""
+    ):
         self.heads, *self.rows = [[str(cell) for cell in line] for line in (heads, *rows)]
         for row in self.rows:
             if len(row) != len(self.heads):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wotlab import attacks
 from wotlab._base import checks
 from wotlab.attacks import Attack
-from wotlab.balls import Ball, WassersteinBall
+from wotlab.balls import Ball
 from wotlab.evaluate._accuracy import accuracy_curve, are_right, attacked, rising
 
 Find = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of model, images, labels: radii (B,)
@@ -80,7 +80,7 @@ class Threat:
         The ball's eps is the largest of interest; `options` go to the search, whose noise begins
         anew with `seed` at each call.
         """
-        attack = attacks.transport if isinstance(ball, WassersteinBall) else attacks.pgd
+        attack = attacks.transport if ball.keeps_mass else attacks.pgd
         return cls(partial(_nearest, ball, seed, options), unit, attack, ball)
 
     @classmethod
@@ -90,7 +90,7 @@ class Threat:
         A radius is a value of `eps`, from above: the true one may lie anywhere below it.
         """
         budgets = rising(eps)
-        checks.instance("ball", ball, Ball)
+        Ball.require(ball, "a threat model, such as LinfBall(0.1)")
         find = partial(_on_grid, attack, ball, budgets)
         return cls(find, unit, attack, replace(ball, eps=budgets[-1]))
 

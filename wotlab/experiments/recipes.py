@@ -186,6 +186,11 @@ def under_noise(told: str, judged: str, noise: Noise) -> Recipe:
     )
 
 
+def pgd_within(eps: float) -> training.PGDAT:
+    """Ten steps in l-infinity; the budget grows over four epochs."""
+    return training.PGDAT(LinfBall(eps), growing(eps, 4), pgd_adversary(10))
+
+
 def as_much_work(told: str, each: int, defense: Callable) -> Recipe:
     """On MNIST, with about 110 back-propagations an image; the budget grows as PGD-AT's does."""
     epochs = round(110 / each)
@@ -212,7 +217,7 @@ RECIPES |= {
     ),
     "mnist-pgd-at": on_mnist(
         "PGD-AT, 10 steps, l-infinity 0.3; eps grows over the first four epochs", 10,
-        lambda: training.PGDAT(LINF, growing(0.3, 4), pgd_adversary(10)),
+        partial(pgd_within, 0.3),
     ),
     # read them by `smoothing.certify` with the same sigma, by `smoothing.certify_l1` with the lam
     "mnist-smoothed": under_noise(

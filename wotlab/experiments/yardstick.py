@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from wotlab.attacks import Attack, AttackResult
 from wotlab.balls import Ball, InternalWassersteinBall, LinfBall
 from wotlab.evaluate import Threat, usual_threats
 from wotlab.experiments.internal import ANY, walked_back, with_noise
-from wotlab.experiments.recipes import RECIPES, growing
+from wotlab.experiments.recipes import RECIPES, pgd_within
 from wotlab.experiments.runner import Cell, Run
 from wotlab.experiments.trials import fitted
 
@@ -64,11 +63,9 @@ def deformed() -> dict[str, Column]:
     }
 
 
-def nearer(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, **options: Any
-) -> AttackResult:
+def nearer(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> AttackResult:
     """What an attack without a budget breaks, walked back towards the image if that is nearer."""
-    done = attack(model, x, y, ball, **options)
+    done = attack(model, x, y, ball)
     far = done.x_adv.clamp(0, 1)
     back = walked_back(model, x, y, far)
     short = done.success & (ball.distance(x, back) < ball.distance(x, far))
@@ -109,14 +106,9 @@ def yardstick(run: Run) -> Iterator[Cell]:
             yield from row("yardstick", run, name, partial(Run.shipped, name=name), threats)
 
 
-def pgd_at(eps: float) -> training.PGDAT:
-    """As the network that ships for MNIST, at another eps."""
-    return training.PGDAT(LinfBall(eps), growing(eps, 4), training.pgd_adversary(10))
-
-
 DEFENSES: dict[str, dict[str, Callable]] = {  # of the networks that are trained here
     "fashion-mnist": {
-        "standard": training.Standard, "pgd-at": partial(pgd_at, EPS["fashion-mnist"]),
+        "standard": training.Standard, "pgd-at": partial(pgd_within, EPS["fashion-mnist"]),
     },
     "cifar10": {"standard": training.Standard},
 }  # fmt: skip
@@ -143,7 +135,7 @@ def over_eps(run: Run) -> Iterator[Cell]:
     column = {"wasserstein": searched("mnist")["wasserstein"]}
 
     def given(eps: float, seed: int, which: str, here: Run) -> tuple[nn.Module, Tensor, Tensor]:
-        kind, defense = ("pgd-at", pgd_at(eps)) if eps else ("standard", training.Standard())
+        kind, defense = ("pgd-at", pgd_within(eps)) if eps else ("standard", training.Standard())
         return trained(here, defense, kind, which, seed), *here.test_images()
 
     for data, networks in TRAINED.items():
