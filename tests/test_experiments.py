@@ -127,12 +127,15 @@ def test_whole_trainings_have_records_and_weights_of_their_own(run, monkeypatch)
     rows, trial = [], dro.trial
     monkeypatch.setattr(dro, "trial", lambda run, row: rows.append(row) or trial(run, row))
     cells = {c.name: c for c in dro.regniez(1, replace(run, device=torch.device("cuda")))}
-    assert [results.name(row.keys) for row in rows] == ["chain-whole", "pgd-40-whole"]
+    names = [f"{name}-whole-lr-{lr}" for name in ("chain", "pgd-40") for lr in (0.1, 0.01)]
+    assert [results.name(row.keys) for row in rows] == names
     for row in rows:
-        assert (row.epochs, row.images, row.few) == (100, None, None)
+        assert (row.epochs, row.images, row.few, row.batch) == (100, None, None, 100)
+        assert row.lr == row.keys["lr"]
         assert not row.judges["autoattack"].keywords  # all of its attacks
-    assert cells["chain-whole-autoattack"].printed == 88.55
-    assert cells["pgd-40-whole-autoattack"].printed == 89.10
+    # the paper's numbers are of its own rates
+    printed = [cells[f"{name}-autoattack"].printed for name in names]
+    assert printed == [88.55, None, None, 89.10]
 
 
 def test_epochs_that_a_call_names_are_of_all_images(run, monkeypatch):
@@ -142,12 +145,15 @@ def test_epochs_that_a_call_names_are_of_all_images(run, monkeypatch):
     monkeypatch.setattr(got, "trial", lambda run, row: rows.append(row) or [])
     longer = replace(run, epochs=10)
     list(dro.regniez(1, longer))
-    assert [results.name(row.keys) for row in rows] == ["chain-epochs-10", "pgd-40-epochs-10"]
+    assert [results.name(row.keys) for row in rows] == [
+        f"{name}-epochs-10-lr-{lr}" for name in ("chain", "pgd-40") for lr in (0.1, 0.01)
+    ]
     assert {(row.epochs, row.images) for row in rows} == {(10, None)}
     rows.clear()
     list(got.table(4, longer))
     assert results.name(rows[0].keys) == "start-whole-epochs-10"
-    assert all((row.epochs, row.images, row.few) == (10, None, None) for row in rows)
+    assert [row.epochs for row in rows] == [5, *[10] * (len(rows) - 1)]
+    assert all((row.images, row.few) == (None, None) for row in rows)
     assert rows[1].defense.inner.attack.keywords["steps"] == 40  # as printed
     rows.clear()
     list(got.betas(longer))

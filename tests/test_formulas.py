@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from wotlab import InternalWassersteinBall, LinfBall, attacks
+from wotlab._base.modes import Passes
 from wotlab.training import GOT, IWDD, MART, PGDAT, TRADES, JointTransport, fit
 from wotlab.training._defenses import pgd_adversary
-from wotlab.training._inputs import Gradients, Places
+from wotlab.training._inputs import Places
 
 BALL = LinfBall(0.15)
 
@@ -111,10 +112,10 @@ def test_their_own_attacks_are_the_papers(make, steps, kind, sample):
     wanted = {"steps": steps, "loss": kind, "random_start": True, "early_stop": False}
     assert options == wanted and make(BALL).attack.func is attacks.pgd
     model = sure()
-    count = Gradients()
-    with model.register_forward_hook(count.watch), torch.random.fork_rng():
+    count = Passes()
+    with model.register_forward_hook(count.see), torch.random.fork_rng():
         make(BALL).attacked(model, x, y)
-    assert count.images == steps * len(x)
+    assert count.backward == steps * len(x)
 
 
 def test_madrys_steps_reach_the_wall_from_anywhere():

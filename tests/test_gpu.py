@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import wotlab
@@ -27,6 +28,7 @@ from wotlab import (
     training,
     transformations,
 )
+from wotlab._base.keeping import kept
 from wotlab.attacks import _loop
 from wotlab.attacks._graph import Recorded
 from wotlab.attacks._growing import Closest, Growing, Search
@@ -145,6 +147,42 @@ def test_recorded_steps_are_the_steps(single, case, monkeypatch):
     assert len(made) == 1 and done.forward - plain.forward == len(x)  # asked once to see
     for one, other in zip(tensors(done), tensors(plain), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3 if single else 1e-9)
+
+
+ATTACKED = {
+    "pgd": lambda: training.PGDAT(LINF, attack=training.pgd_adversary(10)),
+    "trades": lambda: training.TRADES(LINF),
+    "wasserstein": lambda: training.WassersteinAT(WassersteinBall(0.1)),
+}
+
+
+@pytest.mark.parametrize("make", ATTACKED.values(), ids=ATTACKED.keys())
+def test_a_training_records_its_attack_once(make, digits, monkeypatch):
+    """And learns the same weights as one whose steps are told one by one."""
+    record, made = Recorded.record, []
+    monkeypatch.setattr(Recorded, "record", lambda self: made.append(self) or record(self))
+
+    def trained(kind):
+        model = kind(models.build("digits-small", seed=0).cuda().double())
+        fit = training.fit(model, digits, make(), epochs=2, batch_size=10, lr=0.05)
+        return list(model.parameters()), sum(entry["gradients"] for entry in fit.history)
+
+    plain, gradients = trained(Looking)
+    assert not made
+    weights, more = trained(lambda model: model)
+    assert len(made) == 1 and more == gradients + 10  # one minibatch was asked once to see
+    for one, other in zip(weights, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_under_autocast_nothing_is_kept(digits):
+    """Its weights are cast once for a minibatch; they would stay as they are in the next."""
+    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    attack, seen = training.pgd_adversary(10), []
+    defense = training.PGDAT(LINF, attack=lambda *given: seen.append(kept()) or attack(*given))
+    model = models.build("digits-small", seed=0).cuda()
+    fit = training.fit(model, digits, defense, epochs=1, batch_size=10, fabric=fabric)
+    assert fit.epochs == 1 and all(not each.works for each in seen)
 
 
 @pytest.mark.parametrize("ball", [MASS, L2Ball(9.0), LinfBall(0.9)], ids=["mass", "l2", "linf"])

@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks
+from wotlab._base import keeping as keep
+from wotlab._base.keeping import Kept
 from wotlab._base.modes import counters, eval_mode
 from wotlab.attacks import _graph, _loop
-from wotlab.attacks._graph import Recorded
+from wotlab.attacks._graph import Recorded, twin
 from wotlab.attacks._growing import Bounded, Closest, Growing
 from wotlab.attacks._loop import climb
 from wotlab.attacks._mirror_ascent import Mirror
@@ -144,6 +147,9 @@ class Repeated(Recorded):
     def record(self):
         return SimpleNamespace(replay=self.once)
 
+    def __call__(self, at):
+        self.graph.replay()  # in which the network's hooks count
+
 
 @pytest.mark.parametrize("name", ["transport", "mirror ascent", "radius"])
 def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
@@ -152,9 +158,9 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
     monkeypatch.setitem(_loop.LOOK, "cpu", 2)
     once, seen = attack(*case), []
 
-    def recorded(work, at):
+    def recorded(work, at, known):
         seen.append(made := Repeated(work, at))
-        return made.at, made
+        return twin(made.at), made
 
     monkeypatch.setattr(_loop, "recorded", recorded)
     monkeypatch.setattr(_loop, "FEW", 1)
@@ -165,6 +171,89 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
     for name in names:
         one, other = getattr(once, name).double(), getattr(again, name).double()
         assert torch.allclose(one, other, atol=1e-9), name
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """What is recorded within, in the order of the recordings: as in a training on a GPU."""
+    made, known = [], Kept()
+
+    def recorded(work, at, known):
+        made.append(Repeated(work, at))
+        known.works.append(made[-1])
+        return twin(made[-1].at), made[-1]
+
+    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None if early_stop else known)
+    monkeypatch.setattr(_loop, "recorded", recorded)
+    return made
+
+
+MASSES = [WassersteinBall(eps, GroundCost(5)) for eps in (0.2, 0.4)]
+FULL = {"early_stop": False}
+IN_TRAINING = {  # an attack on a ball, and two balls
+    "pgd": (partial(attacks.pgd, steps=5, **FULL), [LinfBall(0.1), LinfBall(0.2)]),
+    "pgd, l2": (partial(attacks.pgd, steps=5, **FULL), [L2Ball(0.5), L2Ball(1.0)]),
+    "pgd, kl": (
+        partial(attacks.pgd, steps=5, loss="kl", random_start=True, **FULL),
+        [LinfBall(0.1), LinfBall(0.2)],
+    ),
+    "mirror ascent": (partial(attacks.mirror_ascent, steps=4, **FULL), MASSES),
+}
+
+
+@pytest.mark.parametrize(("attack", "balls"), IN_TRAINING.values(), ids=IN_TRAINING.keys())
+def test_a_training_records_once_for_all_minibatches_of_a_form(
+    attack, balls, case, kept, monkeypatch
+):
+    """Whose weights and images change; another budget, size or place of a weight is another."""
+    model, x, y = copy.deepcopy(case)
+    parts = [slice(0, 4), slice(4, 8), slice(1, 5)]
+    done = []
+    for k, part in enumerate(parts):
+        torch.manual_seed(k)  # of random starts
+        done.append(attack(model, x[part], y[part], balls[0]))
+        assert len(kept) == 1
+        with torch.no_grad():  # as an optimizer does
+            for weight in model.parameters():
+                weight.mul_(1 + 0.1 * (k + 1))
+    attack(model, x[:4], y[:4], balls[1])
+    attack(model, x[:3], y[:3], balls[0])
+    assert len(kept) == 3
+    attack(model, x[:4], y[:4], balls[0])  # is still there
+    assert len(kept) == 3
+    swapped = next(each for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear))
+    swapped.weight = nn.Parameter(swapped.weight.detach().clone())
+    attack(model, x[:4], y[:4], balls[0])
+    assert len(kept) == 4
+
+    model = copy.deepcopy(case[0])
+    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None)
+    for k, part in enumerate(parts):
+        torch.manual_seed(k)
+        plain = attack(model, x[part], y[part], balls[0])
+        for name in (*DONE, "forward", "backward"):
+            one, other = (torch.as_tensor(getattr(r, name)).double() for r in (plain, done[k]))
+            assert torch.allclose(one, other, atol=1e-9), name
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + 0.1 * (k + 1))
+
+
+@pytest.mark.parametrize("attack", [attacks.pgd, attacks.mirror_ascent])
+def test_nothing_is_kept_of_attacks_whose_images_leave(attack, case, kept):
+    attack(*case, LinfBall(0.1) if attack is attacks.pgd else MASS, steps=6)
+    assert not kept
+
+
+def test_keeping_ends_with_the_training(case):
+    assert keep.kept() is None
+    with keep.keeping():
+        outer = keep.kept()
+        assert outer is not None
+        with keep.keeping():
+            assert keep.kept() is not outer
+        assert keep.kept() is outer
+    assert keep.kept() is None
 
 
 def test_an_attack_goes_on_where_recording_fails(case, monkeypatch):

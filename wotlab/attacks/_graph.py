@@ -5,14 +5,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
+from itertools import chain
 from threading import local
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wotlab._base.batch import Batch, State
+from wotlab._base.keeping import Kept, kept
 from wotlab._base.modes import counters
+from wotlab.attacks._objective import Objective
+from wotlab.attacks._result import Best
+from wotlab.plans import PotentialPlans
 
 # To record takes as long as so many steps of a host, so that fewer are not recorded
 WORTH = 20
@@ -24,13 +29,15 @@ Work = Callable[[Batch], None]  # gives a batch its next tensors, of the same sh
 class Recorded:
     """A `work` whose batch keeps its tensors: they hold the next state after each call.
 
-    `at` is the batch, in tensors of its own. Whatever else `work` reads and writes in place (a
-    network's weights, the best images) stays where it is, too.
+    `at` is the batch, in tensors of its own; who works with it takes a `twin`. Whatever else
+    `work` reads (a network's weights) stays where it is, too.
     """
 
     def __init__(self, work: Work, at: Batch):
-        self.work, self.at = work, at.select(torch.arange(len(at.index), device=at.index.device))
+        self.work, self.form = work, form(at)
+        self.at = at.select(torch.arange(len(at.index), device=at.index.device))
         self.at.t = torch.full_like(self.at.index, at.t) if isinstance(at.t, int) else self.at.t
+        self.at.best = at.best.clone()
         self.passes = counters(at.objective.model) or []
         self.graph = self.record()
 
@@ -64,21 +71,55 @@ class Recorded:
             passes.forward += len(self.at.index)
             passes.backward += len(self.at.index)
 
+    def load(self, at: Batch) -> None:
+        """Go on with the state of another batch of this form."""
+        at = copy(at)
+        at.t = torch.full_like(at.index, at.t) if isinstance(at.t, int) else at.t
+        for place, part in zip(tensors(self.at, *ALL), tensors(at, *ALL), strict=True):
+            place.copy_(part)
+        self.passes = counters(at.objective.model) or []
 
-def recorded(work: Work, at: Batch) -> tuple[Batch, Work]:
+
+def stays(at: Batch, early_stop: bool) -> Kept | None:
+    """Where a training keeps what is recorded, for attacks whose images all stay.
+
+    Not under autocast, which casts the weights once for many passes: these would stay as they are.
+    """
+    found, device = kept(), at.index.device.type
+    if early_stop or found is None or not found.able or device != "cuda":
+        return None
+    return None if torch.is_autocast_enabled(device) else found
+
+
+def again(work: Work, at: Batch, known: Kept) -> tuple[Batch, Work]:
+    """A batch and its work as it was recorded for another one of its form, if it was."""
+    wanted = form(at)
+    for made in known.works:
+        if made.work is work and made.form == wanted:
+            made.load(at)
+            return twin(made.at), made
+    return at, work
+
+
+def recorded(work: Work, at: Batch, known: Kept | None = None) -> tuple[Batch, Work]:
     """A batch and its work, recorded where the network allows it, else as they are.
 
     A network does not that moves numbers to its host, such as by an `if` on what it computes, or
     whose calls others watch by hooks: they would no longer be called.
     """
-    if not alone(at):
+    made = None
+    if alone(at):
+        try:
+            made = Recorded(work, at)
+        except RuntimeError as reason:
+            warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=2)
+    if made is None:
+        if known is not None:
+            known.able = False
         return at, work
-    try:
-        made = Recorded(work, at)
-    except RuntimeError as reason:
-        warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=2)
-        return at, work
-    return made.at, made
+    if known is not None:
+        known.works.append(made)
+    return twin(made.at), made
 
 
 def alone(at: Batch) -> bool:
@@ -125,10 +166,40 @@ def twin(part: Any) -> Any:
     return other
 
 
-def tensors(part: Any) -> list[Tensor]:
-    """All of a state, in one order."""
-    if isinstance(part, Tensor):
-        return [part]
-    if isinstance(part, State | dict):
-        part = tuple((part if isinstance(part, dict) else vars(part)).values())
-    return [found for each in part for found in tensors(each)] if isinstance(part, tuple) else []
+ALL = State, Objective, Best, PotentialPlans  # all that a step reads is in these
+
+
+def leaves(part: Any, kinds: tuple[type, ...] = (State,)) -> Iterator[Any]:
+    """What a state, and whatever else of these kinds is in it, is made of, in one order."""
+    if isinstance(part, dict):
+        yield from part
+        part = tuple(part.values())
+    if isinstance(part, tuple):
+        for each in part:
+            yield from leaves(each, kinds)
+    elif isinstance(part, kinds):
+        yield type(part)
+        yield from leaves(vars(part), kinds)
+    else:
+        yield part
+
+
+def tensors(part: Any, *more: type) -> list[Tensor]:
+    """All of a state; and of what is of `more` kinds in it."""
+    return [leaf for leaf in leaves(part, (State, *more)) if isinstance(leaf, Tensor)]
+
+
+def form(at: Batch) -> list:
+    """Two batches whose forms are equal differ in numbers alone, at the same steps of a network.
+
+    Of a network that is its weights' places: it may be given others.
+    """
+    at = copy(at)
+    at.t = at.index
+    found: list = []
+    for leaf in leaves(at, ALL):
+        if isinstance(leaf, nn.Module):
+            found += [part.data_ptr() for part in chain(leaf.parameters(), leaf.buffers())]
+        shape = isinstance(leaf, Tensor) and (leaf.shape, leaf.dtype, leaf.device)
+        found.append(shape or leaf)
+    return found

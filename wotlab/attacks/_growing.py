@@ -2,7 +2,8 @@
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import partial
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -171,9 +172,9 @@ class Search:
         self, objective: Objective, x: Tensor, stepper: Growing, goal: float, progress: bool
     ) -> Closest:
         longer = 1 if stepper.growth else STAY
-        best = Closest(x, goal, longer * self.patience)
-        climb(stepper, objective, x, self.steps, progress=progress, kind=lambda _: best)
-        return best
+        kind = partial(Closest, goal=goal, patience=longer * self.patience)
+        best = climb(stepper, objective, x, self.steps, progress=progress, kind=kind)
+        return cast(Closest, best)
 
     def rule(self, noise: bool) -> Mirror | Bounded:
         """How the images of a run follow the gradient."""

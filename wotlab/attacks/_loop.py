@@ -15,7 +15,7 @@ from wotlab._base.batch import Batch, State
 from wotlab._base.modes import eval_mode
 from wotlab._base.networks import check
 from wotlab._base.precision import full_precision
-from wotlab.attacks._graph import WORTH, Work, recorded
+from wotlab.attacks._graph import WORTH, Work, again, recorded, stays
 from wotlab.attacks._objective import Kind, Objective, no_answer, objective_of
 from wotlab.attacks._result import AttackResult, Best, join, judge
 from wotlab.balls import Ball, WassersteinBall
@@ -33,7 +33,8 @@ class Stepper(State, ABC):
 
     All tensors of its state, alone, in tuples or in dicts, have one row an image. `start` makes
     all of them anew: a stepper may climb again, on other images. `alone` says that its steps, for
-    t > 0, ask the host for nothing, so that a GPU may record them; t is then a tensor (B,).
+    t > 0, ask the host for nothing, so that a GPU may record them; t is then a tensor (B,). What
+    was recorded may also take the first one.
     """
 
     alone = False
@@ -107,25 +108,30 @@ def climb(
     if not elsewhere:
         best.misread = at.broken
     move: Work = advance
-    alone = stepper.alone
+    alone, known = stepper.alone, stays(at, early_stop)
     for t in tqdm(range(steps), disable=not progress, leave=False):
-        if t % LOOK.get(x.device.type, 1) == 0:
+        looks = t % LOOK.get(x.device.type, 1) == 0
+        if looks:
             no_answer(at.nan)
             gone = int((~at.alive).sum())
             if gone == len(at.index):
-                return best
+                break
             if gone > (0 if move is advance else max(FEW, len(at.index) // 4)):
                 at, move = at.select(at.alive), advance
-            if alone and move is advance and 0 < t < steps - WORTH:
-                at, move = recorded(advance, at)
-                alone = move is not advance
+        if alone and known and move is advance:
+            at, move = again(advance, at, known)
+        worth = 0 < t < steps - 1 if known else looks and 0 < t < steps - WORTH
+        if alone and move is advance and worth:
+            at, move = recorded(advance, at, known)
+            alone = move is not advance
         if t < steps - 1:
             move(at)
-    step(at)
-    loss, broken = at.objective.value(at.z)
-    best.offer(at.index, at.z, broken, at.spent, loss, at.t, at.alive)
-    no_answer(at.nan)
-    return best
+    else:
+        step(at)
+        loss, broken = at.objective.value(at.z)
+        at.best.offer(at.index, at.z, broken, at.spent, loss, at.t, at.alive)
+        no_answer(at.nan)
+    return at.best if move is advance else at.best.clone()  # another climb may take its memory
 
 
 def learn(at: Batch) -> None:

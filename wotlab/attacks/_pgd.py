@@ -30,6 +30,9 @@ class Projected(Stepper):
     random_start: bool
     generator: torch.Generator | None
 
+    def __post_init__(self) -> None:
+        self.alone = self.ball.closed and self.schedule is None and self.rule != "low-pass"
+
     def start(self, x: Tensor) -> Moved:
         self.x = x
         if not self.random_start:

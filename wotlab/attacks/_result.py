@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,6 +21,13 @@ class Best:
         self.cost, self.loss = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
         self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
         self.misread = self.broken.clone()  # whether the clean image is broken as it is
+
+    def clone(self) -> Self:
+        """The same in other memory."""
+        other = copy(self)
+        for name, part in vars(self).items():
+            setattr(other, name, part.clone() if isinstance(part, Tensor) else part)
+        return other
 
     def offer(
         self, index: Tensor, z: Tensor, broken: Tensor, cost: Tensor, loss: Tensor, t: int,

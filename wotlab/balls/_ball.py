@@ -78,6 +78,7 @@ class Ball(ABC):
     """
 
     keeps_mass: ClassVar[bool] = False  # of each channel: its images are made by transport plans
+    closed: ClassVar[bool] = False  # its projection is a formula, without loops that end by a test
     norm: ClassVar[str | None] = None  # what other libraries call the distance: "Linf" or "L2"
     whole: ClassVar[float | None] = None  # eps at which it holds every image, where there is one
 

@@ -37,6 +37,7 @@ class LinfBall(Ball):
     """
 
     norm: ClassVar[str] = "Linf"
+    closed: ClassVar[bool] = True
     whole: ClassVar[float] = 1.0
 
     def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -87,6 +88,7 @@ class L2Ball(Ball):
     """
 
     norm: ClassVar[str] = "L2"
+    closed: ClassVar[bool] = True
 
     def noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian, of length eps in the mean square."""

@@ -113,9 +113,10 @@ class Table:
     """What a table trains, and for how long.
 
     `epochs` are the paper's, for a GPU. On a CPU both defenses have `work` back-propagations for
-    each image of the training set: the chain sees all of them, PGD-40 a part, once; unless a call
-    names epochs, which both then have. AutoAttack runs its two APGD attacks there, on the first
-    `few` test images.
+    each image of the training set: the chain sees all of them, PGD-40 a part, once. Where a call
+    names epochs both have these, as on a GPU, with the paper's minibatches of 100, and each with
+    both of the learning rates that the paper prints: its own is among `printed`. AutoAttack runs
+    its two APGD attacks on a CPU, on the first `few` test images.
     """
 
     network: str
@@ -127,6 +128,7 @@ class Table:
     few: int = 100
 
 
+RATES = {"chain": 0.1, "pgd-40": 0.01}  # as printed
 CIFAR = LinfBall(8 / 255)
 TABLES = {  # table 3 is table 1 without AutoAttack
     1: Table("arch-a", "mnist", MNIST, 0.01, 100),
@@ -137,7 +139,7 @@ TABLES = {  # table 3 is table 1 without AutoAttack
 
 
 def regniez(number: int, run: Run) -> Iterator[Cell]:
-    """Both trainings of a table."""
+    """Both trainings of a table, and where they are as long as the paper's, at both rates."""
     table = TABLES[number]
     run = replace(run, dataset=table.dataset)
     parts = () if run.whole else ("apgd-ce", "apgd-t")
@@ -150,8 +152,15 @@ def regniez(number: int, run: Run) -> Iterator[Cell]:
         "pgd-40": (pgd_40(table.ball, once, table.step), once, part),
     }
     for name, (defense, epochs, images) in defenses.items():
-        yield from trial(run, Trial(
+        row = Trial(
             f"regniez-table-{number}", {"training": name, **tail}, table.network,
             table.ball, defense, epochs, judges(table.step, *parts), images=images,
             few=None if run.whole else table.few, printed=("regniez", number),
-        ))  # fmt: skip
+        )  # fmt: skip
+        for rate in RATES.values() if all_of_them else ():
+            yield from trial(run, replace(
+                row, keys=row.keys | {"lr": rate}, lr=rate, batch=100,
+                printed=row.printed if rate == RATES[name] else None,
+            ))  # fmt: skip
+        if not all_of_them:
+            yield from trial(run, row)

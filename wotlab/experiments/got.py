@@ -160,9 +160,9 @@ def rows_of(
 
 
 def plan_of(run: Run, short: Plan = SHORT) -> Plan:
-    """On a GPU the paper's; where a call names epochs, so many of all images, first and then."""
+    """On a GPU the paper's; where a call names epochs, all images so often, after half as many."""
     if run.epochs:
-        return replace(WHOLE, first=run.epochs, epochs=run.epochs)
+        return replace(WHOLE, first=-(-run.epochs // 2), epochs=run.epochs)
     return WHOLE if run.whole else short
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks
 from wotlab._base.dataset import as_dataset
+from wotlab._base.keeping import keeping
 from wotlab.training import _inputs as inputs
 from wotlab.training._defenses import Defense, Schedule, Standard
 from wotlab.training._run import Fit, Run
@@ -130,8 +131,8 @@ def fit(
         seed, workers, None if checkpoint is None else Path(checkpoint), save_every,
     )  # fmt: skip
     bar = tqdm(disable=not progress or fabric.global_rank > 0)
-    counted = model.register_forward_hook(run.counter.watch)
-    with counted, bar, inputs.train_mode(model), torch.enable_grad():
+    counted = model.register_forward_hook(run.counter.see)
+    with counted, bar, inputs.train_mode(model), keeping(), torch.enable_grad():
         run.train(epochs, bar)
     return run.done
 

@@ -167,19 +167,3 @@ def minibatches(data: MapDataset, places: Places, workers: int) -> Iterator[tupl
 def reduced(fabric: Fabric, part: Tensor, how: str = "sum") -> Tensor:
     """The sum, or the mean, of what all processes have."""
     return cast(Tensor, fabric.all_reduce(part, reduce_op=how))
-
-
-class Gradients:
-    """Counts the images whose loss is propagated back through a network, whoever asks for it.
-
-    `watch` is a forward hook of that network.
-    """
-
-    images = 0
-
-    def watch(self, model: nn.Module, given: tuple, logits: object) -> None:
-        if isinstance(logits, Tensor) and logits.requires_grad:  # else `fit` says what is wrong
-            logits.register_hook(self.count)
-
-    def count(self, gradient: Tensor) -> None:
-        self.images += len(gradient)

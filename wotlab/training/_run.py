@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from wotlab._base import checks, settings
 from wotlab._base.dataset import MapDataset
-from wotlab._base.modes import eval_mode
+from wotlab._base.modes import Passes, eval_mode
 from wotlab.training import _checkpoints as checkpoints
 from wotlab.training import _inputs as inputs
 from wotlab.training._defenses import Defense, Schedule
@@ -82,7 +82,7 @@ class Run:
     def __post_init__(self) -> None:
         if hasattr(self.defense, "prepare"):
             self.defense.prepare(len(self.data))
-        self.counter, self.done, self.position = inputs.Gradients(), Fit(), 0
+        self.counter, self.done, self.position = Passes(), Fit(), 0
         self.tally, self.classes = _tally(), 0
         self.best: dict[str, Tensor] = {}
         # a compiled model stays as it is: attacks and steps then call the one that is watched
@@ -214,7 +214,7 @@ class Run:
     def shown(self) -> dict:
         """What the progress bar says: of this epoch while it runs, else of the last one."""
         at = self.entry(self.tally) if self.tally["seen"] else self.done.history[-1]
-        gradients = at["gradients"] + self.counter.images
+        gradients = at["gradients"] + self.counter.backward
         text = {"loss": f"{at['loss']:.3f}", "clean": f"{at['clean_loss']:.3f}"}
         if "validation" in at:
             text["validation"] = f"{at['validation']:.3f}"
@@ -231,8 +231,8 @@ class Run:
 
     def gather(self) -> dict:
         """What all processes counted, kept by the first; defenses share what they remember."""
-        self.tally["gradients"] += self.counter.images
-        self.counter.images = 0
+        self.tally["gradients"] += self.counter.backward
+        self.counter.backward = 0
         names = ("clean_loss", "clean_seen", "gradients")
         mine = torch.tensor([self.tally[n] for n in names], dtype=torch.float64)
         sums = inputs.reduced(self.fabric, mine).tolist()
@@ -250,7 +250,7 @@ class Run:
             with eval_mode(self.model), torch.enable_grad():
                 value = inputs.as_number(self.validate(self.model))
             entry["validation"] = self.fabric.broadcast(value)
-            self.counter.images = 0  # an attack that validates is no training
+            self.counter.backward = 0  # an attack that validates is no training
             values = [past["validation"] for past in self.done.history]
             values = [value for value in values if not math.isnan(value)]
             best = entry["validation"] > max(values, default=-math.inf)
