@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -173,18 +174,25 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
         assert torch.allclose(one, other, atol=1e-9), name
 
 
+class Made(list):
+    """What was recorded; `known` is what is kept of it."""
+
+
 @pytest.fixture
 def kept(monkeypatch):
     """What is recorded within, in the order of the recordings: as in a training on a GPU."""
-    made, known = [], Kept()
+    made, known = Made(), Kept()
 
     def recorded(work, at, known):
         made.append(Repeated(work, at))
         known.works.append(made[-1])
         return twin(made[-1].at), made[-1]
 
-    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None if early_stop else known)
+    monkeypatch.setattr(
+        _loop, "stays", lambda at, early_stop: known if known.able and not early_stop else None
+    )
     monkeypatch.setattr(_loop, "recorded", recorded)
+    made.known = known
     return made
 
 
@@ -231,12 +239,38 @@ def test_a_training_records_once_for_all_minibatches_of_a_form(
     for k, part in enumerate(parts):
         torch.manual_seed(k)
         plain = attack(model, x[part], y[part], balls[0])
-        for name in (*DONE, "forward", "backward"):
+        for name in DONE:
             one, other = (torch.as_tensor(getattr(r, name)).double() for r in (plain, done[k]))
             assert torch.allclose(one, other, atol=1e-9), name
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1 + 0.1 * (k + 1))
+
+
+class Tempered(nn.Module):
+    """A network that changes, in training, in what is none of its weights."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.warmth = model, 1.0
+
+    def forward(self, x):
+        return self.model(x) / self.warmth
+
+
+def test_steps_of_another_network_than_is_trained_are_not_repeated(case, kept, monkeypatch):
+    """As a graph repeats what was a number of Python's when it was recorded."""
+    model, x, y = Tempered(copy.deepcopy(case[0])), *case[1:]
+    attack = partial(attacks.mirror_ascent, steps=5, early_stop=False)
+    attack(model, x, y, MASS)
+    frozen = copy.deepcopy(model)  # which the recorded steps ask
+    kept[0].at.objective = replace(kept[0].at.objective, model=frozen)
+    model.warmth = 3.0
+    with pytest.warns(UserWarning, match="not those of the network"):
+        done = attack(model, x, y, MASS)
+    assert not kept.known.able and len(kept) == 1
+    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None)
+    assert torch.allclose(done.x_adv, attack(model, x, y, MASS).x_adv, atol=1e-9)
 
 
 @pytest.mark.parametrize("attack", [attacks.pgd, attacks.mirror_ascent])

@@ -11,10 +11,11 @@ HERE = local()
 
 @dataclass
 class Kept:
-    """The last that were made, and whether any can be made of this network."""
+    """The last that were made; whether this network lets any be made, and be trusted."""
 
     works: deque = field(default_factory=lambda: deque(maxlen=4))
     able: bool = True
+    trusted: bool = False
 
 
 @contextmanager

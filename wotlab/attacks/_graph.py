@@ -71,6 +71,19 @@ class Recorded:
             passes.forward += len(self.at.index)
             passes.backward += len(self.at.index)
 
+    def agrees(self, at: Batch) -> bool:
+        """Whether it does with another batch of this form what the work does, to 0.1 %."""
+        plain = twin(at)
+        plain.best = at.best.clone()
+        self.work(plain)
+        self.load(at)
+        self(at)
+        both = (
+            (getattr(each, name).flatten().double() for each in (plain, self.at))
+            for name in ("z", "gradient", "loss")
+        )
+        return all(bool((a - b).norm() <= 1e-3 * a.norm()) for a, b in both)
+
     def load(self, at: Batch) -> None:
         """Go on with the state of another batch of this form."""
         at = copy(at)
@@ -92,13 +105,25 @@ def stays(at: Batch, early_stop: bool) -> Kept | None:
 
 
 def again(work: Work, at: Batch, known: Kept) -> tuple[Batch, Work]:
-    """A batch and its work as it was recorded for another one of its form, if it was."""
+    """A batch and its work as it was recorded for another one of its form, if it was.
+
+    The first time the step is also taken as it is: whoever trains a network that changes otherwise
+    than in its weights, or on a GPU that repeats something else, is told, and nothing is kept.
+    """
     wanted = form(at)
-    for made in known.works:
-        if made.work is work and made.form == wanted:
-            made.load(at)
-            return twin(made.at), made
-    return at, work
+    made = next((m for m in known.works if m.work is work and m.form == wanted), None)
+    if made is None:
+        return at, work
+    known.trusted = known.trusted or made.agrees(at)
+    if not known.trusted:
+        known.able = False
+        warnings.warn(
+            "steps recorded for the GPU are not those of the network that is trained; each attack "
+            "records its own", stacklevel=2,
+        )  # fmt: skip
+        return at, work
+    made.load(at)
+    return twin(made.at), made
 
 
 def recorded(work: Work, at: Batch, known: Kept | None = None) -> tuple[Batch, Work]:

@@ -120,6 +120,7 @@ def climb(
                 at, move = at.select(at.alive), advance
         if alone and known and move is advance:
             at, move = again(advance, at, known)
+            known = known if known.able else None
         worth = 0 < t < steps - 1 if known else looks and 0 < t < steps - WORTH
         if alone and move is advance and worth:
             at, move = recorded(advance, at, known)
