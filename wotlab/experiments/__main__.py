@@ -13,6 +13,7 @@ import torch
 from wotlab import results
 from wotlab.experiments import (
     certificates,
+    colour,
     critics,
     digits,
     dro,
@@ -48,6 +49,7 @@ PAPERS: dict[str, Rows] = {
     "Wong et al. (2019), Hu et al. (2020)": {
         **tables("hu", WONG, hu.table, 1, 2, 3, 5),
         **tables("hu", WONG, partial(hu.accuracies, "hu"), 4),
+        "hu-cifar10": (CIFAR, colour.table),
         "hu-dimming": (WONG, hu.dimming),
         **tables("hu", MNIST, partial(hu.distances, "hu", ("w", "l2")), 6),
         **{what: (f"{runner.TITLES[data]}, released networks",
@@ -64,6 +66,7 @@ PAPERS: dict[str, Rows] = {
         "subramanyam-table-1": (WONG, subramanyam.table_1),
         **tables("subramanyam", WONG, subramanyam.table, 2, 3),
         **tables("subramanyam", FASHION, subramanyam.table, 4),
+        "subramanyam-cifar10": (CIFAR, colour.unbalanced),
         **tables("subramanyam", WONG, partial(hu.accuracies, "subramanyam"), 5),
         **tables("subramanyam", MNIST,
                  partial(hu.distances, "subramanyam", ("procrustes", "w")), 6),

@@ -7,7 +7,7 @@ tables V and VI.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -21,10 +21,14 @@ from wotlab.experiments.runner import Cell, Run, answers, printed
 from wotlab.projections import Projection, constrained_sinkhorn, projected_sinkhorn
 from wotlab.results import Keys
 
-PIXELS, STEPS = 784, 200
+STEPS = 200
+PIXELS = {"mnist": 784, "cifar10": 1024}  # in whose units the papers print budgets
 RADII = "hu2020_radii_against_wong2019.tsv"
 DARK = 30  # Hu et al.'s divisor of an image
 EIGHT = (5, 10, 20, 50, 100, 200, 500, 1000)  # eps * 784 of tables 1 and 3
+
+
+Growth = Callable[[int], float]
 
 
 def grow(t: int) -> float:
@@ -77,8 +81,8 @@ def table(number: int, run: Run) -> Iterator[Cell]:
         theirs = printed("hu", 2, keys, metric="eps")
         at_budgets = answers("hu", number, keys)  # by the radii in the details: see `standing`
         yield Cell(
-            "hu-growing", keys, run, partial(radii, ATTACKS[kind]), given, "eps",
-            details={"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]},
+            "hu-growing", keys, run, partial(radii, ATTACKS[kind], grow), given, "eps",
+            details=stop_test(kind),
             note="Mean radius; an image that never broke counts with the largest eps, 2.",
             **theirs | {"answers": theirs.get("answers", []) + at_budgets},
         )  # fmt: skip
@@ -89,15 +93,23 @@ def table(number: int, run: Run) -> Iterator[Cell]:
         )  # fmt: skip
 
 
-def radii(options: dict, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, dict]:
+def stop_test(kind: str) -> dict:
+    """What an attack's projection stops by, as details."""
+    return {"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]}
+
+
+def radii(
+    options: dict, growth: Growth, model: nn.Module, x: Tensor, y: Tensor
+) -> tuple[float, dict]:
     """Mean radius; and every radius, with what the broken images really spent."""
-    ball = WassersteinBall(grow(STEPS - 1))
+    ball = WassersteinBall(growth(STEPS - 1))
     done = attacks.pgd(
-        model, x, y, ball, steps=STEPS, schedule=grow, repaired=False, batch_size=100, **options
+        model, x, y, ball, steps=STEPS, schedule=growth, repaired=False, batch_size=100, **options
     )
     with torch.no_grad():
         broken = model(done.x_adv).argmax(1) != y
-    radius = torch.where(broken, 0.01 * done.steps, torch.inf)
+    at = torch.tensor([0.0, *map(growth, range(STEPS))], device=x.device)
+    radius = torch.where(broken, at[done.steps], torch.inf)
     right = done.steps > 0  # the others were wrong from the start
     details = {"radii": listed(radius), "attack_seconds": done.seconds}
     if bool((broken & right).any()):
@@ -117,19 +129,19 @@ def released(run: Run) -> tuple[float, dict]:
         rows = list(csv.DictReader(file, delimiter="\t"))[: run.images]
     found = torch.tensor([float(row["radius"]) for row in rows])
     right = found[found > 0].clamp(max=grow(STEPS - 1))
-    accuracy = {b: 100 * float((found > b / PIXELS).double().mean()) for b in EIGHT}
+    accuracy = {b: 100 * float((found > b / PIXELS["mnist"]).double().mean()) for b in EIGHT}
     return float(right.mean()), {"radii": listed(found), "accuracy": accuracy}
 
 
-def standing(radii: list[float | None], budget: float) -> evaluate.Share:
+def standing(radii: list[float | None], budget: float, data: str = "mnist") -> evaluate.Share:
     """The share of images that break at no eps up to a budget, which is in eps * pixels."""
-    left = sum(radius is None or radius > budget / PIXELS for radius in radii)
+    left = sum(radius is None or radius > budget / PIXELS[data] for radius in radii)
     return evaluate.share(left, len(radii))
 
 
 def listed(radius: Tensor) -> list[float | None]:
     """Radii as JSON takes them: None where an image never broke."""
-    return [round(r, 2) if r < float("inf") else None for r in radius.tolist()]
+    return [round(r, 5) if r < float("inf") else None for r in radius.tolist()]
 
 
 def changed(paper: str, kind: str, size: int, x: Tensor) -> Tensor:
@@ -149,18 +161,20 @@ def cases(paper: str) -> Iterator[tuple[str, int]]:
 
 def accuracies(paper: str, number: int, run: Run) -> Iterator[Cell]:
     """Accuracy on shifted, turned and blurred images."""
-
-    def accuracy(kind: str, size: int, model: nn.Module, x: Tensor, y: Tensor) -> evaluate.Share:
-        return evaluate.accuracy(model, (changed(paper, kind, size, x), y))
-
     for name in run.networks():
         given = cache(partial(run.named, name))
         for kind, size in cases(paper):
             keys: Keys = {"network": name, "transformation": kind, "size": size}
             yield Cell(
-                f"{paper}-table-{number}", keys, run, partial(accuracy, kind, size), given,
+                f"{paper}-table-{number}", keys, run, partial(accuracy, paper, kind, size), given,
                 seed=0, **printed(paper, number, keys),
             )  # fmt: skip
+
+
+def accuracy(
+    paper: str, kind: str, size: int, model: nn.Module, x: Tensor, y: Tensor
+) -> evaluate.Share:
+    return evaluate.accuracy(model, (changed(paper, kind, size, x), y))
 
 
 def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> Iterator[Cell]:
@@ -169,13 +183,14 @@ def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> I
     def mean(which: str, kind: str, size: int, x: Tensor, _: Tensor) -> float:
         return float(MEASURES[which][0](x, changed(paper, kind, size, x)).mean())
 
+    head: Keys = {} if run.dataset == "mnist" else {"data": run.dataset}
     given = cache(run.test_images)
     for which, (kind, size) in product(measures, cases(paper)):
-        keys: Keys = {"measure": which, "transformation": kind, "size": size}
+        keys = head | {"measure": which, "transformation": kind, "size": size}
         yield Cell(
             f"{paper}-table-{number}", keys, run,
             partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
-            **printed(paper, number, keys, metric=which),
+            **printed(paper, number, keys, run.dataset, metric=which),
         )  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def reading(entry: Entry, record: Record) -> Reading:
     """What a record says of an entry; one of radii, the share of images beyond its budget."""
     value, interval = record.value, record.interval
     if entry.get("budget") and "radii" in record.details:
-        share = hu.standing(record.details["radii"], float(entry["budget"]))
+        share = hu.standing(record.details["radii"], float(entry["budget"]), entry["data"])
         value, interval = 100 * share.value, (100 * share.low, 100 * share.high)
     own = {key: f"{v:g}" if isinstance(v, (int, float)) else v for key, v in record.keys.items()}
     other = ", ".join(f"{key} {v}" for key, v in own.items() if entry.get(key) not in (v, "", None))
