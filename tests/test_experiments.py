@@ -104,6 +104,27 @@ def test_subramanyam_counts_what_keeps_the_ball(run):
     assert found["printed-clamped"].value <= found["printed"].value
 
 
+def test_subramanyams_weights_are_swept_one_at_a_time(run):
+    cells = list(subramanyam.settings(run))
+    settings = sum(len(values) for values in subramanyam.SWEEP.values())
+    assert len(cells) == len({cell.name for cell in cells}) == len(subramanyam.SWEPT) * settings
+    model, x, y = next(subramanyam.targeted(run)).given()
+    printed = {"tau": 0.01, "eta": 0.001, "gamma": 0.5}
+    middle = [c for c in cells if printed.items() & c.keys.items()]
+    ball = replace(subramanyam.BALL, ground_cost=wotlab.GroundCost(subramanyam.WIDE))
+    plain = [subramanyam.attacked(v, model, x, y, ball=ball)[0] for v in subramanyam.SWEPT]
+    assert [cell.measure(model, x, y)[0] for cell in middle] == len(printed) * plain
+
+
+def test_subramanyams_attack_runs_towards_a_class(run):
+    model, x, y = next(subramanyam.targeted(run)).given()
+    share, details = subramanyam.attacked("printed-clamped", model, x, y, towards=1)
+    assert share.value <= 1 - details["accuracy"] / 100  # what is read as the next is misread
+    plain, _ = subramanyam.attacked("printed-clamped", model, x, y)
+    assert plain.value <= details["accuracy"] / 100  # a target costs strength
+    assert details["success_by_images_inside_the_ball"] <= 100 * share.value
+
+
 def test_tables_of_training_at_equal_work(run, files, monkeypatch):
     small = dro.Table("wong-mnist", "mnist", LinfBall(0.1), 0.01, 9, work=4, few=2)
     monkeypatch.setitem(dro.TABLES, 1, small)

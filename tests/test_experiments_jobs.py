@@ -17,7 +17,16 @@ from torch import nn
 
 from wotlab import data, models, results, training
 from wotlab.experiments import __main__ as command
-from wotlab.experiments import certificates, jobs, runner, strength, subramanyam, trials, yardstick
+from wotlab.experiments import (
+    certificates,
+    colour,
+    jobs,
+    runner,
+    strength,
+    subramanyam,
+    trials,
+    yardstick,
+)
 from wotlab.experiments.runner import Groups, Log, Missing, Run, Step
 
 
@@ -225,7 +234,7 @@ def test_no_experiment_reads_a_data_set_twice(name, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "build", build)
     monkeypatch.setattr(Run, "network", lambda run, file: build())
     monkeypatch.setattr(training, "fit", lambda *given, **how: training.Fit([{"gradients": 0}]))
-    for module in (trials, strength, subramanyam, certificates, yardstick):
+    for module in (trials, strength, subramanyam, certificates, colour, yardstick):
         monkeypatch.setattr(module, "fitted", fitted)
     for file in {file for named in runner.NETWORKS.values() for file in named.values()}:
         (tmp_path / file).touch()

@@ -67,6 +67,8 @@ PAPERS: dict[str, Rows] = {
         **tables("subramanyam", WONG, subramanyam.table, 2, 3),
         **tables("subramanyam", FASHION, subramanyam.table, 4),
         "subramanyam-cifar10": (CIFAR, colour.unbalanced),
+        "subramanyam-settings": (WONG, subramanyam.settings),
+        "subramanyam-targeted": (WONG, subramanyam.targeted),
         **tables("subramanyam", WONG, partial(hu.accuracies, "subramanyam"), 5),
         **tables("subramanyam", MNIST,
                  partial(hu.distances, "subramanyam", ("procrustes", "w")), 6),

@@ -9,6 +9,7 @@ thousandth of the time.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ BALL = WassersteinBall(EPS, GroundCost(WINDOW))
 UPDATES = ("printed", "corrected", "l2")
 CLAMPED = "-clamped"  # with each step and each iterate in [0, 1], of which the paper says nothing
 VARIANTS = tuple(update + end for end in ("", CLAMPED) for update in UPDATES)
+
+SWEEP = {  # what he studies, one at a time; the middle ones are the printed
+    "tau": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    "eta": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    "gamma": (5e-3, 5e-2, 5e-1, 5.0, 50.0),
+}
+SWEPT, WIDE = ("printed-clamped", "corrected-clamped"), 5  # beside tau >> eta mass may move
 
 LINF = "linf-training-pgd-40"  # what `linf-training` trained with PGD-40
 INNER, NOISE = 20, 0.01  # steps of the attack in training
@@ -52,7 +60,7 @@ AT_03: Settings = {  # table III says eps <= 0.3
     name: (LinfBall(0.3) if name != "cw" else ANY, SETTINGS[name][1])
     for name in ("cw", "tpgd", "mi-fgsm", "autoattack", "m-di2-fgsm")
 }
-FEW = 200  # images for AutoAttack, which takes as long as all others together
+FEW = 200  # images for the sweep, and for AutoAttack, which takes as long as all others
 ROWS = {  # by table: data, networks, attacks
     2: ("mnist", ("standard",), SETTINGS),
     3: ("mnist", ("standard", "linf", "wong2019", "hu2020", "subramanyam"), AT_03),
@@ -80,26 +88,67 @@ def table_1(run: Run) -> Iterator[Cell]:
             )  # fmt: skip
 
 
-def project(variant: str, x: Tensor, w: Tensor, ground_cost: GroundCost) -> Projection:
+def targeted(run: Run) -> Iterator[Cell]:
+    """His attack towards the next class: the share of images that are then read as it."""
+    for name in run.networks():
+        for variant in ("printed", "printed-clamped"):
+            yield Cell(
+                "subramanyam-targeted", {"network": name, "variant": variant}, run,
+                partial(attacked, variant, towards=1), cache(partial(run.named, name)),
+            )  # fmt: skip
+
+
+def settings(run: Run) -> Iterator[Cell]:
+    """Its weights one at a time, the others as printed, on Wong's robust network."""
+    run, name = run.first(FEW), "wong2019"
+    given = cache(partial(run.named, name))
+    ball = replace(BALL, ground_cost=GroundCost(WIDE))
+    for (which, values), variant in product(SWEEP.items(), SWEPT):
+        for value in values:
+            weights = {"reg" if which == "eta" else which: value}
+            keys: Keys = {"network": name, "variant": variant, which: value}
+            yield Cell(
+                "subramanyam-settings", keys, run,
+                partial(attacked, variant, ball=ball, weights=weights), given,
+                details={"window": WIDE},
+            )  # fmt: skip
+
+
+Weights = dict[str, float]  # of `unbalanced_sinkhorn`: gamma, reg, tau
+
+
+def project(
+    variant: str, x: Tensor, w: Tensor, ground_cost: GroundCost, weights: Weights | None = None
+) -> Projection:
     """His projection with the full cost matrix, by a plan with the window of `ground_cost`."""
     update, clamped = variant.removesuffix(CLAMPED), variant.endswith(CLAMPED)
     w = w.clamp(0, 1) if clamped else w
-    done = unbalanced_sinkhorn(x, w, ground_cost, variant=update, max_iter=ITERATIONS)
+    done = unbalanced_sinkhorn(
+        x, w, ground_cost, variant=update, max_iter=ITERATIONS, **weights or {}
+    )
     return replace(done, image=done.image.clamp(0, 1)) if clamped else done
 
 
-def attacked(variant: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[evaluate.Share, dict]:
+def attacked(
+    variant: str, model: nn.Module, x: Tensor, y: Tensor, *, towards: int = 0,
+    ball: WassersteinBall = BALL, weights: Weights | None = None,
+) -> tuple[evaluate.Share, dict]:  # fmt: skip
+    """Accuracy on what the attack makes; the success of one `towards` a class so much further."""
     done = attacks.pgd(
-        model, x, y, BALL, steps=STEPS, step_size=STEP, rule=RULE,
-        projection=partial(project, variant), repaired=False, batch_size=100,
+        model, x, (y + towards) % 10, ball, targeted=bool(towards), steps=STEPS, step_size=STEP,
+        rule=RULE, projection=partial(project, variant, weights=weights), repaired=False,
+        batch_size=100,
     )  # fmt: skip
     z = done.x_adv.clamp(0, 1)
     with torch.no_grad():
-        right = model(z).argmax(1) == y
+        read = model(z).argmax(1)
+    hit, right = read == (y + towards) % 10, read == y
     seen = certify(x, z, BALL)
-    kept = int((right | ~seen.inside).sum())
-    return evaluate.share(int(right.sum()), len(x)), {
-        "accuracy_by_images_inside_the_ball": 100 * kept / len(x),
+    kept = int((hit & seen.inside).sum() if towards else (right | ~seen.inside).sum())
+    what = "success" if towards else "accuracy"
+    return evaluate.share(int(hit.sum()), len(x)), {
+        f"{what}_by_images_inside_the_ball": 100 * kept / len(x),
+        "accuracy": 100 * float(right.double().mean()),
         "w_mean": float(seen.cost.mean()),
         "mass_change_mean": float((z.sum((1, 2, 3)) / x.sum((1, 2, 3)) - 1).mean()),
         "largest_change_of_a_pixel": float((z - x).abs().max()),
