@@ -123,6 +123,9 @@ ABOUT = {  # what --help says of a paper's tables that one function measures
     "hu-table-4": "Accuracy on images that are shifted, turned or blurred.",
     "hu-table-5": "Mean radii of Hu's robust network: four lengths of a step. In hu-growing.",
     "hu-table-6": "Mean distances of those images, exact W and l2.",
+    "hu-cifar10": "The same tables on CIFAR-10 and networks of ours. In hu-growing-cifar10, "
+                  "hu-table-4-cifar10 and hu-table-6-cifar10.",
+    "subramanyam-cifar10": "His first table likewise. In subramanyam-table-1-cifar10.",
     "subramanyam-table-2": "Eight usual attacks on a network without a defense.",
     "subramanyam-table-3": "Five attacks at eps 0.3, five networks; his: subramanyam-defense.",
     "subramanyam-table-4": "The eight attacks on two networks; his: subramanyam-defense.",

@@ -84,24 +84,29 @@ def table(run: Run) -> Iterator[Cell]:
         for kind in hu.ATTACKS if name == OURS else ("wong", "hu"):
             if kind in ("cold", "warm"):  # which table 2 asks for, on MNIST alone
                 continue
-            keys: Keys = {"data": DATA, "network": name, "attack": kind}
+            keys: Keys = {"network": name, "attack": kind}
             theirs = told("hu", (1, 3, 5), name, keys)
             theirs["details"] |= hu.stop_test(kind)
             yield Cell(
-                "hu-growing", keys, few, partial(hu.radii, hu.ATTACKS[kind], grow), given, "eps",
-                note="Mean radius; an image that never broke counts with the largest eps.",
+                f"hu-growing-{DATA}", keys, few, partial(hu.radii, hu.ATTACKS[kind], grow), given,
+                "eps", note="Mean radius; an image that never broke counts with the largest eps.",
                 **theirs,
             )  # fmt: skip
+    four = f"hu-table-4-{DATA}"
+
+    def clean(model: nn.Module, x: Tensor, y: Tensor) -> evaluate.Share:
+        return evaluate.accuracy(model, (x, y))
+
     for name, given in networks(run).items():
-        keys = {"data": DATA, "network": name, "attack": "clean"}
+        keys = {"network": name, "attack": "clean"}
         theirs = told("hu", (4,), name, keys)
         theirs["answers"] += told("subramanyam", (1,), name, keys)["answers"]
-        yield Cell("hu-table-4", keys, run, lambda m, x, y: evaluate.accuracy(m, (x, y)), given,
-                   seed=0, **theirs)  # fmt: skip
+        yield Cell(four, keys, run, clean, given, seed=0, **theirs)
         for kind, size in hu.cases("hu"):
-            keys = {"data": DATA, "network": name, "transformation": kind, "size": size}
-            yield Cell("hu-table-4", keys, run, partial(hu.accuracy, "hu", kind, size), given,
-                       seed=0, **told("hu", (4,), name, keys))  # fmt: skip
+            keys = {"network": name, "transformation": kind, "size": size}
+            theirs = told("hu", (4,), name, keys)
+            accuracy = partial(hu.accuracy, "hu", kind, size)
+            yield Cell(four, keys, run, accuracy, given, seed=0, **theirs)
     yield from hu.distances("hu", ("l2",), 6, run)
     yield from hu.distances("hu", ("w",), 6, few)
 
@@ -113,8 +118,8 @@ def unbalanced(run: Run) -> Iterator[Cell]:
         if name not in THEIRS:
             continue
         for variant in ("printed", "printed-clamped"):
-            keys: Keys = {"data": DATA, "network": name, "variant": variant}
             yield Cell(
-                "subramanyam-table-1", keys, run, partial(subramanyam.attacked, variant), given,
+                f"subramanyam-table-1-{DATA}", {"network": name, "variant": variant}, run,
+                partial(subramanyam.attacked, variant), given,
                 **told("subramanyam", (1,), name, {"attack": "subramanyam"}),
             )  # fmt: skip

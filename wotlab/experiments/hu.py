@@ -183,12 +183,12 @@ def distances(paper: str, measures: tuple[str, ...], number: int, run: Run) -> I
     def mean(which: str, kind: str, size: int, x: Tensor, _: Tensor) -> float:
         return float(MEASURES[which][0](x, changed(paper, kind, size, x)).mean())
 
-    head: Keys = {} if run.dataset == "mnist" else {"data": run.dataset}
+    end = "" if run.dataset == "mnist" else f"-{run.dataset}"
     given = cache(run.test_images)
     for which, (kind, size) in product(measures, cases(paper)):
-        keys = head | {"measure": which, "transformation": kind, "size": size}
+        keys: Keys = {"measure": which, "transformation": kind, "size": size}
         yield Cell(
-            f"{paper}-table-{number}", keys, run,
+            f"{paper}-table-{number}{end}", keys, run,
             partial(mean, which, kind, size), given, MEASURES[which][1], seed=0,
             **printed(paper, number, keys, run.dataset, metric=which),
         )  # fmt: skip
