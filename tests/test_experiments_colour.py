@@ -46,7 +46,8 @@ def test_budgets_grow_by_a_factor():
     assert eps[0] == pytest.approx(4) and eps[-1] == pytest.approx(1000)
     assert max(b / a for a, b in pairwise(eps)) < 1.03
     assert colour.budget(0) == pytest.approx(colour.EPS / 100)
-    assert colour.budget(colour.EPOCHS - 1) == colour.budget(colour.EPOCHS) == colour.EPS
+    last = colour.EPOCHS[colour.OURS]
+    assert colour.budget(last - 1) == colour.budget(last) == colour.EPS
 
 
 def test_an_images_radius_is_the_eps_of_its_step(run, small, monkeypatch):

@@ -19,15 +19,16 @@ from wotlab.experiments.trials import adam, fitted
 from wotlab.results import Keys
 
 DATA, NETWORK = "cifar10", "cifar-small"
-EPS, EPOCHS, UNDEFENDED = 20 / hu.PIXELS[DATA], 4, 6  # epochs with a defense, and without
+EPS = 20 / hu.PIXELS[DATA]
 FEW = 200  # images whose exact distances are asked for, or whose eps grows in 200 steps
 OURS = "wasserstein-at"
 THEIRS = {"standard": ("standard",), OURS: ("wong2019", "hu2020")}  # whom a network stands for
+EPOCHS = {"standard": 6, OURS: 4}
 
 
 def budget(epoch: float) -> float:
     """eps: grows a hundredfold up to the last epoch."""
-    return EPS * 100 ** (min(1.0, epoch / (EPOCHS - 1)) - 1)
+    return EPS * 100 ** (min(1.0, epoch / (EPOCHS[OURS] - 1)) - 1)
 
 
 def grow(t: int) -> float:
@@ -41,14 +42,15 @@ def grow(t: int) -> float:
 def trained(run: Run, name: str) -> nn.Module:
     """One of ours, on all training images."""
     attack = partial(attacks.mirror_ascent, steps=3, step_size=16.0, early_stop=False)
-    defense, epochs = {
-        "standard": (training.Standard(), UNDEFENDED),
-        OURS: (training.WassersteinAT(WassersteinBall(EPS, GroundCost(5)), budget, attack), EPOCHS),
-    }[name]
+    defenses = {
+        "standard": training.Standard(),
+        OURS: training.WassersteinAT(WassersteinBall(EPS, GroundCost(5)), budget, attack),
+    }
+    epochs = EPOCHS[name]
     path = run.checkpoints / f"hu-{DATA}-{name}.safetensors"
     model = models.build(NETWORK, seed=0).to(run.device)
     return fitted(
-        model, run.load("train").tensors(), defense, path, epochs=epochs, batch_size=128,
+        model, run.load("train").tensors(), defenses[name], path, epochs=epochs, batch_size=128,
         optimizer=adam, schedule=lambda epoch: max(0.0, 1 - epoch / epochs),
     )[0]  # fmt: skip
 
@@ -73,7 +75,8 @@ def told(paper: str, numbers: tuple[int, ...], name: str, keys: Keys) -> dict:
         for other in THEIRS.get(name, ())
         for row in answers(paper, number, keys | {"network": other}, DATA)
     ]
-    return {"answers": theirs, "details": {"network": NETWORK} if name in THEIRS else {}}
+    ours = {"network": NETWORK, "epochs": EPOCHS[name]} if name in THEIRS else {}
+    return {"answers": theirs, "details": ours}
 
 
 def table(run: Run) -> Iterator[Cell]:

@@ -23,6 +23,7 @@ from wotlab.results import Keys
 
 STEPS = 200
 PIXELS = {"mnist": 784, "cifar10": 1024}  # in whose units the papers print budgets
+EPOCHS = {"cifar10": 200}  # of Hu's network where they released none
 RADII = "hu2020_radii_against_wong2019.tsv"
 DARK = 30  # Hu et al.'s divisor of an image
 EIGHT = (5, 10, 20, 50, 100, 200, 500, 1000)  # eps * 784 of tables 1 and 3

@@ -250,6 +250,8 @@ def epochs(entry: Entry) -> int | None:
         return dro.TABLES[1 if table == "3" else int(table)].epochs  # the same networks
     if paper == "subramanyam" and entry["network"] == "subramanyam":
         return subramanyam.WHOLE[entry["data"]][1]
+    if paper == "hu" and entry["network"] == "hu2020" and entry["data"] in hu.EPOCHS:
+        return hu.EPOCHS[entry["data"]]
     return got.WHOLE.epochs if paper == "got" else None
 
 
