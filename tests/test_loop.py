@@ -247,6 +247,12 @@ def test_a_training_records_once_for_all_minibatches_of_a_form(
                 weight.mul_(1 + 0.1 * (k + 1))
 
 
+def test_what_draws_its_own_numbers_is_asked_at_each_step(case, kept):
+    """By `random` or NumPy, for all that we know."""
+    done = attacks.eot(*case, LinfBall(0.1), steps=4, early_stop=False, generator=drawn())
+    assert bool(done.success.any()) and not kept
+
+
 class Tempered(nn.Module):
     """A network that changes, in training, in what is none of its weights."""
 

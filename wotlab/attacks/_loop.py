@@ -108,7 +108,8 @@ def climb(
     if not elsewhere:
         best.misread = at.broken
     move: Work = advance
-    alone, known = stepper.alone, stays(at, early_stop)
+    # another objective may draw numbers on its host, as EOT does: repeated they would be the same
+    alone, known = stepper.alone and type(objective) is Objective, stays(at, early_stop)
     for t in tqdm(range(steps), disable=not progress, leave=False):
         looks = t % LOOK.get(x.device.type, 1) == 0
         if looks:
