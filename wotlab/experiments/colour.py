@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from wotlab import GroundCost, attacks, evaluate, models, training
 from wotlab.balls import WassersteinBall
-from wotlab.experiments import hu, subramanyam
+from wotlab.experiments import got, hu, subramanyam
 from wotlab.experiments.runner import Cell, Run, answers
 from wotlab.experiments.trials import adam, fitted
 from wotlab.results import Keys
 
-DATA, NETWORK = "cifar10", "cifar-small"
+DATA, NETWORK = "cifar10", got.SMALL
 EPS = 20 / hu.PIXELS[DATA]
 FEW, GROWN = 200, 100  # images whose exact distances are asked for; whose eps grows
 OURS = "wasserstein-at"
