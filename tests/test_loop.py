@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks
+from wotlab import GroundCost, L2Ball, LinfBall, WassersteinBall, attacks, training
 from wotlab._base import keeping as keep
-from wotlab._base.keeping import Kept
 from wotlab._base.modes import counters, eval_mode
 from wotlab.attacks import _graph, _loop
 from wotlab.attacks._graph import Recorded, twin
@@ -159,7 +158,7 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
     monkeypatch.setitem(_loop.LOOK, "cpu", 2)
     once, seen = attack(*case), []
 
-    def recorded(work, at, known):
+    def recorded(work, at):
         seen.append(made := Repeated(work, at))
         return twin(made.at), made
 
@@ -174,26 +173,29 @@ def test_steps_that_are_recorded_are_the_steps(name, case, monkeypatch):
         assert torch.allclose(one, other, atol=1e-9), name
 
 
-class Made(list):
-    """What was recorded; `known` is what is kept of it."""
-
-
 @pytest.fixture
 def kept(monkeypatch):
-    """What is recorded within, in the order of the recordings: as in a training on a GPU."""
-    made, known = Made(), Kept()
+    """What is recorded within, in the order of the recordings: as in a training on a GPU.
 
-    def recorded(work, at, known):
-        made.append(Repeated(work, at))
-        known.works.append(made[-1])
-        return twin(made[-1].at), made[-1]
+    What a graph would repeat is done anew, and its hooks count nothing.
+    """
+    made = []
 
-    monkeypatch.setattr(
-        _loop, "stays", lambda at, early_stop: known if known.able and not early_stop else None
-    )
-    monkeypatch.setattr(_loop, "recorded", recorded)
-    made.known = known
-    return made
+    def record(self):
+        def replay():
+            counts = [(each, each.forward, each.backward) for each in self.passes]
+            self.once()
+            for passes, forward, backward in counts:
+                passes.forward, passes.backward = forward, backward
+
+        made.append(self)
+        return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(Recorded, "record", record)
+    monkeypatch.setattr(_graph, "GRAPHS", ("cpu",))
+    monkeypatch.setattr(_graph, "alone", lambda at: counters(at.objective.model) is not None)
+    with keep.keeping():
+        yield made
 
 
 MASSES = [WassersteinBall(eps, GroundCost(5)) for eps in (0.2, 0.4)]
@@ -215,36 +217,42 @@ def test_a_training_records_once_for_all_minibatches_of_a_form(
 ):
     """Whose weights and images change; another budget, size or place of a weight is another."""
     model, x, y = copy.deepcopy(case)
-    parts = [slice(0, 4), slice(4, 8), slice(1, 5)]
-    done = []
-    for k, part in enumerate(parts):
-        torch.manual_seed(k)  # of random starts
-        done.append(attack(model, x[part], y[part], balls[0]))
-        assert len(kept) == 1
-        with torch.no_grad():  # as an optimizer does
-            for weight in model.parameters():
-                weight.mul_(1 + 0.1 * (k + 1))
-    attack(model, x[:4], y[:4], balls[1])
+    parts = [slice(0, 4), slice(4, 8), slice(1, 5), slice(2, 6)]
+
+    def train():
+        for k, part in enumerate(parts):
+            torch.manual_seed(k)  # of random starts
+            yield attack(model, x[part], y[part], balls[0])
+            with torch.no_grad():  # as an optimizer does
+                for weight in model.parameters():
+                    weight.mul_(1 + 0.1 * (k + 1))
+
+    done = list(train())
+    assert len(kept) == 1 and kept[0].uses == 2
+    for ball in (balls[1], balls[0]):
+        attack(model, x[:4], y[:4], ball)
     attack(model, x[:3], y[:3], balls[0])
-    assert len(kept) == 3
-    attack(model, x[:4], y[:4], balls[0])  # is still there
-    assert len(kept) == 3
+    assert len(kept) == 1  # nothing is recorded of what came once
+    attack(model, x[:3], y[:3], balls[0])
+    assert len(kept) == 2
     swapped = next(each for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear))
     swapped.weight = nn.Parameter(swapped.weight.detach().clone())
-    attack(model, x[:4], y[:4], balls[0])
-    assert len(kept) == 4
+    for _ in range(2):
+        attack(model, x[:4], y[:4], balls[0])
+    assert len(kept) == 3
+    with swapped.register_forward_hook(lambda *given: None):
+        uses = kept[-1].uses
+        attack(model, x[:4], y[:4], balls[0])
+        assert kept[-1].uses == uses  # the hook wants to be called
 
     model = copy.deepcopy(case[0])
-    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None)
-    for k, part in enumerate(parts):
-        torch.manual_seed(k)
-        plain = attack(model, x[part], y[part], balls[0])
+    monkeypatch.setattr(_graph, "GRAPHS", ())
+    for one, other, more in zip(done, train(), (0, 0, 1, 0), strict=True):
         for name in DONE:
-            one, other = (torch.as_tensor(getattr(r, name)).double() for r in (plain, done[k]))
-            assert torch.allclose(one, other, atol=1e-9), name
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(1 + 0.1 * (k + 1))
+            a, b = (getattr(result, name).double() for result in (one, other))
+            assert torch.allclose(a, b, atol=1e-9), name
+        # where what is kept is tried, one step is taken twice
+        assert one.forward - other.forward == one.backward - other.backward == 4 * more
 
 
 def test_what_draws_its_own_numbers_is_asked_at_each_step(case, kept):
@@ -264,36 +272,55 @@ class Tempered(nn.Module):
         return self.model(x) / self.warmth
 
 
-def test_steps_of_another_network_than_is_trained_are_not_repeated(case, kept, monkeypatch):
-    """As a graph repeats what was a number of Python's when it was recorded."""
+@pytest.mark.parametrize("late", [False, True])
+def test_steps_of_another_network_than_is_trained_are_not_repeated(late, case, kept, monkeypatch):
+    """As a graph repeats what was a number of Python's when it was recorded; soon, or in time."""
     model, x, y = Tempered(copy.deepcopy(case[0])), *case[1:]
     attack = partial(attacks.mirror_ascent, steps=5, early_stop=False)
-    attack(model, x, y, MASS)
+    for _ in range(9 if late else 2):
+        attack(model, x, y, MASS)
     frozen = copy.deepcopy(model)  # which the recorded steps ask
     kept[0].at.objective = replace(kept[0].at.objective, model=frozen)
     model.warmth = 3.0
     with pytest.warns(UserWarning, match="not those of the network"):
-        done = attack(model, x, y, MASS)
-    assert not kept.known.able and len(kept) == 1
-    monkeypatch.setattr(_loop, "stays", lambda at, early_stop: None)
+        for _ in range(3):  # the tenth use is tried
+            done = attack(model, x, y, MASS)
+    known = keep.kept()
+    assert not known.able and not known.works and len(kept) == 1
+    monkeypatch.setattr(_graph, "GRAPHS", ())
     assert torch.allclose(done.x_adv, attack(model, x, y, MASS).x_adv, atol=1e-9)
 
 
 @pytest.mark.parametrize("attack", [attacks.pgd, attacks.mirror_ascent])
 def test_nothing_is_kept_of_attacks_whose_images_leave(attack, case, kept):
-    attack(*case, LinfBall(0.1) if attack is attacks.pgd else MASS, steps=6)
+    ball = LinfBall(0.1) if attack is attacks.pgd else MASS
+    for _ in range(3):
+        attack(*case, ball, steps=6)
     assert not kept
+    for _ in range(3):
+        attack(*case, ball, steps=6, early_stop=False)
+    assert len(kept) == 1
 
 
-def test_keeping_ends_with_the_training(case):
-    assert keep.kept() is None
+def test_a_training_keeps_to_its_end_and_not_under_autocast(case, monkeypatch):
+    monkeypatch.setattr(_graph, "GRAPHS", ("cpu",))
+    x, y = (part[:4] for part in case[1:])
+    seen, at = [], SimpleNamespace(index=torch.arange(4))
+
+    class Watching:
+        def loss(self, model, x, y, index):
+            with torch.autocast("cpu"):
+                assert _graph.stays(at, False) is None
+            assert _graph.stays(at, True) is None
+            seen.append(_graph.stays(at, False))
+            return nn.functional.cross_entropy(model(x), y)
+
     with keep.keeping():
         outer = keep.kept()
-        assert outer is not None
-        with keep.keeping():
-            assert keep.kept() is not outer
+        training.fit(copy.deepcopy(case[0]), (x, y), Watching(), epochs=2, batch_size=4)
         assert keep.kept() is outer
     assert keep.kept() is None
+    assert len(seen) == 2 and seen[0] is seen[1] and seen[0] is not outer
 
 
 def test_an_attack_goes_on_where_recording_fails(case, monkeypatch):

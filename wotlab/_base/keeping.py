@@ -11,11 +11,11 @@ HERE = local()
 
 @dataclass
 class Kept:
-    """The last that were made; whether this network lets any be made, and be trusted."""
+    """The last that were made; the forms of those that were asked for; whether any can be made."""
 
     works: deque = field(default_factory=lambda: deque(maxlen=4))
+    forms: deque = field(default_factory=lambda: deque(maxlen=4))
     able: bool = True
-    trusted: bool = False
 
 
 @contextmanager

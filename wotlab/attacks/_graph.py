@@ -21,6 +21,8 @@ from wotlab.plans import PotentialPlans
 
 # To record takes as long as so many steps of a host, so that fewer are not recorded
 WORTH = 20
+GRAPHS = ("cuda",)  # devices that record
+CHECKED = {10**k for k in range(8)}  # uses of what a training keeps at which it is tried
 # Of each device what this thread recorded last: the next one works in the same memory
 LAST = local()
 Work = Callable[[Batch], None]  # gives a batch its next tensors, of the same shapes
@@ -34,7 +36,7 @@ class Recorded:
     """
 
     def __init__(self, work: Work, at: Batch):
-        self.work, self.form = work, form(at)
+        self.work, self.form, self.uses = work, form(at), 0
         self.at = at.select(torch.arange(len(at.index), device=at.index.device))
         self.at.t = torch.full_like(self.at.index, at.t) if isinstance(at.t, int) else self.at.t
         self.at.best = at.best.clone()
@@ -77,7 +79,7 @@ class Recorded:
         plain.best = at.best.clone()
         self.work(plain)
         self.load(at)
-        self(at)
+        self.graph.replay()
         both = (
             (getattr(each, name).flatten().double() for each in (plain, self.at))
             for name in ("z", "gradient", "loss")
@@ -99,24 +101,36 @@ def stays(at: Batch, early_stop: bool) -> Kept | None:
     Not under autocast, which casts the weights once for many passes: these would stay as they are.
     """
     found, device = kept(), at.index.device.type
-    if early_stop or found is None or not found.able or device != "cuda":
+    if early_stop or found is None or not found.able or device not in GRAPHS:
         return None
     return None if torch.is_autocast_enabled(device) else found
 
 
 def again(work: Work, at: Batch, known: Kept) -> tuple[Batch, Work]:
-    """A batch and its work as it was recorded for another one of its form, if it was.
+    """A batch and its work as it was recorded for another one of its form.
 
-    The first time the step is also taken as it is: whoever trains a network that changes otherwise
-    than in its weights, or on a GPU that repeats something else, is told, and nothing is kept.
+    The second of a form is recorded: of many, as where a budget grows, there is one alone. Now and
+    then its step is also taken as it is: whoever trains a network that changes otherwise than in
+    its weights, or on a GPU that repeats something else, is told, and nothing is kept.
     """
     wanted = form(at)
     made = next((m for m in known.works if m.work is work and m.form == wanted), None)
     if made is None:
+        if wanted not in known.forms:
+            known.forms.append(wanted)
+            return at, work
+        made = record(work, at)
+        if made is None:
+            known.able = False
+            return at, work
+        known.works.append(made)
+        return twin(made.at), made
+    if counters(at.objective.model) is None:  # others watch it by now
         return at, work
-    known.trusted = known.trusted or made.agrees(at)
-    if not known.trusted:
+    made.uses += 1
+    if made.uses in CHECKED and not made.agrees(at):
         known.able = False
+        known.works.clear()
         warnings.warn(
             "steps recorded for the GPU are not those of the network that is trained; each attack "
             "records its own", stacklevel=2,
@@ -126,25 +140,24 @@ def again(work: Work, at: Batch, known: Kept) -> tuple[Batch, Work]:
     return twin(made.at), made
 
 
-def recorded(work: Work, at: Batch, known: Kept | None = None) -> tuple[Batch, Work]:
-    """A batch and its work, recorded where the network allows it, else as they are.
+def recorded(work: Work, at: Batch) -> tuple[Batch, Work]:
+    """A batch and its work, recorded where the network allows it, else as they are."""
+    made = record(work, at)
+    return (at, work) if made is None else (twin(made.at), made)
+
+
+def record(work: Work, at: Batch) -> Recorded | None:
+    """The work, recorded for a batch where the network allows it.
 
     A network does not that moves numbers to its host, such as by an `if` on what it computes, or
     whose calls others watch by hooks: they would no longer be called.
     """
-    made = None
     if alone(at):
         try:
-            made = Recorded(work, at)
+            return Recorded(work, at)
         except RuntimeError as reason:
-            warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=2)
-    if made is None:
-        if known is not None:
-            known.able = False
-        return at, work
-    if known is not None:
-        known.works.append(made)
-    return twin(made.at), made
+            warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=3)
+    return None
 
 
 def alone(at: Batch) -> bool:
@@ -199,7 +212,7 @@ def leaves(part: Any, kinds: tuple[type, ...] = (State,)) -> Iterator[Any]:
     if isinstance(part, dict):
         yield from part
         part = tuple(part.values())
-    if isinstance(part, tuple):
+    if isinstance(part, tuple | list):
         for each in part:
             yield from leaves(each, kinds)
     elif isinstance(part, kinds):
@@ -217,7 +230,7 @@ def tensors(part: Any, *more: type) -> list[Tensor]:
 def form(at: Batch) -> list:
     """Two batches whose forms are equal differ in numbers alone, at the same steps of a network.
 
-    Of a network that is its weights' places: it may be given others.
+    Of a network these are its weights' places, which may change, and its modes.
     """
     at = copy(at)
     at.t = at.index
@@ -225,6 +238,7 @@ def form(at: Batch) -> list:
     for leaf in leaves(at, ALL):
         if isinstance(leaf, nn.Module):
             found += [part.data_ptr() for part in chain(leaf.parameters(), leaf.buffers())]
+            found += [part.training for part in leaf.modules()]
         shape = isinstance(leaf, Tensor) and (leaf.shape, leaf.dtype, leaf.device)
         found.append(shape or leaf)
     return found

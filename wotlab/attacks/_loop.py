@@ -33,8 +33,8 @@ class Stepper(State, ABC):
 
     All tensors of its state, alone, in tuples or in dicts, have one row an image. `start` makes
     all of them anew: a stepper may climb again, on other images. `alone` says that its steps, for
-    t > 0, ask the host for nothing, so that a GPU may record them; t is then a tensor (B,). What
-    was recorded may also take the first one.
+    t > 0, ask the host for nothing, so that a GPU may record them; t is then a tensor (B,). Where
+    a training records, the first step is among them.
     """
 
     alone = False
@@ -109,23 +109,20 @@ def climb(
         best.misread = at.broken
     move: Work = advance
     # another objective may draw numbers on its host, as EOT does: repeated they would be the same
-    alone, known = stepper.alone and type(objective) is Objective, stays(at, early_stop)
+    alone = stepper.alone and type(objective) is Objective
+    if alone and steps > 2 and (known := stays(at, early_stop)):
+        at, move = again(advance, at, known)
     for t in tqdm(range(steps), disable=not progress, leave=False):
-        looks = t % LOOK.get(x.device.type, 1) == 0
-        if looks:
+        if t % LOOK.get(x.device.type, 1) == 0:
             no_answer(at.nan)
             gone = int((~at.alive).sum())
             if gone == len(at.index):
                 break
             if gone > (0 if move is advance else max(FEW, len(at.index) // 4)):
                 at, move = at.select(at.alive), advance
-        if alone and known and move is advance:
-            at, move = again(advance, at, known)
-            known = known if known.able else None
-        worth = 0 < t < steps - 1 if known else looks and 0 < t < steps - WORTH
-        if alone and move is advance and worth:
-            at, move = recorded(advance, at, known)
-            alone = move is not advance
+            if alone and move is advance and 0 < t < steps - WORTH:
+                at, move = recorded(advance, at)
+                alone = move is not advance
         if t < steps - 1:
             move(at)
     else:

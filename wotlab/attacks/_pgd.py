@@ -126,7 +126,8 @@ def pgd(
     step_size : float, or function of the clean images and eps, optional
         In units of brightness: the largest change of a pixel (for an L2Ball the length of the
         step). By default eps / 4, on a Wasserstein ball `hu_step`, min(eps / 2, 0.06) of the
-        image's mass (Hu et al., 2020), and 0.2 on an internal one.
+        image's mass (Hu et al., 2020), and 0.2 on an internal one. A function is asked once for
+        steps that a GPU records: it may depend on nothing else.
     rule : "steepest", "sign" or "low-pass"
         Steepest ascent of the ball: for a Wasserstein ball the gradient, scaled to its largest
         entry (Hu et al.); "sign" is the step of Wong et al. (2019), with step_size 0.1;

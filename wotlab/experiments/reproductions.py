@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ import torch
 
 from wotlab import results
 from wotlab.experiments import dro, got, hu, subramanyam
-from wotlab.experiments.__main__ import EXPERIMENTS
+from wotlab.experiments.__main__ import EXPERIMENTS, OF_EPOCHS
 from wotlab.experiments.runner import Cell, Dry
 from wotlab.results import Keys, Record
 
@@ -152,10 +153,14 @@ def question(entry: Entry) -> tuple[str, ...]:
 def measured() -> dict[tuple[str, ...], dict[tuple[str, str], tuple[str, Cell]]]:
     """Experiments and their cells by the entries that they answer."""
     found: dict = defaultdict(dict)
-    for name in EXPERIMENTS:
-        for cell in cells(name):
+    for name, epochs in product(EXPERIMENTS, (None, 1)):
+        if epochs and name not in OF_EPOCHS:
+            continue
+        for cell in cells(name, epochs):
+            keys = {key: value for key, value in cell.keys.items() if key != "epochs"}
             for entry in cell.answers:
-                found[question(entry)].setdefault((cell.what, cell.name), (name, cell))
+                where = cell.what, results.name(keys)
+                found[question(entry)].setdefault(where, (name, cell))
     return found
 
 
@@ -263,6 +268,8 @@ def reduced(entry: Entry, record: Record) -> Iterator[str]:
     shown = told.get("training_images", TRAIN.get(entry["data"], 0))
     if shown < TRAIN.get(entry["data"], 0):
         yield f"{shown:,} of {TRAIN[entry['data']]:,} training images"
+    if entry["paper"] == "regniez":
+        yield "eps grows over the first half of the training"
     if entry.get("network") == "linf":
         yield "another network: ours by PGD-40"
     if told.get("network") == got.SMALL:

@@ -30,7 +30,7 @@ UPDATES = ("printed", "corrected", "l2")
 CLAMPED = "-clamped"  # with each step and each iterate in [0, 1], of which the paper says nothing
 VARIANTS = tuple(update + end for end in ("", CLAMPED) for update in UPDATES)
 
-SWEEP = {  # what he studies, one at a time; the middle ones are the printed
+SWEEP = {  # one at a time; the middle ones are the printed
     "tau": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "eta": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     "gamma": (5e-3, 5e-2, 5e-1, 5.0, 50.0),
@@ -68,6 +68,9 @@ ROWS = {  # by table: data, networks, attacks
 }
 
 
+ANY_BUDGET = "Of the attack's own images, whether or not they keep any budget."
+
+
 def table_1(run: Run) -> Iterator[Cell]:
     """Accuracy under ten steps of it, as published and by what is inside the ball of eps 0.2.
 
@@ -81,9 +84,8 @@ def table_1(run: Run) -> Iterator[Cell]:
                 "subramanyam-table-1", {"network": name, "variant": variant}, run,
                 partial(attacked, variant), given,
                 details={"rule": RULE, "step": STEP, "steps": STEPS, "window": WINDOW},
-                note="Accuracy on the attack's own images, whether or not they keep any budget. "
-                     "At the paper's weights no mass moves: its full cost matrix gives the same "
-                     "images as this window of one pixel.",
+                note=f"{ANY_BUDGET} At the paper's weights no mass moves: its full cost matrix "
+                     "gives the same images as this window of one pixel.",
                 **(theirs if variant.startswith("printed") else {}),
             )  # fmt: skip
 
@@ -95,22 +97,22 @@ def targeted(run: Run) -> Iterator[Cell]:
             yield Cell(
                 "subramanyam-targeted", {"network": name, "variant": variant}, run,
                 partial(attacked, variant, towards=1), cache(partial(run.named, name)),
+                details={"target": "the next class"}, note=ANY_BUDGET,
             )  # fmt: skip
 
 
 def settings(run: Run) -> Iterator[Cell]:
-    """Its weights one at a time, the others as printed, on Wong's robust network."""
-    run, name = run.first(FEW), "wong2019"
-    given = cache(partial(run.named, name))
-    ball = replace(BALL, ground_cost=GroundCost(WIDE))
-    for (which, values), variant in product(SWEEP.items(), SWEPT):
+    """Its weights one at a time, the others as printed, on the robust networks."""
+    run, ball = run.first(FEW), replace(BALL, ground_cost=GroundCost(WIDE))
+    robust = {name: cache(partial(run.named, name)) for name in ("wong2019", "hu2020")}
+    for (name, given), (which, values), variant in product(robust.items(), SWEEP.items(), SWEPT):
         for value in values:
             weights = {"reg" if which == "eta" else which: value}
             keys: Keys = {"network": name, "variant": variant, which: value}
             yield Cell(
                 "subramanyam-settings", keys, run,
                 partial(attacked, variant, ball=ball, weights=weights), given,
-                details={"window": WIDE},
+                details={"window": WIDE, "iterations": ITERATIONS}, note=ANY_BUDGET,
             )  # fmt: skip
 
 
