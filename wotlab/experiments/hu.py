@@ -84,7 +84,7 @@ def table(number: int, run: Run) -> Iterator[Cell]:
         at_budgets = answers("hu", number, keys)  # by the radii in the details: see `standing`
         yield Cell(
             "hu-growing", keys, run, partial(radii, ATTACKS[kind], grow), given, "eps",
-            details=stop_test(kind),
+            details={"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]},
             note="Mean radius; an image that never broke counts with the largest eps, 2.",
             **theirs | {"answers": theirs.get("answers", []) + at_budgets},
         )  # fmt: skip
@@ -93,11 +93,6 @@ def table(number: int, run: Run) -> Iterator[Cell]:
             "hu-growing", {"network": name, "attack": "released"}, run, partial(released, run),
             unit="eps",
         )  # fmt: skip
-
-
-def stop_test(kind: str) -> dict:
-    """What an attack's projection stops by, as details."""
-    return {"stop_test": "dual" if kind == "wong" else HU.keywords["rule"]}
 
 
 def radii(
