@@ -165,7 +165,7 @@ def test_records_ship_with_the_package():
 
 
 def test_an_experiment_without_records_is_named():
-    with pytest.raises(ValueError, match=r"no records of 'got-table-2'; .*mnist-robust-accuracy"):
-        results.table("got-table-2", "training")
+    with pytest.raises(ValueError, match=r"no records of 'got-table-3'; .*mnist-robust-accuracy"):
+        results.table("got-table-3", "training")
     with pytest.raises(ValueError, match=r"no records of 'strength'; .*mnist-robust-accuracy"):
         results.read("strength")

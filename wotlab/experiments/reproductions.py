@@ -210,6 +210,8 @@ def reading(entry: Entry, record: Record) -> Reading:
         share = hu.standing(record.details["radii"], float(entry["budget"]), entry["data"])
         value, interval = 100 * share.value, (100 * share.low, 100 * share.high)
     own = {key: f"{v:g}" if isinstance(v, (int, float)) else v for key, v in record.keys.items()}
+    if record.details.get("network") == got.SMALL:
+        own.pop("network", None)  # it stands for the paper's, as `reduced` says
     other = ", ".join(f"{key} {v}" for key, v in own.items() if entry.get(key) not in (v, "", None))
     printed = float(entry["value"])
     inside = interval is not None and interval[0] <= printed <= interval[1]
