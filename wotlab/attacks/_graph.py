@@ -155,7 +155,7 @@ def record(work: Work, at: Batch) -> Recorded | None:
     if alone(at):
         try:
             return Recorded(work, at)
-        except RuntimeError as reason:
+        except (RuntimeError, ValueError) as reason:  # ValueError: a state that changes its form
             warnings.warn(f"steps are not recorded for the GPU: {reason}", stacklevel=3)
     return None
 
