@@ -37,8 +37,7 @@ class Recorded:
 
     def __init__(self, work: Work, at: Batch):
         self.work, self.form, self.uses = work, form(at), 0
-        self.at = at.select(torch.arange(len(at.index), device=at.index.device))
-        self.at.t = torch.full_like(self.at.index, at.t) if isinstance(at.t, int) else self.at.t
+        self.at = stepped(at).select(torch.arange(len(at.index), device=at.index.device))
         self.at.best = at.best.clone()
         self.passes = counters(at.objective.model) or []
         self.graph = self.record()
@@ -88,9 +87,7 @@ class Recorded:
 
     def load(self, at: Batch) -> None:
         """Go on with the state of another batch of this form."""
-        at = copy(at)
-        at.t = torch.full_like(at.index, at.t) if isinstance(at.t, int) else at.t
-        for place, part in zip(tensors(self.at, *ALL), tensors(at, *ALL), strict=True):
+        for place, part in zip(tensors(self.at, *ALL), tensors(stepped(at), *ALL), strict=True):
             place.copy_(part)
         self.passes = counters(at.objective.model) or []
 
@@ -192,6 +189,13 @@ def aside(device: torch.device) -> Iterator[None]:
 def other_stream(device: torch.device) -> torch.cuda.Stream:
     """Always the same: a library keeps memory for each stream that it has seen."""
     return torch.cuda.Stream(device)
+
+
+def stepped(at: Batch) -> Batch:
+    """The same with the step in a tensor, which a graph can count."""
+    at = copy(at)
+    at.t = torch.full_like(at.index, at.t) if isinstance(at.t, int) else at.t
+    return at
 
 
 def twin(part: Any) -> Any:

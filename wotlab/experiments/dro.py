@@ -157,10 +157,12 @@ def regniez(number: int, run: Run) -> Iterator[Cell]:
             table.ball, defense, epochs, judges(table.step, *parts), images=images,
             few=None if run.whole else table.few, printed=("regniez", number),
         )  # fmt: skip
-        for rate in RATES.values() if all_of_them else ():
-            yield from trial(run, replace(
+        long = [
+            replace(
                 row, keys=row.keys | {"lr": rate}, lr=rate, batch=100,
                 printed=row.printed if rate == RATES[name] else None,
-            ))  # fmt: skip
-        if not all_of_them:
-            yield from trial(run, row)
+            )
+            for rate in RATES.values()
+        ]  # fmt: skip
+        for each in long if all_of_them else [row]:
+            yield from trial(run, each)

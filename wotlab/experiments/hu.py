@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wotlab import GroundCost, attacks, evaluate, transformations
+from wotlab import GroundCost, attacks, evaluate, models, transformations
 from wotlab.balls import L2Ball, WassersteinBall, hu_step
 from wotlab.experiments.runner import CIFAR10, Cell, Run, answers, printed
 from wotlab.projections import Projection, constrained_sinkhorn, projected_sinkhorn
@@ -213,8 +213,7 @@ def moved(x: Tensor, z: Tensor) -> Tensor:
 
 def standardised(x: Tensor) -> Tensor:
     """CIFAR-10 as many train on it: less the mean colour, by the mean deviation of an image."""
-    mean, deviation = (x.new_tensor(v)[:, None, None] for v in (CIFAR10[0], DEVIATION))
-    return (x - mean) / deviation
+    return models.Normalise(CIFAR10[0], DEVIATION).to(x.device)(x)
 
 
 def above(x: Tensor, z: Tensor) -> Tensor:
@@ -227,7 +226,7 @@ def above(x: Tensor, z: Tensor) -> Tensor:
 
 def apart(x: Tensor, z: Tensor) -> Tensor:
     """The l2 distance of standardised images."""
-    return (standardised(x) - standardised(z)).flatten(1).norm(dim=1)
+    return L2Ball(0.0).distance(standardised(x), standardised(z))
 
 
 MEASURES = {  # and their units

@@ -30,6 +30,8 @@ UPDATES = ("printed", "corrected", "l2")
 CLAMPED = "-clamped"  # with each step and each iterate in [0, 1], of which the paper says nothing
 VARIANTS = tuple(update + end for end in ("", CLAMPED) for update in UPDATES)
 
+ANY_BUDGET = "Of the attack's own images, whether or not they keep any budget."
+Weights = dict[str, float]  # of `unbalanced_sinkhorn`: gamma, reg, tau
 SWEEP = {  # one at a time; the middle ones are the printed
     "tau": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "eta": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -66,9 +68,6 @@ ROWS = {  # by table: data, networks, attacks
     3: ("mnist", ("standard", "linf", "wong2019", "hu2020", "subramanyam"), AT_03),
     4: ("fashion-mnist", ("standard", "subramanyam"), SETTINGS),
 }
-
-
-ANY_BUDGET = "Of the attack's own images, whether or not they keep any budget."
 
 
 def table_1(run: Run) -> Iterator[Cell]:
@@ -114,9 +113,6 @@ def settings(run: Run) -> Iterator[Cell]:
                 partial(attacked, variant, ball=ball, weights=weights), given,
                 details={"window": WIDE, "iterations": ITERATIONS}, note=ANY_BUDGET,
             )  # fmt: skip
-
-
-Weights = dict[str, float]  # of `unbalanced_sinkhorn`: gamma, reg, tau
 
 
 def project(
